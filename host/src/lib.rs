@@ -1,1 +1,4 @@
 //! Vassal.
+
+pub mod model;
+pub mod token;

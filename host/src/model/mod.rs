@@ -1,0 +1,13 @@
+//! The base model's files: reading them, checking them, fetching them.
+//!
+//! - [`gguf`]: metadata and tensors of a GGUF file; hostile until proven otherwise.
+//! - [`config`]: the numbers and weights of a Llama-family model, checked against each other.
+//! - [`tokenizer`]: text to tokens and back.
+//! - [`synthetic`]: tiny models out of a seed, for tests and benchmarks.
+//!
+//! What is absent: arithmetic (that is `vassal_kernels`) and sequences (that is the engine).
+
+pub mod config;
+pub mod gguf;
+pub mod synthetic;
+pub mod tokenizer;
