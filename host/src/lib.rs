@@ -1,1 +1,5 @@
 //! Vassal.
+
+pub mod sandbox;
+pub mod token;
+pub mod token_search;
