@@ -1,1 +1,3 @@
 //! Vassal.
+pub mod policy_build;
+pub mod token_search;
