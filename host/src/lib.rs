@@ -1,6 +1,3 @@
 //! Vassal.
-
-pub mod model;
-pub mod sandbox;
-pub mod token;
+pub mod policy_build;
 pub mod token_search;
