@@ -1,1 +1,1 @@
-//! The shipped policy `guard`.
+//! Guard.
