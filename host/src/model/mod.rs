@@ -3,11 +3,15 @@
 //! - [`gguf`]: metadata and tensors of a GGUF file; hostile until proven otherwise.
 //! - [`config`]: the numbers and weights of a Llama-family model, checked against each other.
 //! - [`tokenizer`]: text to tokens and back.
+//! - [`template`]: conversations to the text a model continues.
+//! - [`source`]: where models come from, and how they get here.
 //! - [`synthetic`]: tiny models out of a seed, for tests and benchmarks.
 //!
 //! What is absent: arithmetic (that is `vassal_kernels`) and sequences (that is the engine).
 
 pub mod config;
 pub mod gguf;
+pub mod source;
 pub mod synthetic;
+pub mod template;
 pub mod tokenizer;
