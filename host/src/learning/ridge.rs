@@ -220,20 +220,32 @@ fn multiply(
 
 /// `out += leftᵀ · right` for two panels, in two halves of 4 x 8 sums that fit the registers.
 fn add_tile(left: &[[f32; TILE]], right: &[[f32; TILE]], out: &mut [f64]) {
-    for half in 0..2 {
-        let mut sums = [[0.0_f32; TILE]; TILE / 2];
-        for (l, r) in left.iter().zip(right) {
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let scale = l[half * TILE / 2 + i];
-                for (sum, &number) in sums.iter_mut().zip(r) {
-                    *sum += scale * number;
-                }
-            }
+    let (first, second) = out.split_at_mut(TILE * TILE / 2);
+    add_half_tile::<0>(left, right, first);
+    add_half_tile::<4>(left, right, second);
+}
+
+/// Columns `FROM..FROM + 4` of the left panel. Four named sums: with an array of them the compiler
+/// keeps them in memory, at a third of the speed.
+#[inline(always)]
+fn add_half_tile<const FROM: usize>(left: &[[f32; TILE]], right: &[[f32; TILE]], out: &mut [f64]) {
+    let [mut a, mut b, mut c, mut d] = [[0.0_f32; TILE]; 4];
+    for (l, r) in left.iter().zip(right) {
+        for at in 0..TILE {
+            a[at] += l[FROM] * r[at];
         }
-        let out = &mut out[half * TILE * TILE / 2..];
-        for (out, &sum) in out.iter_mut().zip(sums.as_flattened()) {
-            *out += f64::from(sum);
+        for at in 0..TILE {
+            b[at] += l[FROM + 1] * r[at];
         }
+        for at in 0..TILE {
+            c[at] += l[FROM + 2] * r[at];
+        }
+        for at in 0..TILE {
+            d[at] += l[FROM + 3] * r[at];
+        }
+    }
+    for (out, &sum) in out.iter_mut().zip([a, b, c, d].as_flattened()) {
+        *out += f64::from(sum);
     }
 }
 
