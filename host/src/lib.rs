@@ -1,1 +1,3 @@
 //! Vassal.
+pub mod learning;
+pub mod model;
