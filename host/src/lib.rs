@@ -1,3 +1,3 @@
 //! Vassal.
-pub mod policy_build;
-pub mod token_search;
+pub mod learning;
+pub mod model;
