@@ -2,7 +2,8 @@
 //!
 //! - [`gguf`]: metadata and tensors of a GGUF file; hostile until proven otherwise.
 //! - [`config`]: the numbers and weights of a Llama-family model, checked against each other.
-//! - [`tokenizer`]: text to tokens and back.
+//! - [`tensors`]: which tensor is which weight.
+//! - [`tokenizer`]: text to tokens and back; [`token_bytes`]: what tokens stand for.
 //! - [`template`]: conversations to the text a model continues.
 //! - [`source`]: where models come from, and how they get here.
 //! - [`synthetic`]: tiny models out of a seed, for tests and benchmarks.
@@ -14,4 +15,6 @@ pub mod gguf;
 pub mod source;
 pub mod synthetic;
 pub mod template;
+pub mod tensors;
+pub mod token_bytes;
 pub mod tokenizer;
