@@ -78,6 +78,9 @@ impl TokenSet {
 
     /// Adds every token of the other set over the same vocabulary.
     pub fn union(&mut self, other: &TokenSet) {
+        if self.words.len() < other.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
         for (word, more) in self.words.iter_mut().zip(&other.words) {
             *word |= more;
         }

@@ -143,7 +143,7 @@ impl TokenSearch {
     }
 
     /// The set of the tokens that have the pattern at the place: bit i is token i, 64 a word, lowest
-    /// bit first. Takes what it costs from `fuel`, by the contract's rule: 1 a word of the answer, 32 a
+    /// bit first; no words at all where there is none. Takes what it costs from `fuel`, by the contract's rule: 1 a word of the answer, 32 a
     /// spelling tried, 1 for every 4 places found. An empty pattern lies in every token that has bytes.
     ///
     /// # Errors
@@ -155,8 +155,6 @@ impl TokenSearch {
         fuel: &mut u64,
     ) -> Result<Vec<u64>, FindError> {
         check(pattern)?;
-        let mut words = vec![0u64; self.ends.len().div_ceil(64)];
-        charge(fuel, words.len() as u64)?;
         let mut beginnings = vec![Beginning {
             first: 0,
             end: self.suffixes.len(),
@@ -180,6 +178,8 @@ impl TokenSearch {
             .map(|beginning| beginning.end - beginning.first)
             .sum();
         charge(fuel, (places as u64).div_ceil(PLACES_PER_FUEL))?;
+        let mut words = vec![0u64; self.ends.len().div_ceil(64)];
+        let mut found = false;
         for beginning in beginnings {
             for at in &self.suffixes[beginning.first..beginning.end] {
                 let token = self.owners[*at as usize] as usize;
@@ -195,9 +195,14 @@ impl TokenSearch {
                 // An empty pattern ends where it begins, so it lies at the end of any token.
                 if fits || (pattern.is_empty() && place == Place::End) {
                     words[token / 64] |= 1 << (token % 64);
+                    found = true;
                 }
             }
         }
+        if !found {
+            return Ok(Vec::new());
+        }
+        charge(fuel, words.len() as u64)?;
         Ok(words)
     }
 
@@ -296,7 +301,9 @@ mod tests {
                 let expected = spelled(pattern)
                     .iter()
                     .any(|text| matches(bytes, text, place));
-                let found = words[token / 64] >> (token % 64) & 1 == 1;
+                let found = words
+                    .get(token / 64)
+                    .is_some_and(|word| word >> (token % 64) & 1 == 1);
                 assert_eq!(found, expected, "{bytes:?} {pattern:?} {place:?}");
             }
         }

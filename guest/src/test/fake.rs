@@ -202,6 +202,9 @@ impl FakeHost {
                 words[token / 64] |= 1 << (token % 64);
             }
         }
+        if words.iter().all(|word| *word == 0) {
+            words.clear();
+        }
         words
     }
 
