@@ -1,1 +1,21 @@
-//! Kernels.
+//! Devices and kernels: the machine side of Vassal, and the only home of `unsafe`.
+//!
+//! [`device::Device`] is everything the engine asks of the machine that owns the base model: weights,
+//! passes over rows, caches, logits, draws. [`cpu::Cpu`] is the implementation that every machine can
+//! run; it finds its instruction set at run time and gives the same bits on all of them. [`Format`]
+//! names the weight formats that devices take.
+//!
+//! This crate knows no files, tokenizers, sequences or policies: matrices come as bytes, rows as plain
+//! values. Start at [`device`], then [`cpu`]; `examples/linear.rs` measures the linear layers.
+
+pub mod cpu;
+pub mod device;
+pub mod format;
+pub mod sampling;
+
+pub use device::{
+    CANDIDATES_MAX, CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead,
+    ModelShape, OnePassHead, PAGE_TOKENS, Plan, Projections, RopePairing, Row, TopK,
+    VocabularyBias,
+};
+pub use format::Format;

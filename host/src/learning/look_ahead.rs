@@ -1,0 +1,519 @@
+//! The look-ahead head: V(s), the reward that a state's response will earn on average, as a linear
+//! function of the state's features.
+//!
+//! Every state of every rollout, the state before the first token and the end state included, is a row
+//! whose target is the finished response's reward (λ = 1, γ = 1; Han et al., arXiv 2405.06639, section
+//! 3.1), a response cut at the token limit counting as finished. All states weigh the same: late states
+//! say more about the reward, early ones more of the guidance is decided at. Differences between prompts
+//! are useless to decoding, so targets are centred by prompt ([`centre`]).
+//!
+//! Features come in groups with a penalty each, chosen on the tune prompts: the running mean is far
+//! smoother over a response than the residual, and their best penalties differ. Besides the residual, its
+//! running mean and the remaining share there may be a *share* group ([`Layout::with_share`]): the running
+//! mean times the share of the token limit used, in other words the residual's sum over the limit. What a
+//! token adds to a sum does not fade as the response grows, what it adds to a running mean does.
+//! Start at [`moments`], then [`fit`].
+
+use vassal_kernels::LinearHead;
+
+use super::features::States;
+use super::ridge::{Covariance, Linear, Moments, RidgeError};
+
+/// Penalties that [`fit`] tries, relative to standardised features.
+pub const PENALTIES: [f64; 10] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0];
+
+/// Rewards of rollouts by prompt, less the mean of the *other* rollouts of the same prompt: without its
+/// own reward in the mean, a target stays unbiased. Prompts with one rollout are given 0.
+pub fn centre(rewards: &[Vec<f64>]) -> Vec<f64> {
+    let mut out = Vec::new();
+    for group in rewards {
+        let sum: f64 = group.iter().sum();
+        let others = group.len().saturating_sub(1).max(1) as f64;
+        let lone = group.len() == 1;
+        out.extend(group.iter().map(|reward| {
+            if lone {
+                0.0
+            } else {
+                reward - (sum - reward) / others
+            }
+        }));
+    }
+    out
+}
+
+/// Which columns the moments of a fit have: features, then targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    hidden: usize,
+    share: bool,
+}
+
+impl Layout {
+    /// Residual `[H]`, running mean `[H]`, remaining share.
+    pub fn plain(hidden: usize) -> Self {
+        Self {
+            hidden,
+            share: false,
+        }
+    }
+
+    /// The same, and the running mean times the used share of the limit `[H]`, in front of the remaining share.
+    pub fn with_share(hidden: usize) -> Self {
+        Self {
+            hidden,
+            share: true,
+        }
+    }
+
+    /// Feature columns.
+    pub fn features(self) -> usize {
+        self.vectors() * self.hidden + 1
+    }
+
+    fn vectors(self) -> usize {
+        2 + usize::from(self.share)
+    }
+
+    /// Appends the columns of one row `[residual; running mean; remaining; 1]`.
+    fn extend(self, row: &[f32], out: &mut Vec<f32>) {
+        let remaining = row[2 * self.hidden];
+        out.extend_from_slice(&row[..2 * self.hidden]);
+        if self.share {
+            out.extend(
+                row[self.hidden..2 * self.hidden]
+                    .iter()
+                    .map(|mean| mean * (1.0 - remaining)),
+            );
+        }
+        out.push(remaining);
+    }
+}
+
+/// Second moments of all states: the layout's features, then one column for each reward in `targets`,
+/// whose entries are one number a rollout.
+pub fn moments(
+    layout: Layout,
+    states: &States,
+    targets: &[&[f64]],
+    threads: usize,
+) -> Result<Covariance, RidgeError> {
+    for target in targets {
+        if target.len() != states.rollouts() {
+            let (expected, got) = (
+                format!("{} numbers", states.rollouts()),
+                target.len().to_string(),
+            );
+            return Err(RidgeError::Request {
+                what: "targets",
+                expected,
+                got,
+            });
+        }
+    }
+    let mut moments = Moments::new(layout.features() + targets.len(), threads);
+    let (mut rows, mut portion) = (Vec::new(), Vec::new());
+    for rollout in 0..states.rollouts() {
+        states.rows(rollout, &mut rows);
+        portion.clear();
+        for row in rows.chunks_exact(states.width()) {
+            layout.extend(row, &mut portion);
+            portion.extend(targets.iter().map(|target| target[rollout] as f32));
+        }
+        moments.add(&portion)?;
+    }
+    Ok(moments.finish())
+}
+
+/// The weights of a look-ahead head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weights {
+    /// Weights of the residual, of the running mean, of the remaining share, and the constant. The tap is
+    /// 0 until an engine knows better.
+    pub head: LinearHead,
+    /// Weights of the running mean times the used share, `[H]`; empty in the plain layout.
+    pub share: Vec<f32>,
+}
+
+/// A fitted head and how it was chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    /// The head.
+    pub weights: Weights,
+    /// Penalties of the residual, of the running mean, and of the share (unused in the plain layout). The
+    /// remaining share of the limit has the running mean's.
+    pub penalties: [f64; 3],
+    /// Share of the tune targets' variance explained, over all states.
+    pub explained: f64,
+}
+
+/// Fits reward number `reward` of the moments, with penalties chosen by their error on `tune`: first one
+/// for all groups, then each group's in turn, twice.
+pub fn fit(
+    layout: Layout,
+    learn: &Covariance,
+    tune: &Covariance,
+    reward: usize,
+) -> Result<Fit, RidgeError> {
+    let target = layout.features() + reward;
+    if learn.width != tune.width || target >= learn.width {
+        let expected = format!("wider than {target} columns, alike for both splits");
+        let got = format!("{} and {}", learn.width, tune.width);
+        return Err(RidgeError::Request {
+            what: "moments",
+            expected,
+            got,
+        });
+    }
+    let mut search = Search {
+        layout,
+        learn,
+        tune,
+        target,
+        tried: Vec::new(),
+        best: None,
+    };
+    for penalty in PENALTIES {
+        search.attempt([penalty; 3])?;
+    }
+    for group in (0..layout.vectors())
+        .rev()
+        .cycle()
+        .take(2 * layout.vectors())
+    {
+        let Some(mut penalties) = search.best.as_ref().map(|best| best.penalties) else {
+            break;
+        };
+        for penalty in PENALTIES {
+            penalties[group] = penalty;
+            search.attempt(penalties)?;
+        }
+    }
+    let Some(Attempt {
+        error,
+        penalties,
+        linear,
+    }) = search.best
+    else {
+        return Err(RidgeError::Singular { column: 0 });
+    };
+    let power = tune.at(target, target) + tune.mean[target] * tune.mean[target];
+    let explained = if power > 0.0 {
+        1.0 - error / power
+    } else {
+        0.0
+    };
+    Ok(Fit {
+        weights: weights(layout, &linear),
+        penalties,
+        explained,
+    })
+}
+
+struct Attempt {
+    error: f64,
+    penalties: [f64; 3],
+    linear: Linear,
+}
+
+struct Search<'a> {
+    layout: Layout,
+    learn: &'a Covariance,
+    tune: &'a Covariance,
+    target: usize,
+    tried: Vec<[f64; 3]>,
+    best: Option<Attempt>,
+}
+
+impl Search<'_> {
+    /// Keeps the solution if it is the best so far. Penalties too small for these rows are passed over.
+    fn attempt(&mut self, penalties: [f64; 3]) -> Result<(), RidgeError> {
+        if self.tried.contains(&penalties) {
+            return Ok(());
+        }
+        self.tried.push(penalties);
+        let Layout { hidden, .. } = self.layout;
+        let last = self.layout.features() - 1;
+        let group = |column: usize| if column == last { 1 } else { column / hidden };
+        let each: Vec<f64> = (0..=last).map(|column| penalties[group(column)]).collect();
+        let linear = match self.learn.solve(&each, self.target) {
+            Ok(linear) => linear,
+            Err(RidgeError::Singular { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let error = self.tune.fit_error(&linear, self.target);
+        if self.best.as_ref().is_none_or(|best| error < best.error) {
+            self.best = Some(Attempt {
+                error,
+                penalties,
+                linear,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn weights(layout: Layout, linear: &Linear) -> Weights {
+    let all: Vec<f32> = linear.weights.iter().map(|&weight| weight as f32).collect();
+    let (residual, rest) = all.split_at(layout.hidden);
+    let (mean, rest) = rest.split_at(layout.hidden);
+    let (share, rest) = rest.split_at(rest.len() - 1);
+    let head = LinearHead {
+        tap: 0,
+        residual: residual.to_vec(),
+        mean: mean.to_vec(),
+        remaining: rest[0],
+        bias: linear.bias as f32,
+    };
+    Weights {
+        head,
+        share: share.to_vec(),
+    }
+}
+
+/// Values of rows of features `[n, 2H + 2]`, appended to `out`.
+pub fn values(weights: &Weights, rows: &[f32], out: &mut Vec<f64>) {
+    let Weights { head, share } = weights;
+    let hidden = head.residual.len();
+    let product = |weights: &[f32], x: &[f32]| -> f64 {
+        weights
+            .iter()
+            .zip(x)
+            .map(|(&weight, &x)| f64::from(weight) * f64::from(x))
+            .sum()
+    };
+    out.extend(rows.chunks_exact(2 * hidden + 2).map(|row| {
+        let (residual, rest) = row.split_at(hidden);
+        let (mean, rest) = rest.split_at(hidden);
+        let remaining = f64::from(rest[0]);
+        let of_mean = product(&head.mean, mean) + product(share, mean) * (1.0 - remaining);
+        product(&head.residual, residual)
+            + of_mean
+            + f64::from(head.remaining) * remaining
+            + f64::from(head.bias)
+    }));
+}
+
+/// What a head is worth on rollouts it was not fitted to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Share of the targets' variance explained over all states.
+    pub explained: f64,
+    /// The same for equal parts of the token limit, the states before the first token apart in front:
+    /// they see no response and can explain nothing of a centred target.
+    pub explained_by_position: Vec<f64>,
+    /// Mean change of V from state to state: 0 for the true V, along the base model's own responses.
+    pub mean_change: f64,
+    /// Root mean square of that change.
+    pub deviation_of_change: f64,
+}
+
+/// Evaluates a head on states and their targets, one a rollout; `parts` of `token_limit` tokens.
+pub fn evaluate(
+    weights: &Weights,
+    states: &States,
+    targets: &[f64],
+    token_limit: usize,
+    parts: usize,
+) -> Evaluation {
+    let mut errors = vec![[0.0_f64; 2]; parts + 1];
+    let (mut change, mut square, mut changes) = (0.0, 0.0, 0.0_f64);
+    let (mut rows, mut of_states) = (Vec::new(), Vec::new());
+    for (rollout, &target) in targets.iter().enumerate().take(states.rollouts()) {
+        states.rows(rollout, &mut rows);
+        of_states.clear();
+        values(weights, &rows, &mut of_states);
+        for (position, value) in of_states.iter().enumerate() {
+            let part = if position == 0 {
+                0
+            } else {
+                ((position - 1) * parts / token_limit.max(1)).min(parts - 1) + 1
+            };
+            errors[part][0] += (target - value).powi(2);
+            errors[part][1] += target.powi(2);
+        }
+        for pair in of_states.windows(2) {
+            change += pair[1] - pair[0];
+            square += (pair[1] - pair[0]).powi(2);
+            changes += 1.0;
+        }
+    }
+    let share = |[error, power]: [f64; 2]| {
+        if power > 0.0 {
+            1.0 - error / power
+        } else {
+            0.0
+        }
+    };
+    let total = errors
+        .iter()
+        .fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]]);
+    Evaluation {
+        explained: share(total),
+        explained_by_position: errors.into_iter().map(share).collect(),
+        mean_change: change / changes.max(1.0),
+        deviation_of_change: (square / changes.max(1.0)).sqrt(),
+    }
+}
+
+/// The spread σ_A of a head: root mean over states of the variance of V over next tokens under the base
+/// model. It turns a dial d into the strength β = d·T/σ_A, so that KL a token is about d²/2 for every
+/// reward.
+///
+/// Only candidates have values, so the variance is over the base model restricted to them: of a state's
+/// values and probabilities, the latter are scaled to sum 1. The neglected tail (15-18 % of the default
+/// model's draws outside its top 20) is not steered either. States are to come from the base model's own
+/// responses, each as often as it occurs.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Spread {
+    variance: f64,
+    states: f64,
+}
+
+impl Spread {
+    /// Adds a state: the candidates' values and base probabilities, `[k]` each. Candidates without weight
+    /// add nothing.
+    pub fn add(&mut self, values: &[f32], probabilities: &[f32]) {
+        let pairs = || {
+            values
+                .iter()
+                .zip(probabilities)
+                .map(|(&v, &p)| (f64::from(v), f64::from(p)))
+        };
+        let total: f64 = pairs().map(|(_, p)| p).sum();
+        let mean = pairs().map(|(v, p)| p * v).sum::<f64>() / total;
+        let variance = pairs().map(|(v, p)| p * (v - mean).powi(2)).sum::<f64>() / total;
+        if variance.is_finite() {
+            self.variance += variance;
+            self.states += 1.0;
+        }
+    }
+
+    /// σ_A in units of the reward; nothing before a state with a finite variance has been added.
+    pub fn get(&self) -> Option<f64> {
+        (self.states > 0.0).then(|| (self.variance / self.states).sqrt())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tiny generator of numbers in -1..1.
+    fn noise(state: &mut u64) -> f32 {
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    const HIDDEN: usize = 3;
+
+    /// Rollouts of 6 tokens whose reward is the sum over tokens of residual 1, and noise.
+    fn world(seed: u64, prompts: usize, samples: usize) -> (States, Vec<Vec<f64>>) {
+        let mut state = seed;
+        let mut states = States::new(HIDDEN);
+        let mut rewards = Vec::new();
+        for _ in 0..prompts {
+            let easy = f64::from(noise(&mut state));
+            let mut group = Vec::new();
+            for _ in 0..samples {
+                let (mut rows, mut sum) = (Vec::new(), [0.0_f32; HIDDEN]);
+                for position in 0..=6 {
+                    let residual = [
+                        50.0 + noise(&mut state),
+                        noise(&mut state),
+                        noise(&mut state),
+                    ];
+                    if position > 0 {
+                        sum.iter_mut().zip(residual).for_each(|(sum, x)| *sum += x);
+                    }
+                    rows.extend(residual);
+                    rows.extend(sum.map(|sum| sum / (position as f32).max(1.0)));
+                    rows.extend([1.0 - position as f32 / 6.0, 1.0]);
+                }
+                states.push(&[1; 6], &rows).expect("fits");
+                group.push(
+                    f64::from(sum[1]) / 6.0 + 2.0 * easy + 0.2 * f64::from(noise(&mut state)),
+                );
+            }
+            rewards.push(group);
+        }
+        (states, rewards)
+    }
+
+    #[test]
+    fn targets_are_centred_by_the_others_mean() {
+        assert_eq!(
+            centre(&[vec![1.0, 2.0, 6.0], vec![5.0]]),
+            [-3.0, -1.5, 4.5, 0.0]
+        );
+    }
+
+    #[test]
+    fn a_planted_value_is_found_on_unseen_prompts() {
+        let (learn, learn_rewards) = world(1, 60, 8);
+        let (tune, tune_rewards) = world(2, 20, 8);
+        let (learn_targets, tune_targets) = (centre(&learn_rewards), centre(&tune_rewards));
+        let other = vec![0.5; learn_targets.len()];
+        let fitted = |layout| {
+            let learned = moments(layout, &learn, &[&other, &learn_targets], 2).expect("fits");
+            let tuned = moments(
+                layout,
+                &tune,
+                &[&other[..tune_targets.len()], &tune_targets],
+                2,
+            )
+            .expect("fits");
+            let fit = fit(layout, &learned, &tuned, 1).expect("solvable");
+            let found = evaluate(&fit.weights, &tune, &tune_targets, 6, 3);
+            assert!(
+                (found.explained - fit.explained).abs() <= 1e-3,
+                "{} and {}",
+                found.explained,
+                fit.explained
+            );
+            assert!(
+                found.mean_change.abs() <= 0.02 && found.deviation_of_change > 0.05,
+                "{found:?}"
+            );
+            (fit.weights, found.explained_by_position)
+        };
+        // The planted V is the mean times the used share, which the plain features only approach.
+        let (weights, plain) = fitted(Layout::plain(HIDDEN));
+        assert!(weights.share.is_empty());
+        assert!(
+            weights.head.mean[1] > 4.0 * weights.head.mean[2].abs(),
+            "{weights:?}"
+        );
+        let (weights, shared) = fitted(Layout::with_share(HIDDEN));
+        assert!(
+            weights.share[1] > 0.5 && weights.share[1] > 4.0 * weights.share[2].abs(),
+            "{weights:?}"
+        );
+        assert!(
+            shared[0] < 0.05 && shared[3] > 0.6 && shared[3] > plain[3] + 0.1,
+            "{plain:?} {shared:?}"
+        );
+    }
+
+    #[test]
+    fn targets_must_match_the_rollouts() {
+        let (states, _) = world(1, 2, 2);
+        let error = moments(Layout::plain(HIDDEN), &states, &[&[0.0; 3]], 1)
+            .expect_err("three for four rollouts");
+        assert_eq!(
+            error.to_string(),
+            "ridge regression: targets must be 4 numbers, got 3"
+        );
+    }
+
+    #[test]
+    fn the_spread_is_the_weighted_deviation() {
+        let mut spread = Spread::default();
+        assert_eq!(spread.get(), None);
+        spread.add(&[1.0, 3.0], &[0.25, 0.25]);
+        spread.add(&[2.0, 7.0, 9.0], &[0.5, 0.0, 0.0]);
+        spread.add(&[1.0], &[0.0]);
+        assert_eq!(spread.get(), Some(0.5_f64.sqrt()));
+    }
+}

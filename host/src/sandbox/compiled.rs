@@ -1,0 +1,389 @@
+//! A component on its way from bytes to something that can serve responses.
+//!
+//! [`Sandbox::compile`] refuses what is too large, no component, or not the contract's, then compiles in
+//! memory. [`CompiledPolicy::describe`] runs the guest twice in instances of their own and validates what it
+//! says; [`CompiledPolicy::start`] makes the instance of one response. Limits are set before anything of the
+//! guest runs, core start functions included.
+
+use super::bindings;
+use super::contract::ContractError;
+use super::fault::{Fault, FaultKind};
+use super::imports::{POLICY, StoreData};
+use super::instance::{Instance, once};
+use super::manifest::{HeadOffer, Manifest, ManifestError, Needs, SettingValue};
+use super::plan::Plan;
+use super::text::VocabularyText;
+use super::words::clean;
+use super::{Sandbox, Shared};
+use crate::token::Token;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use wasmtime::Store;
+use wasmtime::component::{
+    self, Component, ComponentExportIndex, ComponentNamedList, InstancePre, Lift, Lower,
+};
+
+/// A policy's component, checked and compiled. Clones share it.
+#[derive(Clone)]
+pub struct CompiledPolicy(Arc<Compiled>);
+
+pub(super) struct Compiled {
+    pub(super) name: String,
+    pub(super) shared: Arc<Shared>,
+    sha256: [u8; 32],
+    size_bytes: usize,
+    imports: Vec<String>,
+    /// Whether calls may be suspended.
+    pub(super) imports_values: bool,
+    imports_find: bool,
+    pre: InstancePre<StoreData>,
+    describe: ComponentExportIndex,
+    start: ComponentExportIndex,
+    pub(super) decide: ComponentExportIndex,
+}
+
+/// What one response is started with. Settings are in the manifest's order (see `settings.rs`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct StartRequest<'a> {
+    /// One value a setting, in the manifest's order.
+    pub settings: &'a [SettingValue],
+    /// The user's prompt; the guest sees it only if its manifest needs it.
+    pub prompt: &'a [Token],
+    /// The most candidates that a step of this response has.
+    pub candidates: u32,
+    /// The response's token limit.
+    pub max_tokens: u32,
+    /// 0 for greedy decoding.
+    pub temperature: f32,
+    /// In (0, 1]; 1 where nothing is cut.
+    pub top_p: f32,
+    /// For the policy's own draws.
+    pub seed: u64,
+}
+
+/// Why a component is not loaded. Guest's words are cleaned.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum LoadError {
+    /// More bytes than a component may have.
+    #[error("policy `{policy}`: {bytes} bytes, at most {limit_bytes} allowed")]
+    TooLarge {
+        /// The policy.
+        policy: String,
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// Not WebAssembly at all.
+    #[error("policy `{policy}`: not a WebAssembly file (it does not begin with `\\0asm`)")]
+    NotWebAssembly {
+        /// The policy.
+        policy: String,
+    },
+    /// A core module.
+    #[error(
+        "policy `{policy}`: a core WebAssembly module, not a component; make it one with `wasm-tools component new`"
+    )]
+    CoreModule {
+        /// The policy.
+        policy: String,
+    },
+    /// Damaged, cut off, or in need of what is switched off.
+    #[error("policy `{policy}`: not a valid component: {detail}")]
+    Invalid {
+        /// The policy.
+        policy: String,
+        /// The runtime's words, cleaned.
+        detail: String,
+    },
+    /// A component, but not a policy.
+    #[error("policy `{policy}`: {error}")]
+    Contract {
+        /// The policy.
+        policy: String,
+        /// How it breaks the contract.
+        error: ContractError,
+    },
+    /// `describe` failed.
+    #[error("{0}")]
+    Describe(Fault),
+    /// What `describe` said is refused.
+    #[error("policy `{policy}`: {error}")]
+    Manifest {
+        /// The policy.
+        policy: String,
+        /// Why.
+        error: ManifestError,
+    },
+}
+
+impl Sandbox {
+    /// Checks and compiles a component. `name` is the host's name for it, used in faults.
+    ///
+    /// # Errors
+    /// [`LoadError`], before any code of the guest has run.
+    pub fn compile(&self, name: &str, bytes: &[u8]) -> Result<CompiledPolicy, LoadError> {
+        let shared = &self.0;
+        let policy = || name.to_owned();
+        let (size_bytes, limit_bytes) = (bytes.len(), shared.limits.component_bytes);
+        if size_bytes > limit_bytes {
+            return Err(LoadError::TooLarge {
+                policy: policy(),
+                bytes: size_bytes,
+                limit_bytes,
+            });
+        }
+        match bytes.first_chunk::<8>() {
+            Some([0, b'a', b's', b'm', _, _, 0, 0]) => {
+                return Err(LoadError::CoreModule { policy: policy() });
+            }
+            Some([0, b'a', b's', b'm', ..]) => {}
+            _ => return Err(LoadError::NotWebAssembly { policy: policy() }),
+        }
+        let invalid = |error: wasmtime::Error| LoadError::Invalid {
+            policy: policy(),
+            detail: clean(&format!("{error:#}"), 512),
+        };
+        let component = Component::from_binary(&shared.engine, bytes).map_err(invalid)?;
+        let imports = shared
+            .contract
+            .check(&component)
+            .map_err(|error| LoadError::Contract {
+                policy: policy(),
+                error,
+            })?;
+        let imports_values = imports.iter().any(|import| import.starts_with("values."));
+        let imports_find = imports.iter().any(|import| import == "text.find");
+        let linker = if imports_values {
+            &shared.suspending
+        } else {
+            &shared.plain
+        };
+        let pre = linker.instantiate_pre(&component).map_err(invalid)?;
+        let export = |function: &str| {
+            let interface = component.get_export_index(None, POLICY);
+            interface
+                .and_then(|interface| component.get_export_index(Some(&interface), function))
+                .ok_or_else(|| {
+                    let wanted = format!("{POLICY}#{function}");
+                    LoadError::Contract {
+                        policy: policy(),
+                        error: ContractError::MissingExport {
+                            wanted,
+                            exports: Vec::new(),
+                        },
+                    }
+                })
+        };
+        Ok(CompiledPolicy(Arc::new(Compiled {
+            name: policy(),
+            shared: Arc::clone(shared),
+            sha256: Sha256::digest(bytes).into(),
+            size_bytes,
+            imports,
+            imports_values,
+            imports_find,
+            describe: export("describe")?,
+            start: export("start")?,
+            decide: export("decide")?,
+            pre,
+        })))
+    }
+}
+
+impl CompiledPolicy {
+    /// The host's name for it.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The component's SHA-256.
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.0.sha256
+    }
+
+    /// The component's size, bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.0.size_bytes
+    }
+
+    /// The functions that it imports, as `interface.function`: all that it can reach.
+    pub fn imports(&self) -> &[String] {
+        &self.0.imports
+    }
+
+    /// Whether it may ask for values, so that its calls may be suspended (and cost more).
+    pub fn imports_values(&self) -> bool {
+        self.0.imports_values
+    }
+
+    /// Asks the guest what it is, in two instances that must agree, and validates the answer against the
+    /// offered heads and what is granted.
+    ///
+    /// # Errors
+    /// [`LoadError::Describe`] if the guest fails, [`LoadError::Manifest`] if its manifest is refused.
+    pub fn describe(&self, offered: &[HeadOffer], granted: Needs) -> Result<Manifest, LoadError> {
+        let refused = |error| LoadError::Manifest {
+            policy: self.0.name.clone(),
+            error,
+        };
+        let described = || {
+            let raw = self.0.describe_once(offered).map_err(LoadError::Describe)?;
+            Manifest::check(raw, offered, granted, &self.0.shared.limits).map_err(refused)
+        };
+        let (first, second) = (described()?, described()?);
+        match first.difference(&second) {
+            Some(part) => Err(refused(ManifestError::Unstable(part))),
+            None => Ok(first),
+        }
+    }
+
+    /// Makes the instance of one response and starts it. `manifest` is what [`Self::describe`] returned.
+    ///
+    /// # Errors
+    /// The guest's fault, or [`FaultKind::Capacity`] if all instances are in use.
+    pub fn start(
+        &self,
+        manifest: &Arc<Manifest>,
+        request: &StartRequest<'_>,
+        text: &Arc<VocabularyText>,
+    ) -> Result<Instance, Fault> {
+        let compiled = &self.0;
+        if compiled.imports_find {
+            // Built once a vocabulary, and not on this call's clock. An error shows where it is used.
+            let _ = text.search();
+        }
+        let fuel = compiled.shared.limits.fuel_start;
+        let fault = |kind| Fault::new(&compiled.name, kind);
+        let mut data = StoreData::new(
+            &compiled.shared.limits,
+            text,
+            compiled.shared.deadline_ticks,
+        );
+        data.heads = manifest.heads.len();
+        data.candidates = request.candidates as usize;
+        let exchange = data.exchange.clone();
+        let run = || -> wasmtime::Result<_> {
+            let (mut store, instance) = compiled.instantiate(data, fuel)?;
+            let raw = lower_request(manifest, request, text);
+            let answer: (Result<bindings::Plan, String>,) =
+                compiled.call(&mut store, &instance, compiled.start, (raw,))?;
+            Ok((store, instance, answer.0))
+        };
+        let (store, instance, answer) =
+            run().map_err(|error| exchange.fault(&compiled.name, &error))?;
+        let plan = answer.map_err(|reason| {
+            let detail = clean(&reason, compiled.shared.limits.summary_bytes);
+            Fault {
+                detail,
+                ..fault(FaultKind::StartRefused)
+            }
+        })?;
+        let plan =
+            Plan::check(&plan, manifest).map_err(|error| fault(FaultKind::BadPlan(error)))?;
+        Instance::new(compiled, manifest, plan, store, &instance)
+    }
+}
+
+impl Compiled {
+    /// A new store and instance, with every limit set before the guest's start functions run.
+    fn instantiate(
+        &self,
+        data: StoreData,
+        fuel: u64,
+    ) -> wasmtime::Result<(Store<StoreData>, component::Instance)> {
+        let limits = &self.shared.limits;
+        let mut store = Store::new(&self.shared.engine, data);
+        store.limiter(|data| data);
+        store.set_hostcall_fuel(limits.answer_bytes);
+        store.set_max_component_handles(limits.handles);
+        store.set_fuel(fuel)?;
+        store.set_epoch_deadline(self.shared.deadline_ticks);
+        let instance = if self.imports_values {
+            once(self.pre.instantiate_async(&mut store))?
+        } else {
+            self.pre.instantiate(&mut store)?
+        };
+        Ok((store, instance))
+    }
+
+    /// Calls an export that never waits, in whichever way the store allows, on what fuel is left.
+    fn call<P, R>(
+        &self,
+        store: &mut Store<StoreData>,
+        instance: &component::Instance,
+        export: ComponentExportIndex,
+        parameters: P,
+    ) -> wasmtime::Result<R>
+    where
+        P: ComponentNamedList + Lower + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        let function = instance.get_typed_func::<P, R>(&mut *store, &export)?;
+        if self.imports_values {
+            once(function.call_async(&mut *store, parameters))
+        } else {
+            function.call(&mut *store, parameters)
+        }
+    }
+
+    fn describe_once(&self, offered: &[HeadOffer]) -> Result<bindings::Manifest, Fault> {
+        let offered: Vec<bindings::HeadOffer> = offered.iter().map(lower_offer).collect();
+        let data = StoreData::new(
+            &self.shared.limits,
+            &self.shared.no_text,
+            self.shared.deadline_ticks,
+        );
+        let exchange = data.exchange.clone();
+        let run = || -> wasmtime::Result<bindings::Manifest> {
+            let (mut store, instance) = self.instantiate(data, self.shared.limits.fuel_describe)?;
+            Ok(self
+                .call::<_, (bindings::Manifest,)>(&mut store, &instance, self.describe, (offered,))?
+                .0)
+        };
+        run().map_err(|error| exchange.fault(&self.name, &error))
+    }
+}
+
+fn lower_offer(offer: &HeadOffer) -> bindings::HeadOffer {
+    bindings::HeadOffer {
+        name: offer.name.clone(),
+        kind: offer.kind.clone(),
+        spread: offer.spread,
+    }
+}
+
+fn lower_request(
+    manifest: &Manifest,
+    request: &StartRequest<'_>,
+    text: &VocabularyText,
+) -> bindings::Request {
+    let lower_value = |value: &SettingValue| match value {
+        SettingValue::Number(number) => bindings::SettingValue::Number(*number),
+        SettingValue::Flag(flag) => bindings::SettingValue::Flag(*flag),
+        SettingValue::Choice(word) => bindings::SettingValue::Choice(word.clone()),
+        SettingValue::Text(text) => bindings::SettingValue::Text(text.clone()),
+    };
+    let named = manifest.settings.iter().zip(request.settings);
+    bindings::Request {
+        settings: named
+            .map(|(setting, value)| bindings::NamedValue {
+                name: setting.name.clone(),
+                value: lower_value(value),
+            })
+            .collect(),
+        heads: manifest.heads.iter().map(lower_offer).collect(),
+        prompt: if manifest.needs.prompt {
+            request.prompt.to_vec()
+        } else {
+            Vec::new()
+        },
+        candidates: request.candidates,
+        vocabulary_size: u32::try_from(text.size()).unwrap_or(u32::MAX),
+        end_of_text: text.vocabulary().end_of_text().to_vec(),
+        max_tokens: request.max_tokens,
+        temperature: request.temperature,
+        top_p: request.top_p,
+        seed: request.seed,
+    }
+}

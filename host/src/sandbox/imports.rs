@@ -1,0 +1,206 @@
+//! What a guest may import, and the data of its store.
+//!
+//! Start at [`linkers`]: two of them, because one asynchronous import forces every call of a store onto the
+//! slower asynchronous path. A policy that does not import `values` is linked with the first and called
+//! plainly. `text.rs` and `values.rs` hold the functions of those two interfaces.
+
+use super::bindings;
+use super::fault::{Fault, FaultKind, Raised};
+use super::instance::{ValueAnswer, ValueRequest};
+use super::limits::Limits;
+use super::text::{self, VocabularyText};
+use super::values;
+use super::words::clean;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wasmtime::component::{Linker, LinkerInstance};
+use wasmtime::{Engine, ResourceLimiter, StoreContextMut, Trap};
+
+/// The interfaces that a guest may import, and the one that it exports.
+pub(super) const TYPES: &str = "vassal:policy/types@0.1.0";
+pub(super) const VALUES: &str = "vassal:policy/values@0.1.0";
+pub(super) const TEXT: &str = "vassal:policy/text@0.1.0";
+pub(super) const AUDIT: &str = "vassal:policy/audit@0.1.0";
+pub(super) const POLICY: &str = "vassal:policy/policy@0.1.0";
+
+/// The data of one instance's store.
+pub(super) struct StoreData {
+    pub(super) limits: Arc<Limits>,
+    pub(super) text: Arc<VocabularyText>,
+    pub(super) exchange: Exchange,
+    /// Epochs that a call may last.
+    pub(super) deadline_ticks: u64,
+    /// The manifest's heads.
+    pub(super) heads: usize,
+    /// `request.candidates`.
+    pub(super) candidates: usize,
+    /// What `values` may answer: nothing outside a `decide` of a step that has not ended.
+    pub(super) deciding: Option<values::Deciding>,
+}
+
+impl StoreData {
+    pub(super) fn new(
+        limits: &Arc<Limits>,
+        text: &Arc<VocabularyText>,
+        deadline_ticks: u64,
+    ) -> Self {
+        Self {
+            limits: Arc::clone(limits),
+            text: Arc::clone(text),
+            exchange: Exchange::default(),
+            deadline_ticks,
+            heads: 0,
+            candidates: 0,
+            deciding: None,
+        }
+    }
+}
+
+/// Growth beyond a limit is an error rather than a failed `memory.grow`, so that it has a kind of its own.
+impl ResourceLimiter for StoreData {
+    fn memory_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let limit_bytes = self.limits.memory_bytes;
+        if desired > limit_bytes {
+            return Err(Raised(FaultKind::Memory {
+                wanted_bytes: desired,
+                limit_bytes,
+            })
+            .into());
+        }
+        Ok(maximum.is_none_or(|maximum| desired <= maximum))
+    }
+
+    fn table_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let limit = self.limits.table_elements;
+        if desired > limit {
+            return Err(Raised(FaultKind::Table {
+                wanted: desired,
+                limit,
+            })
+            .into());
+        }
+        Ok(maximum.is_none_or(|maximum| desired <= maximum))
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.core_instances as usize
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables as usize
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories as usize
+    }
+}
+
+/// Where a call and whoever drives it leave things for each other. It outlives the store, so that notes
+/// survive a fault, and is reachable while a suspended call owns the store.
+#[derive(Clone, Default)]
+pub(super) struct Exchange(Arc<Mutex<Exchanged>>);
+
+#[derive(Default)]
+pub(super) struct Exchanged {
+    /// What a suspended call waits for.
+    pub(super) request: Option<ValueRequest>,
+    /// The answer to it.
+    pub(super) answer: Option<ValueAnswer>,
+    /// Notes that nobody has taken yet.
+    pub(super) notes: Vec<String>,
+    /// Notes kept so far, taken or not.
+    pub(super) noted: usize,
+    /// Notes dropped so far.
+    pub(super) notes_dropped: u64,
+}
+
+impl Exchange {
+    /// Never held across a guest's code, so nobody waits for it. A panic elsewhere leaves it usable.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Exchanged> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Classifies the error of a call, with the last note for its detail.
+    pub(super) fn fault(&self, policy: &str, error: &wasmtime::Error) -> Fault {
+        Fault::from_error(policy, error, self.lock().notes.last())
+    }
+}
+
+/// The linkers for policies without and with `values`.
+pub(super) fn linkers(engine: &Engine) -> wasmtime::Result<(Linker<StoreData>, Linker<StoreData>)> {
+    let mut plain = Linker::new(engine);
+    link_plain(&mut plain)?;
+    let mut suspending = Linker::new(engine);
+    link_plain(&mut suspending)?;
+    values::link(&mut suspending.instance(VALUES)?)?;
+    Ok((plain, suspending))
+}
+
+fn link_plain(linker: &mut Linker<StoreData>) -> wasmtime::Result<()> {
+    linker.instance(TYPES)?;
+    text::link(&mut linker.instance(TEXT)?)?;
+    link_audit(&mut linker.instance(AUDIT)?)
+}
+
+fn link_audit(audit: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
+    audit.func_wrap(
+        "note",
+        |mut store: StoreContextMut<'_, StoreData>, (message,): (String,)| {
+            charge_items(&mut store, message.len())?;
+            let data = store.data();
+            let mut exchanged = data.exchange.lock();
+            if exchanged.noted < data.limits.notes {
+                exchanged.noted += 1;
+                exchanged
+                    .notes
+                    .push(clean(&message, data.limits.note_bytes));
+            } else {
+                exchanged.notes_dropped += 1;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Takes `units` of fuel from the running call; a call that has fewer is out of fuel.
+pub(super) fn charge(
+    store: &mut StoreContextMut<'_, StoreData>,
+    units: u64,
+) -> wasmtime::Result<()> {
+    let left = store.get_fuel()?.checked_sub(units);
+    store.set_fuel(left.unwrap_or(0))?;
+    if left.is_some() {
+        Ok(())
+    } else {
+        Err(Trap::OutOfFuel.into())
+    }
+}
+
+/// Charges for `items` bytes, tokens or values that cross.
+pub(super) fn charge_items(
+    store: &mut StoreContextMut<'_, StoreData>,
+    items: usize,
+) -> wasmtime::Result<()> {
+    let units = store.data().limits.fuel_item.saturating_mul(items as u64);
+    charge(store, units)
+}
+
+impl From<bindings::Place> for crate::token_search::Place {
+    fn from(place: bindings::Place) -> Self {
+        match place {
+            bindings::Place::Whole => Self::Whole,
+            bindings::Place::Start => Self::Start,
+            bindings::Place::End => Self::End,
+            bindings::Place::Anywhere => Self::Anywhere,
+        }
+    }
+}

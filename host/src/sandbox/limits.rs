@@ -1,0 +1,125 @@
+//! Every number that bounds a policy, in one place.
+//!
+//! Each field gives its unit, its default (see [`Limits::default`]) and the reason for it. Numbers that the
+//! contract itself states (256 candidates, 10,000 nats, ...) stand here too, so that no other file of the
+//! sandbox holds one; raising those beyond the contract helps nobody, because guests are written against it.
+
+/// What a policy may use. Set before instantiation, so that core start functions run under it too.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// A component's size, bytes. Policies are some 60 kB; a mebibyte leaves room for tables.
+    pub component_bytes: usize,
+    /// Live instances, one a sequence. Each takes about 6 mappings of the process, of which Linux
+    /// grants 65,530 by default, and 45 KiB resident.
+    pub sequences: u32,
+    /// Core instances in one component: a guest made by wit-component has up to 4.
+    pub core_instances: u32,
+    /// A linear memory, bytes. State of one response; a toy grammar needs well under 1 MiB.
+    pub memory_bytes: usize,
+    /// Linear memories of one instance. A guest has one; an adapter module may bring another.
+    pub memories: u32,
+    /// Tables of one instance: the guest's own and those of wit-component's shims.
+    pub tables: u32,
+    /// Entries of a table. A table of a million entries fits in 23 bytes of component.
+    pub table_elements: usize,
+    /// Fuel of one `decide`, units. The contract's number: at most about 5 ms even for denormal
+    /// divisions, which cost 20 ns a unit; ordinary code burns it in well under 1 ms.
+    pub fuel_decide: u64,
+    /// Fuel of `start` and of instantiation together, units. Once a response, so it may prepare tables.
+    pub fuel_start: u64,
+    /// Fuel of one `describe` and its instantiation, units. Once a load.
+    pub fuel_describe: u64,
+    /// Fuel a byte, a token or a value that a host function takes from a guest or gives it, units.
+    pub fuel_item: u64,
+    /// Fuel a byte of text to be tokenised, units: up to a microsecond of the host's time.
+    pub fuel_text_byte: u64,
+    /// The clock's backstop of one call, milliseconds: 20 times what the fuel allows. Overrunning it is the
+    /// host's fault (a stalled machine), because fuel ends every guest before.
+    pub deadline_ms: u64,
+    /// What lifting one answer or one argument list may allocate, bytes. A 49,152-token vocabulary bias
+    /// takes 6 KiB; the runtime's default would let aliased lists cost 85 MB.
+    pub answer_bytes: usize,
+    /// Live component-model handles. The contract has no resources, so nobody needs any.
+    pub handles: usize,
+    /// Guest stack, bytes.
+    pub stack_bytes: usize,
+    /// Stack of a call that may be suspended, bytes: the guest's and the host functions' above it.
+    pub async_stack_bytes: usize,
+    /// Evaluations that compute something and that a policy may ask for in one step. Each is a pass
+    /// through the lower layers.
+    pub evaluations: u32,
+    /// Text that one `text.tokens` call may encode, bytes. The contract's number.
+    pub text_bytes: usize,
+    /// Notes kept of one response; more are dropped and counted. The contract's number.
+    pub notes: usize,
+    /// A note, bytes; the rest is cut. The contract's number.
+    pub note_bytes: usize,
+    /// A name in a manifest, bytes; longer is refused. The contract's number.
+    pub name_bytes: usize,
+    /// A version in a manifest, bytes; longer is refused. The contract's number.
+    pub version_bytes: usize,
+    /// A summary, a reason or an error, bytes; the rest is cut. It goes to a log line or a terminal. The
+    /// contract's number.
+    pub summary_bytes: usize,
+    /// A text setting's value, bytes: room for a tenant's list of phrases. The contract's number.
+    pub setting_text_bytes: usize,
+    /// `candidates-max`. The contract's number.
+    pub candidates: u32,
+    /// `rewind-max`, tokens. The contract's number: the host sends nothing newer.
+    pub rewind: u32,
+    /// Heads a manifest may name. The contract's number.
+    pub heads: usize,
+    /// Settings a manifest may have. The contract's number.
+    pub settings: usize,
+    /// Words of a choice. The contract's number: what a page can still show.
+    pub choices: usize,
+    /// Tokens of a sparse bias. The contract's number.
+    pub bias_tokens: usize,
+    /// Tokens of an insertion. The contract's number.
+    pub insert_tokens: usize,
+    /// The magnitude of a delta (nats) or weight. The contract's number: far beyond what any logit needs,
+    /// and products with a value stay finite.
+    pub magnitude: f32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const KIB: usize = 1 << 10;
+        const MIB: usize = 1 << 20;
+        Self {
+            component_bytes: MIB,
+            sequences: 1_024,
+            core_instances: 8,
+            memory_bytes: 16 * MIB,
+            memories: 2,
+            tables: 4,
+            table_elements: 10_000,
+            fuel_decide: 250_000,
+            fuel_start: 250_000,
+            fuel_describe: 250_000,
+            fuel_item: 1,
+            fuel_text_byte: 32,
+            deadline_ms: 100,
+            answer_bytes: 64 * KIB,
+            handles: 1_000,
+            stack_bytes: 256 * KIB,
+            async_stack_bytes: MIB,
+            evaluations: 2,
+            text_bytes: 4 * KIB,
+            notes: 64,
+            note_bytes: KIB,
+            name_bytes: 64,
+            version_bytes: 32,
+            summary_bytes: 256,
+            setting_text_bytes: 4 * KIB,
+            candidates: 256,
+            rewind: 256,
+            heads: 16,
+            settings: 64,
+            choices: 64,
+            bias_tokens: 1_024,
+            insert_tokens: 256,
+            magnitude: 10_000.0,
+        }
+    }
+}

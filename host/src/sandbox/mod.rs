@@ -1,0 +1,106 @@
+//! The sandbox: runs policies that nobody has to trust.
+//!
+//! Three lifetimes. A [`Sandbox`] is the process's: the runtime's configuration, its pool and its clock.
+//! A [`CompiledPolicy`] is a component that has been checked against the contract and compiled; responses
+//! share it. An [`Instance`] serves one response: it is started, asked once a step, and dropped; a fault
+//! ends it and touches nobody else.
+//!
+//! The sandbox knows values only as an [`instance::ValueRequest`] that it hands out and an answer that it is
+//! given: it knows no model, no device and no server. Every number that bounds a guest is in [`Limits`].
+//! There is no asynchronous runtime: a guest that waits for values is simply polled again by its driver.
+//!
+//! Start at `compiled.rs` for what happens to a file, at `instance.rs` for what happens in a step.
+
+pub mod bench;
+pub mod compiled;
+pub mod contract;
+pub mod decision;
+pub mod fault;
+pub mod instance;
+pub mod limits;
+pub mod manifest;
+pub mod plan;
+pub mod settings;
+pub mod text;
+pub mod words;
+
+mod bindings;
+mod config;
+mod imports;
+mod values;
+
+pub use compiled::{CompiledPolicy, LoadError, StartRequest};
+pub use contract::ContractError;
+pub use decision::{BadDecision, Baseline, Decision, HeadWeight, Steering, Tail};
+pub use fault::{BadCall, Fault, FaultKind, TrapCode};
+pub use instance::{Instance, Progress, Step, ValueAnswer, ValueRequest};
+pub use limits::Limits;
+pub use manifest::{
+    HeadOffer, Manifest, ManifestError, Needs, Scope, Setting, SettingKind, SettingValue,
+};
+pub use plan::{BadPlan, Plan, Schedule};
+pub use settings::SettingError;
+pub use text::VocabularyText;
+
+use contract::Contract;
+use imports::StoreData;
+use std::sync::Arc;
+use wasmtime::Engine;
+use wasmtime::component::Linker;
+
+/// Where policies run. Clones share everything; the clock ends with the last of them and of what they made.
+#[derive(Clone)]
+pub struct Sandbox(Arc<Shared>);
+
+struct Shared {
+    engine: Engine,
+    limits: Arc<Limits>,
+    /// Epochs that a call may last.
+    deadline_ticks: u64,
+    /// For policies without `values`.
+    plain: Linker<StoreData>,
+    /// For policies with it.
+    suspending: Linker<StoreData>,
+    contract: Contract,
+    /// What `describe` sees of the vocabulary.
+    no_text: Arc<VocabularyText>,
+}
+
+/// Why there is no sandbox: limits that the machine cannot give, or no thread for the clock.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The runtime refused the configuration made from the limits.
+    #[error("the sandbox's runtime cannot be set up: {0}")]
+    Runtime(String),
+    /// No thread for the clock.
+    #[error("the sandbox's clock cannot be started: {0}")]
+    Clock(#[from] std::io::Error),
+}
+
+impl Sandbox {
+    /// Reserves the pool and starts the clock.
+    ///
+    /// # Errors
+    /// If the machine cannot give what the limits ask for (address space, mostly).
+    pub fn new(limits: Limits) -> Result<Self, SandboxError> {
+        let runtime = |error: wasmtime::Error| SandboxError::Runtime(format!("{error:#}"));
+        let engine = Engine::new(&config::config(&limits)).map_err(runtime)?;
+        let (plain, suspending) = imports::linkers(&engine).map_err(runtime)?;
+        let contract = Contract::new(&engine).map_err(runtime)?;
+        let deadline_ticks = config::start_clock(&engine, limits.deadline_ms)?;
+        Ok(Self(Arc::new(Shared {
+            engine,
+            limits: Arc::new(limits),
+            deadline_ticks,
+            plain,
+            suspending,
+            contract,
+            no_text: VocabularyText::empty(),
+        })))
+    }
+
+    /// The limits that every policy here runs under.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+}

@@ -1,0 +1,89 @@
+//! What a policy answers to `start`: how the steps of its response shall be prepared.
+
+use super::bindings;
+use super::manifest::Manifest;
+
+/// How a response's steps shall be prepared, validated against the manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// How many candidates a step shall have, 1 to the manifest's most.
+    pub candidates: u32,
+    /// Candidates less likely than this under the base model are left out, 0 to 1.
+    pub candidates_floor: f32,
+    /// When each of the manifest's heads is prefetched.
+    pub prefetch: Vec<Schedule>,
+}
+
+/// When a head's values are delivered with the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Schedule {
+    /// Never: the policy asks, or does without.
+    Never,
+    /// Where the response's length in tokens is a multiple of this, which is at least 1.
+    Every(u32),
+    /// Where the likeliest token's base probability is below this, 0 to 1.
+    Unsure(f32),
+}
+
+/// Why a plan is refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum BadPlan {
+    /// A number of candidates that the manifest does not announce.
+    #[error("{given} candidates, but the manifest has 1 to {most}")]
+    Candidates {
+        /// What was given.
+        given: u32,
+        /// The manifest's most.
+        most: u32,
+    },
+    /// A floor that is no probability.
+    #[error("a candidate floor of {0}, but it must be 0 to 1")]
+    Floor(f32),
+    /// Not one schedule a head.
+    #[error("{given} schedules for {heads} heads")]
+    Schedules {
+        /// What was given.
+        given: usize,
+        /// The manifest's heads.
+        heads: usize,
+    },
+    /// A schedule whose number is outside its range.
+    #[error("head {0}'s schedule: `every` takes 1 and more, `unsure` 0 to 1")]
+    Schedule(usize),
+}
+
+impl Plan {
+    pub(super) fn check(raw: &bindings::Plan, manifest: &Manifest) -> Result<Self, BadPlan> {
+        let most = manifest.candidates_max;
+        if !(1..=most).contains(&raw.candidates) {
+            return Err(BadPlan::Candidates {
+                given: raw.candidates,
+                most,
+            });
+        }
+        if !(0.0..=1.0).contains(&raw.candidates_floor) {
+            return Err(BadPlan::Floor(raw.candidates_floor));
+        }
+        let heads = manifest.heads.len();
+        if raw.prefetch.len() != heads {
+            return Err(BadPlan::Schedules {
+                given: raw.prefetch.len(),
+                heads,
+            });
+        }
+        let prefetch = raw.prefetch.iter().enumerate();
+        let prefetch = prefetch.map(|(head, schedule)| match *schedule {
+            bindings::Schedule::Never => Ok(Schedule::Never),
+            bindings::Schedule::Every(n) if n >= 1 => Ok(Schedule::Every(n)),
+            bindings::Schedule::Unsure(below) if (0.0..=1.0).contains(&below) => {
+                Ok(Schedule::Unsure(below))
+            }
+            _ => Err(BadPlan::Schedule(head)),
+        });
+        Ok(Self {
+            candidates: raw.candidates,
+            candidates_floor: raw.candidates_floor,
+            prefetch: prefetch.collect::<Result<_, _>>()?,
+        })
+    }
+}

@@ -1,0 +1,883 @@
+//! [`Device`] on the CPU: checks of shapes, then calls to the kernels beside this file.
+//!
+//! Everything that a caller can get wrong is refused here with [`DeviceError::Shape`], so kernels may rely on
+//! their slices. No arithmetic lives here but the sinks of the linear layers: store, add, multiply.
+
+use std::ops::Range;
+
+use super::cache::Cache;
+use super::disjoint::Disjoint;
+use super::linear::{self, Place};
+use super::pack::Matrix;
+use super::rope::Rope;
+use super::silu::silu_mul;
+use super::tile::Lanes;
+use super::{Cpu, attention, features, norm, sample, top_k};
+use crate::device::{
+    CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead,
+    PAGE_TOKENS, Plan, Projections, TopK, VocabularyBias,
+};
+use crate::format::Format;
+
+/// What [`Device::norm_gate_up`] and [`Device::head`] use before the first cache brought a model's own.
+pub(super) const NORM_EPSILON_BEFORE_ANY_CACHE: f32 = 1e-5;
+
+/// Rows that one item takes of work that costs about a microsecond a row.
+const ROWS_AN_ITEM: usize = 8;
+
+/// A vector of f32.
+pub struct Vector(Vec<f32>);
+
+/// Activations `[rows_max, width]`, f32, row-major.
+pub struct Rows {
+    rows_max: usize,
+    width: usize,
+    data: Vec<f32>,
+}
+
+/// Keys, values and feature sums of one model, and what its passes need besides.
+pub struct CpuCache {
+    cache: Cache,
+    rope: Rope,
+    model: ModelShape,
+}
+
+/// Logits `[slots, V]`, f32, row-major.
+pub struct Logits {
+    slots: usize,
+    vocabulary: usize,
+    data: Vec<f32>,
+}
+
+/// The largest of everything in a plan, each plus one, so that checks need no walk over its rows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bounds {
+    tokens: usize,
+    positions: usize,
+    slots: usize,
+    pages: usize,
+}
+
+fn refuse<T>(
+    operation: &'static str,
+    what: &'static str,
+    expected: impl ToString,
+    got: impl ToString,
+) -> Result<T, DeviceError> {
+    Err(DeviceError::Shape {
+        operation,
+        what,
+        expected: expected.to_string(),
+        got: got.to_string(),
+    })
+}
+
+fn check_equal(
+    operation: &'static str,
+    what: &'static str,
+    expected: usize,
+    got: usize,
+) -> Result<(), DeviceError> {
+    if got == expected {
+        Ok(())
+    } else {
+        refuse(operation, what, expected, got)
+    }
+}
+
+fn check_below(
+    operation: &'static str,
+    what: &'static str,
+    bound: usize,
+    got: usize,
+) -> Result<(), DeviceError> {
+    if got < bound {
+        Ok(())
+    } else {
+        refuse(operation, what, format!("below {bound}"), got)
+    }
+}
+
+/// Bounds are one more than the largest, so they may reach the size.
+fn check_within(
+    operation: &'static str,
+    what: &'static str,
+    size: usize,
+    bound: usize,
+) -> Result<(), DeviceError> {
+    if bound <= size {
+        Ok(())
+    } else {
+        refuse(operation, what, format!("below {size}"), bound - 1)
+    }
+}
+
+impl Bounds {
+    fn of(plan: &Plan) -> Result<Bounds, DeviceError> {
+        let mut bounds = Bounds::default();
+        for row in &plan.rows {
+            check_below(
+                "begin",
+                "a row's sequence",
+                plan.block_tables.len(),
+                row.sequence as usize,
+            )?;
+            let position = row.position as usize;
+            let table = &plan.block_tables[row.sequence as usize];
+            if table.len().saturating_mul(PAGE_TOKENS) < position {
+                return refuse(
+                    "begin",
+                    "a sequence's pages",
+                    position.div_ceil(PAGE_TOKENS),
+                    table.len(),
+                );
+            }
+            if row.response_count as usize > position + 1 {
+                return refuse(
+                    "begin",
+                    "a row's response count",
+                    format!("at most {}", position + 1),
+                    row.response_count,
+                );
+            }
+            bounds.tokens = bounds.tokens.max(row.token as usize + 1);
+            bounds.positions = bounds.positions.max(position + 1);
+            bounds.slots = bounds.slots.max(row.slot as usize + 1);
+        }
+        let pages = plan.block_tables.iter().flatten();
+        bounds.pages = pages.map(|&page| page as usize + 1).max().unwrap_or(0);
+        Ok(bounds)
+    }
+}
+
+impl Rows {
+    fn check(
+        &self,
+        operation: &'static str,
+        what: &'static str,
+        rows: usize,
+        width: usize,
+    ) -> Result<(), DeviceError> {
+        check_equal(operation, what, width, self.width)?;
+        if rows <= self.rows_max {
+            Ok(())
+        } else {
+            refuse(operation, what, format!("{rows} rows"), self.rows_max)
+        }
+    }
+
+    fn row(&self, index: usize) -> &[f32] {
+        &self.data[index * self.width..][..self.width]
+    }
+}
+
+impl CpuCache {
+    /// Checks that a pass fits the cache and one of its layers.
+    fn check(
+        &self,
+        operation: &'static str,
+        bounds: &Bounds,
+        layer: usize,
+    ) -> Result<(), DeviceError> {
+        check_below(operation, "the layer", self.model.layers, layer)?;
+        self.check_plan(operation, bounds)
+    }
+
+    fn check_tap(
+        &self,
+        operation: &'static str,
+        bounds: &Bounds,
+        tap: usize,
+    ) -> Result<(), DeviceError> {
+        check_below(operation, "the tap", self.cache.taps().len(), tap)?;
+        self.check_plan(operation, bounds)
+    }
+
+    fn check_plan(&self, operation: &'static str, bounds: &Bounds) -> Result<(), DeviceError> {
+        check_within(operation, "a row's slot", self.cache.slots(), bounds.slots)?;
+        check_within(
+            operation,
+            "a sequence's page",
+            self.cache.pages(),
+            bounds.pages,
+        )?;
+        check_within(
+            operation,
+            "a row's position",
+            self.model.context_tokens,
+            bounds.positions,
+        )
+    }
+}
+
+impl Cpu {
+    fn plan(&self, operation: &'static str) -> Result<&Plan, DeviceError> {
+        plan_of(&self.plan, operation)
+    }
+
+    fn check_outside(&self, operation: &'static str) -> Result<(), DeviceError> {
+        if self.plan.is_none() {
+            Ok(())
+        } else {
+            refuse(operation, "the call", "outside a pass", "within one")
+        }
+    }
+
+    /// Prepares norms of some rows of x as the activations of `matrices`.
+    fn prepare_norm(
+        &mut self,
+        rows: usize,
+        row_of: &(dyn Fn(usize) -> usize + Sync),
+        x: &Rows,
+        gain: &Vector,
+        matrices: &[&Matrix],
+    ) {
+        let formats: Vec<Format> = matrices.iter().map(|matrix| matrix.format()).collect();
+        let (isa, epsilon) = (self.isa, self.norm_epsilon);
+        self.activations
+            .prepare(&self.pool, isa, (rows, x.width), &formats, &|row, out| {
+                norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out);
+            });
+    }
+}
+
+fn plan_of<'a>(plan: &'a Option<Plan>, operation: &'static str) -> Result<&'a Plan, DeviceError> {
+    match plan {
+        Some(plan) => Ok(plan),
+        None => refuse(
+            operation,
+            "the call",
+            "between begin and end",
+            "outside a pass",
+        ),
+    }
+}
+
+fn check_matrix(
+    operation: &'static str,
+    matrix: &Matrix,
+    n: usize,
+    k: usize,
+) -> Result<(), DeviceError> {
+    if (matrix.n(), matrix.k()) == (n, k) {
+        return Ok(());
+    }
+    refuse(
+        operation,
+        "a matrix",
+        format!("{n} by {k}"),
+        format!("{} by {}", matrix.n(), matrix.k()),
+    )
+}
+
+/// The first results of a tile, for the columns of a place.
+fn results<'a>(place: &Place, lanes: &'a Lanes) -> &'a [f32] {
+    &lanes[..place.columns.len()]
+}
+
+impl Device for Cpu {
+    type Matrix = Matrix;
+    type Vector = Vector;
+    type Rows = Rows;
+    type Cache = CpuCache;
+    type Logits = Logits;
+
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            name: "cpu".into(),
+            isa: self.isa.isa().name().into(),
+            threads: self.pool.threads(),
+        }
+    }
+
+    fn matrix(
+        &mut self,
+        format: Format,
+        n: usize,
+        k: usize,
+        bytes: &[u8],
+    ) -> Result<Matrix, DeviceError> {
+        Matrix::pack(format, n, k, bytes)
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<Vector, DeviceError> {
+        Ok(Vector(values.to_vec()))
+    }
+
+    fn rows(&mut self, rows_max: usize, width: usize) -> Result<Rows, DeviceError> {
+        Ok(Rows {
+            rows_max,
+            width,
+            data: zeroed("rows", rows_max, width)?,
+        })
+    }
+
+    fn cache(&mut self, model: &ModelShape, shape: &CacheShape) -> Result<CpuCache, DeviceError> {
+        let grouped = model.kv_heads > 0 && model.heads % model.kv_heads == 0;
+        if !grouped {
+            return refuse(
+                "cache",
+                "the number of heads",
+                format!("a multiple of {}", model.kv_heads),
+                model.heads,
+            );
+        }
+        if model.head_width == 0 || model.head_width % 2 != 0 {
+            return refuse(
+                "cache",
+                "the width of a head",
+                "even and above 0",
+                model.head_width,
+            );
+        }
+        check_equal(
+            "cache",
+            "RoPE's frequencies",
+            model.head_width / 2,
+            model.rope_inverse_frequencies.len(),
+        )?;
+        self.norm_epsilon = model.norm_epsilon;
+        Ok(CpuCache {
+            cache: Cache::new(model, shape)?,
+            rope: Rope::new(model),
+            model: model.clone(),
+        })
+    }
+
+    fn logits(&mut self, slots: usize, vocabulary: usize) -> Result<Logits, DeviceError> {
+        Ok(Logits {
+            slots,
+            vocabulary,
+            data: zeroed("logits", slots, vocabulary)?,
+        })
+    }
+
+    fn begin(&mut self, plan: &Plan) -> Result<(), DeviceError> {
+        self.check_outside("begin")?;
+        self.bounds = Bounds::of(plan)?;
+        self.plan = Some(plan.clone());
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), DeviceError> {
+        self.plan("end")?;
+        self.plan = None;
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &Matrix, x: &mut Rows) -> Result<(), DeviceError> {
+        let plan = self.plan("embed")?;
+        let rows = plan.rows.len();
+        x.check("embed", "x", rows, table.k())?;
+        check_within("embed", "a row's token", table.n(), self.bounds.tokens)?;
+        let width = x.width;
+        let out = Disjoint::new(&mut x.data);
+        self.pool.for_each(rows.div_ceil(ROWS_AN_ITEM), &|item| {
+            for row in item * ROWS_AN_ITEM..rows.min((item + 1) * ROWS_AN_ITEM) {
+                // SAFETY: every item has rows of its own.
+                let out = unsafe { out.part(row * width..(row + 1) * width) };
+                let read = table.read_row(plan.rows[row].token as usize, out);
+                debug_assert!(read.is_ok(), "token and width were checked");
+            }
+        });
+        Ok(())
+    }
+
+    fn norm_qkv_store(
+        &mut self,
+        x: &Rows,
+        gain: &Vector,
+        weights: Projections<'_, Cpu>,
+        cache: &mut CpuCache,
+        layer: usize,
+        q: &mut Rows,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "norm_qkv_store";
+        let rows = self.plan(OPERATION)?.rows.len();
+        cache.check(OPERATION, &self.bounds, layer)?;
+        let model = &cache.model;
+        let (hidden, q_width, kv_width) = (
+            model.hidden,
+            model.heads * model.head_width,
+            model.kv_heads * model.head_width,
+        );
+        x.check(OPERATION, "x", rows, hidden)?;
+        q.check(OPERATION, "q", rows, q_width)?;
+        check_equal(OPERATION, "the gain", hidden, gain.0.len())?;
+        let matrices = [weights.query, weights.key, weights.value];
+        for (matrix, n) in matrices.into_iter().zip([q_width, kv_width, kv_width]) {
+            check_matrix(OPERATION, matrix, n, hidden)?;
+        }
+        if let Some(biases) = weights.biases {
+            for (bias, n) in biases.into_iter().zip([q_width, kv_width, kv_width]) {
+                check_equal(OPERATION, "a bias", n, bias.0.len())?;
+            }
+        }
+        self.norm_epsilon = model.norm_epsilon;
+        self.prepare_norm(rows, &|row| row, x, gain, &matrices);
+
+        self.keys.resize(rows * kv_width, 0.0);
+        self.values.resize(rows * kv_width, 0.0);
+        let widths = [q_width, kv_width, kv_width];
+        let outs = [
+            Disjoint::new(&mut q.data),
+            Disjoint::new(&mut self.keys),
+            Disjoint::new(&mut self.values),
+        ];
+        linear::run(
+            &self.pool,
+            self.isa,
+            &self.activations,
+            &matrices.map(|m| [m]),
+            &|place, [lanes]| {
+                let start = place.row * widths[place.job];
+                // SAFETY: every place comes once.
+                let out = unsafe {
+                    outs[place.job].part(start + place.columns.start..start + place.columns.end)
+                };
+                out.copy_from_slice(results(&place, lanes));
+                if let Some(biases) = weights.biases {
+                    for (out, bias) in out
+                        .iter_mut()
+                        .zip(&biases[place.job].0[place.columns.clone()])
+                    {
+                        *out += bias;
+                    }
+                }
+            },
+        );
+
+        cache.rope.reserve(self.bounds.positions);
+        let plan = plan_of(&self.plan, OPERATION)?;
+        let rope = &cache.rope;
+        let [queries, keys, _] = &outs;
+        self.pool.for_each(rows.div_ceil(ROWS_AN_ITEM), &|item| {
+            for row in item * ROWS_AN_ITEM..rows.min((item + 1) * ROWS_AN_ITEM) {
+                let position = plan.rows[row].position as usize;
+                // SAFETY: every item has rows of its own.
+                rope.apply(position, unsafe {
+                    queries.part(row * q_width..(row + 1) * q_width)
+                });
+                // SAFETY: as above.
+                rope.apply(position, unsafe {
+                    keys.part(row * kv_width..(row + 1) * kv_width)
+                });
+            }
+        });
+        for (row, plan_row) in plan.rows.iter().enumerate() {
+            let range = row * kv_width..(row + 1) * kv_width;
+            cache.cache.store(
+                layer,
+                plan_row.slot as usize,
+                &self.keys[range.clone()],
+                &self.values[range],
+            );
+        }
+        Ok(())
+    }
+
+    fn attend(
+        &mut self,
+        q: &Rows,
+        cache: &CpuCache,
+        layer: usize,
+        out: &mut Rows,
+    ) -> Result<(), DeviceError> {
+        let plan = self.plan("attend")?;
+        let rows = plan.rows.len();
+        cache.check("attend", &self.bounds, layer)?;
+        let width = cache.model.heads * cache.model.head_width;
+        q.check("attend", "q", rows, width)?;
+        out.check("attend", "out", rows, width)?;
+        let size = rows * width;
+        attention::attend(
+            self.isa,
+            &self.pool,
+            plan,
+            &q.data[..size],
+            &cache.cache,
+            layer,
+            &mut out.data[..size],
+        );
+        Ok(())
+    }
+
+    fn linear_add(
+        &mut self,
+        input: &Rows,
+        weight: &Matrix,
+        x: &mut Rows,
+    ) -> Result<(), DeviceError> {
+        let rows = self.plan("linear_add")?.rows.len();
+        input.check("linear_add", "the input", rows, weight.k())?;
+        x.check("linear_add", "x", rows, weight.n())?;
+        self.activations.prepare(
+            &self.pool,
+            self.isa,
+            (rows, input.width),
+            &[weight.format()],
+            &|row, out| {
+                out.copy_from_slice(input.row(row));
+            },
+        );
+        let width = x.width;
+        let x = Disjoint::new(&mut x.data);
+        linear::run(
+            &self.pool,
+            self.isa,
+            &self.activations,
+            &[[weight]],
+            &|place, [lanes]| {
+                let start = place.row * width;
+                // SAFETY: every place comes once.
+                let x = unsafe { x.part(start + place.columns.start..start + place.columns.end) };
+                for (x, result) in x.iter_mut().zip(results(&place, lanes)) {
+                    *x += result;
+                }
+            },
+        );
+        Ok(())
+    }
+
+    fn norm_gate_up(
+        &mut self,
+        x: &Rows,
+        gain: &Vector,
+        gate: &Matrix,
+        up: &Matrix,
+        out: &mut Rows,
+    ) -> Result<(), DeviceError> {
+        let rows = self.plan("norm_gate_up")?.rows.len();
+        x.check("norm_gate_up", "x", rows, gate.k())?;
+        out.check("norm_gate_up", "out", rows, gate.n())?;
+        check_matrix("norm_gate_up", up, gate.n(), gate.k())?;
+        check_equal("norm_gate_up", "the gain", gate.k(), gain.0.len())?;
+        self.prepare_norm(rows, &|row| row, x, gain, &[gate, up]);
+        let (isa, width) = (self.isa, out.width);
+        let out = Disjoint::new(&mut out.data);
+        linear::run(
+            &self.pool,
+            isa,
+            &self.activations,
+            &[[gate, up]],
+            &|place, [gate, up]| {
+                let start = place.row * width;
+                // SAFETY: every place comes once.
+                let out =
+                    unsafe { out.part(start + place.columns.start..start + place.columns.end) };
+                out.copy_from_slice(results(&place, &silu_mul(isa, gate, up)));
+            },
+        );
+        Ok(())
+    }
+
+    fn accumulate(
+        &mut self,
+        x: &Rows,
+        tap: usize,
+        cache: &mut CpuCache,
+    ) -> Result<(), DeviceError> {
+        let plan = self.plan("accumulate")?;
+        cache.check_tap("accumulate", &self.bounds, tap)?;
+        x.check("accumulate", "x", plan.rows.len(), cache.model.hidden)?;
+        cache
+            .cache
+            .accumulate(plan, tap, &x.data[..plan.rows.len() * x.width]);
+        Ok(())
+    }
+
+    fn values(
+        &mut self,
+        x: &Rows,
+        cache: &CpuCache,
+        head: &LinearHead,
+    ) -> Result<Vec<f32>, DeviceError> {
+        let plan = self.plan("values")?;
+        let hidden = cache.model.hidden;
+        cache.check_tap("values", &self.bounds, head.tap)?;
+        x.check("values", "x", plan.rows.len(), hidden)?;
+        check_equal(
+            "values",
+            "the head's weights of the residual stream",
+            hidden,
+            head.residual.len(),
+        )?;
+        check_equal(
+            "values",
+            "the head's weights of the mean",
+            hidden,
+            head.mean.len(),
+        )?;
+        Ok(features::values(
+            self.isa,
+            plan,
+            &x.data[..plan.rows.len() * hidden],
+            &cache.cache,
+            head,
+        ))
+    }
+
+    fn project(
+        &mut self,
+        x: &Rows,
+        cache: &CpuCache,
+        head: &OnePassHead,
+    ) -> Result<Vec<f32>, DeviceError> {
+        let plan = self.plan("project")?;
+        let hidden = cache.model.hidden;
+        cache.check_tap("project", &self.bounds, head.tap)?;
+        x.check("project", "x", plan.rows.len(), hidden)?;
+        check_one_pass("project", head, hidden)?;
+        Ok(features::project(
+            self.isa,
+            &self.pool,
+            plan,
+            &x.data[..plan.rows.len() * hidden],
+            &cache.cache,
+            head,
+        ))
+    }
+
+    fn score_tokens(
+        &mut self,
+        head: &OnePassHead,
+        table: &Matrix,
+        projection: &[f32],
+        tokens: &[u32],
+    ) -> Result<Vec<f32>, DeviceError> {
+        let hidden = table.k();
+        check_one_pass("score_tokens", head, hidden)?;
+        check_equal(
+            "score_tokens",
+            "the projection",
+            head.rank,
+            projection.len(),
+        )?;
+        let mut embeddings = vec![0.0; tokens.len() * hidden];
+        for (&token, out) in tokens.iter().zip(embeddings.chunks_exact_mut(hidden)) {
+            check_below("score_tokens", "a token", table.n(), token as usize)?;
+            table.read_row(token as usize, out)?;
+        }
+        Ok(features::score(
+            self.isa,
+            head,
+            projection,
+            &embeddings,
+            tokens,
+        ))
+    }
+
+    fn read_features(
+        &mut self,
+        x: &Rows,
+        tap: usize,
+        cache: &CpuCache,
+        out: &mut Vec<f32>,
+    ) -> Result<(), DeviceError> {
+        let plan = self.plan("read_features")?;
+        let hidden = cache.model.hidden;
+        cache.check_tap("read_features", &self.bounds, tap)?;
+        x.check("read_features", "x", plan.rows.len(), hidden)?;
+        features::read_features(
+            plan,
+            &x.data[..plan.rows.len() * hidden],
+            hidden,
+            &cache.cache,
+            tap,
+            out,
+        );
+        Ok(())
+    }
+
+    fn copy_rows(
+        &mut self,
+        from: &Rows,
+        rows: &[u32],
+        to: &mut Rows,
+        start: usize,
+    ) -> Result<(), DeviceError> {
+        self.check_outside("copy_rows")?;
+        check_equal("copy_rows", "the target's width", from.width, to.width)?;
+        if start > to.rows_max || rows.len() > to.rows_max - start {
+            let got = format!("{} rows from {start}", rows.len());
+            return refuse(
+                "copy_rows",
+                "the target's range",
+                format!("within {} rows", to.rows_max),
+                got,
+            );
+        }
+        for &row in rows {
+            check_below("copy_rows", "a row", from.rows_max, row as usize)?;
+        }
+        for (&row, to) in rows
+            .iter()
+            .zip(to.data[start * from.width..].chunks_exact_mut(from.width.max(1)))
+        {
+            to.copy_from_slice(from.row(row as usize));
+        }
+        Ok(())
+    }
+
+    fn commit(
+        &mut self,
+        cache: &mut CpuCache,
+        copies: &[(u32, u32)],
+        layers: Range<usize>,
+    ) -> Result<(), DeviceError> {
+        self.check_outside("commit")?;
+        if layers.start > layers.end || layers.end > cache.model.layers {
+            return refuse(
+                "commit",
+                "the layers",
+                format!("within 0..{}", cache.model.layers),
+                format!("{layers:?}"),
+            );
+        }
+        for &(from, to) in copies {
+            check_below(
+                "commit",
+                "a slot",
+                cache.cache.slots(),
+                from.max(to) as usize,
+            )?;
+        }
+        cache.cache.commit(copies, layers);
+        Ok(())
+    }
+
+    fn head(
+        &mut self,
+        x: &Rows,
+        rows: &[(u32, u32)],
+        gain: &Vector,
+        table: &Matrix,
+        logits: &mut Logits,
+    ) -> Result<(), DeviceError> {
+        x.check("head", "x", 0, table.k())?;
+        check_equal("head", "the gain", x.width, gain.0.len())?;
+        check_equal(
+            "head",
+            "the logits' vocabulary",
+            table.n(),
+            logits.vocabulary,
+        )?;
+        let mut slots: Vec<u32> = rows.iter().map(|&(_, slot)| slot).collect();
+        slots.sort_unstable();
+        if let Some(pair) = slots.windows(2).find(|pair| pair[0] == pair[1]) {
+            return refuse(
+                "head",
+                "a slot",
+                "written once",
+                format!("{} twice", pair[0]),
+            );
+        }
+        for &(row, slot) in rows {
+            check_below("head", "a row", x.rows_max, row as usize)?;
+            check_below("head", "a slot", logits.slots, slot as usize)?;
+        }
+        self.prepare_norm(rows.len(), &|row| rows[row].0 as usize, x, gain, &[table]);
+        let vocabulary = logits.vocabulary;
+        let logits = Disjoint::new(&mut logits.data);
+        linear::run(
+            &self.pool,
+            self.isa,
+            &self.activations,
+            &[[table]],
+            &|place, [lanes]| {
+                let start = rows[place.row].1 as usize * vocabulary;
+                // SAFETY: every place comes once, and no slot occurs twice.
+                let out =
+                    unsafe { logits.part(start + place.columns.start..start + place.columns.end) };
+                out.copy_from_slice(results(&place, lanes));
+            },
+        );
+        Ok(())
+    }
+
+    fn top_k(
+        &mut self,
+        logits: &Logits,
+        slot: u32,
+        k: usize,
+        vocabulary: &[VocabularyBias],
+    ) -> Result<TopK, DeviceError> {
+        Ok(top_k::top_k(
+            self.isa,
+            &self.pool,
+            logits.slot("top_k", slot)?,
+            k,
+            vocabulary,
+        ))
+    }
+
+    fn sample(
+        &mut self,
+        logits: &Logits,
+        draws: &[Draw],
+    ) -> Result<Vec<Option<Drawn>>, DeviceError> {
+        sample::sample(self.isa, &self.pool, &logits.data, logits.vocabulary, draws)
+    }
+
+    fn read_logits(
+        &mut self,
+        logits: &Logits,
+        slot: u32,
+        out: &mut Vec<f32>,
+    ) -> Result<(), DeviceError> {
+        let row = logits.slot("read_logits", slot)?;
+        out.clear();
+        out.extend_from_slice(row);
+        Ok(())
+    }
+
+    fn read_rows(&mut self, x: &Rows, rows: usize, out: &mut Vec<f32>) -> Result<(), DeviceError> {
+        x.check("read_rows", "the rows", rows, x.width)?;
+        out.clear();
+        out.extend_from_slice(&x.data[..rows * x.width]);
+        Ok(())
+    }
+}
+
+impl Logits {
+    fn slot(&self, operation: &'static str, slot: u32) -> Result<&[f32], DeviceError> {
+        check_below(operation, "the slot", self.slots, slot as usize)?;
+        Ok(&self.data[slot as usize * self.vocabulary..][..self.vocabulary])
+    }
+}
+
+fn check_one_pass(
+    operation: &'static str,
+    head: &OnePassHead,
+    hidden: usize,
+) -> Result<(), DeviceError> {
+    let rank = head.rank;
+    if !(1..=64).contains(&rank) {
+        return refuse(operation, "the head's rank", "from 1 to 64", rank);
+    }
+    check_equal(
+        operation,
+        "the head's state matrix",
+        rank * (2 * hidden + 2),
+        head.state.len(),
+    )?;
+    check_equal(
+        operation,
+        "the head's embedding matrix",
+        rank * hidden,
+        head.embedding.len(),
+    )
+}
+
+fn zeroed(what: &'static str, rows: usize, width: usize) -> Result<Vec<f32>, DeviceError> {
+    match rows.checked_mul(width) {
+        // Zeroed memory comes from the system as it is touched.
+        Some(size) if size <= isize::MAX as usize / 4 => Ok(vec![0.0; size]),
+        _ => refuse(
+            "allocation",
+            what,
+            "a size that fits the address space",
+            format!("{rows} by {width}"),
+        ),
+    }
+}

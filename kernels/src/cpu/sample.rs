@@ -1,0 +1,502 @@
+//! Draws tokens: adjusted logits, temperature, nucleus and an exact integer choice.
+//!
+//! [`crate::Device::sample`] says what a draw is and [`crate::sampling`] holds its arithmetic. The order here:
+//!
+//! 1. z of every token that can be drawn: (logit + vocabulary deltas + sparse deltas) / temperature, and z*;
+//! 2. integer weights, summed by chunks of [`CHUNK`] tokens (or listed, where a nucleus or `only` leaves few);
+//! 3. the chunk in which the running sum passes the threshold, and the token within it;
+//! 4. log-probabilities and KL against the unadjusted logits, in f64.
+//!
+//! Tokens depend on step 2's integers alone, so they are the same on every device. Nothing sorts the
+//! vocabulary: a nucleus comes from a list of all tokens above a floor, lowered until it is heavy enough.
+
+use std::cell::RefCell;
+
+use super::disjoint::Disjoint;
+use super::isa::Detected;
+use super::lanes::{Simd, exp, for_every_isa};
+use super::pool::Pool;
+use super::vocabulary::{
+    biased, biased_one, clean, clean_one, largest, normalizer, scaled, scaled_one, sweep,
+};
+use crate::device::{DeviceError, Draw, Drawn};
+use crate::sampling::{self, NucleusCut, WEIGHT_BITS};
+
+/// Tokens whose weights are summed together before the choice.
+const CHUNK: usize = 512;
+
+/// Floors of exp(z - z*) down to which tokens are listed for a nucleus, tried in turn. Powers of two, so that
+/// the integer weights of a listed and an unlisted token never tie.
+const FLOORS: [f32; 4] = [
+    1.0 / (1 << 7) as f32,
+    1.0 / (1 << 12) as f32,
+    1.0 / (1 << 18) as f32,
+    0.0,
+];
+
+/// Draws one token from each; `logits`: `[slots, vocabulary]`. [`DeviceError::Shape`] where a draw names a
+/// slot or token that is not there; nothing is drawn then.
+pub(crate) fn sample(
+    isa: Detected,
+    pool: &Pool,
+    logits: &[f32],
+    vocabulary: usize,
+    draws: &[Draw],
+) -> Result<Vec<Option<Drawn>>, DeviceError> {
+    let slots = logits.len() / vocabulary.max(1);
+    draws
+        .iter()
+        .try_for_each(|draw| check(draw, slots, vocabulary))?;
+    let mut drawn = vec![None; draws.len()];
+    let out = Disjoint::new(&mut drawn);
+    pool.for_each(draws.len(), &|i| {
+        let row = &logits[draws[i].slot as usize * vocabulary..][..vocabulary];
+        // SAFETY: every item writes its own element.
+        let to = unsafe { out.part(i..i + 1) };
+        to[0] = SCRATCH.with_borrow_mut(|scratch| sample_one(isa, row, &draws[i], scratch));
+    });
+    Ok(drawn)
+}
+
+fn check(draw: &Draw, slots: usize, vocabulary: usize) -> Result<(), DeviceError> {
+    let refuse = |what, bound: usize, got: u32| DeviceError::Shape {
+        operation: "sample",
+        what,
+        expected: format!("below {bound}"),
+        got: got.to_string(),
+    };
+    if draw.slot as usize >= slots {
+        return Err(refuse("slot", slots, draw.slot));
+    }
+    let mut tokens = draw
+        .deltas
+        .iter()
+        .map(|(token, _)| token)
+        .chain(draw.only.iter().flatten());
+    match tokens.find(|token| **token as usize >= vocabulary) {
+        Some(token) => Err(refuse("token", vocabulary, *token)),
+        None => Ok(()),
+    }
+}
+
+/// Buffers of one thread, reused.
+#[derive(Default)]
+struct Scratch {
+    /// z of the tokens that can be drawn: all, or those of `tokens`.
+    z: Vec<f32>,
+    /// The tokens of a masked draw, ascending.
+    tokens: Vec<u32>,
+    /// Weights by chunk of [`CHUNK`] tokens.
+    chunks: Vec<u64>,
+    /// Tokens and weights above a floor, in order of token.
+    list: Vec<(u32, u64)>,
+    /// The same, being ordered for a nucleus.
+    ordered: Vec<(u32, u64)>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// What the integer draw found.
+struct Choice {
+    token: u32,
+    weight: u64,
+    /// The weight of all tokens that could be drawn.
+    total: u64,
+    /// z*.
+    largest: f32,
+    /// Where the nucleus ends, if it left a token out.
+    cut: Option<NucleusCut>,
+}
+
+fn sample_one(isa: Detected, row: &[f32], draw: &Draw, scratch: &mut Scratch) -> Option<Drawn> {
+    adjust(isa, row, draw, scratch);
+    let base = normalizer(isa, row, 1.0).log();
+    let logit = |token: u32| f64::from(clean_one(row[token as usize]));
+    if !(draw.temperature > 0.0) {
+        let token = greedy(isa, draw, scratch)?;
+        let base_log_probability = (logit(token) - base) as f32;
+        return Some(Drawn {
+            token,
+            log_probability: 0.0,
+            base_log_probability,
+            kl: -base_log_probability,
+        });
+    }
+    let choice = choose(isa, draw, scratch)?;
+    let log_probability = (choice.weight as f64).ln() - (choice.total as f64).ln();
+    Some(Drawn {
+        token: choice.token,
+        log_probability: log_probability as f32,
+        base_log_probability: (logit(choice.token) - base) as f32,
+        kl: divergence(isa, row, draw, scratch, &choice, base) as f32,
+    })
+}
+
+for_every_isa! {
+    /// Step 1: z of every token that can be drawn, into `scratch.z`. It may hold NaN or +∞ still.
+    fn adjust(row: &[f32], draw: &Draw, scratch: &mut Scratch) = adjust_with;
+}
+
+#[inline(always)]
+fn adjust_with<S: Simd>(s: S, row: &[f32], draw: &Draw, scratch: &mut Scratch) {
+    let Scratch { z, tokens, .. } = scratch;
+    if let Some(only) = &draw.only {
+        tokens.clone_from(only);
+        tokens.sort_unstable();
+        tokens.dedup();
+        z.clear();
+        z.extend(
+            tokens
+                .iter()
+                .map(|t| biased_one(&draw.vocabulary, *t, clean_one(row[*t as usize]))),
+        );
+        for (token, delta) in &draw.deltas {
+            if let Ok(at) = tokens.binary_search(token) {
+                z[at] += delta;
+            }
+        }
+    } else {
+        z.resize(row.len(), 0.0);
+        let (eights, rest) = z.as_chunks_mut::<8>();
+        sweep(s, row, |i, x| {
+            let x = biased(s, &draw.vocabulary, i, x);
+            match eights.get_mut(i) {
+                Some(to) => s.store(x, to),
+                None => {
+                    let mut last = [0.0; 8];
+                    s.store(x, &mut last);
+                    rest.copy_from_slice(&last[..rest.len()]);
+                }
+            }
+        });
+        for (token, delta) in &draw.deltas {
+            z[*token as usize] += delta;
+        }
+    }
+    if draw.temperature > 0.0 && draw.temperature != 1.0 {
+        let (eights, rest) = z.as_chunks_mut::<8>();
+        for eight in eights {
+            s.store(scaled(s, clean(s, s.load(eight)), draw.temperature), eight);
+        }
+        for one in rest {
+            *one = scaled_one(clean_one(*one), draw.temperature);
+        }
+    }
+}
+
+for_every_isa! {
+    /// The token of the largest z, the lowest of several.
+    fn greedy(draw: &Draw, scratch: &Scratch) -> Option<u32> = greedy_with;
+}
+
+#[inline(always)]
+fn greedy_with<S: Simd>(s: S, draw: &Draw, scratch: &Scratch) -> Option<u32> {
+    let top = largest(s, &scratch.z);
+    if top == f32::NEG_INFINITY {
+        return None;
+    }
+    let at = scratch.z.iter().position(|z| clean_one(*z) == top)?;
+    Some(if draw.only.is_some() {
+        scratch.tokens[at]
+    } else {
+        at as u32
+    })
+}
+
+for_every_isa! {
+    /// Steps 2 and 3: weights, nucleus and choice. `None` where nothing has any weight.
+    fn choose(draw: &Draw, scratch: &mut Scratch) -> Option<Choice> = choose_with;
+}
+
+#[inline(always)]
+fn choose_with<S: Simd>(s: S, draw: &Draw, scratch: &mut Scratch) -> Option<Choice> {
+    let top = largest(s, &scratch.z);
+    if top == f32::NEG_INFINITY {
+        return None;
+    }
+    let masked = draw.only.is_some();
+    let total = if masked {
+        list_masked(top, scratch)
+    } else {
+        sum_chunks(s, top, scratch)
+    };
+    let (mut kept, mut cut) = (total, None);
+    if draw.top_p < 1.0 {
+        let target = sampling::nucleus_target(total, draw.top_p);
+        if !masked {
+            list_heaviest(s, top, target, scratch);
+        }
+        let last = nucleus(&scratch.list, target, &mut scratch.ordered);
+        kept = scratch
+            .list
+            .iter()
+            .filter(|(token, weight)| last.keeps(*weight, *token))
+            .map(|(_, w)| w)
+            .sum();
+        cut = (kept < total).then_some(last);
+    }
+    let threshold = sampling::threshold(draw.random, kept);
+    let (token, weight) = if masked || draw.top_p < 1.0 {
+        let mut running = 0;
+        let allowed =
+            |(token, weight): &&(u32, u64)| cut.is_none_or(|cut| cut.keeps(*weight, *token));
+        *scratch.list.iter().filter(allowed).find(|(_, weight)| {
+            running += weight;
+            running > threshold
+        })?
+    } else {
+        find_in_chunks(s, top, threshold, scratch)?
+    };
+    Some(Choice {
+        token,
+        weight,
+        total: kept,
+        largest: top,
+        cut,
+    })
+}
+
+/// Lists the tokens of a masked draw with their weights; their sum.
+#[inline(always)]
+fn list_masked(top: f32, scratch: &mut Scratch) -> u64 {
+    let Scratch {
+        z, tokens, list, ..
+    } = scratch;
+    list.clear();
+    list.extend(
+        tokens
+            .iter()
+            .zip(z.iter())
+            .map(|(token, z)| (*token, sampling::weight(clean_one(*z) - top))),
+    );
+    list.iter().map(|(_, weight)| weight).sum()
+}
+
+/// exp(z - z*) of eight tokens.
+#[inline(always)]
+fn relative<S: Simd>(s: S, z: S::F, top: f32) -> S::F {
+    exp(s, s.sub(z, s.splat(top)))
+}
+
+/// Sums the weights of each chunk of tokens into `scratch.chunks`; the sum of all.
+#[inline(always)]
+fn sum_chunks<S: Simd>(s: S, top: f32, scratch: &mut Scratch) -> u64 {
+    let Scratch { z, chunks, .. } = scratch;
+    chunks.clear();
+    chunks.extend(z.chunks(CHUNK).map(|chunk| {
+        let mut sum = s.weights_zero();
+        sweep(s, chunk, |_, z| {
+            sum = s.weights_add(sum, relative(s, z, top))
+        });
+        s.weights_sum(sum)
+    }));
+    chunks.iter().sum()
+}
+
+/// The first token whose running sum exceeds the threshold, and its weight.
+#[inline(always)]
+fn find_in_chunks<S: Simd>(
+    s: S,
+    top: f32,
+    threshold: u64,
+    scratch: &Scratch,
+) -> Option<(u32, u64)> {
+    let mut running = 0;
+    let chunk = scratch.chunks.iter().position(|sum| {
+        let passed = running + sum > threshold;
+        running += if passed { 0 } else { *sum };
+        passed
+    })?;
+    let mut found = None;
+    let first = chunk * CHUNK;
+    sweep(
+        s,
+        &scratch.z[first..scratch.z.len().min(first + CHUNK)],
+        |i, z| {
+            let mut e = [0.0; 8];
+            s.store(relative(s, z, top), &mut e);
+            for (lane, e) in e.into_iter().enumerate() {
+                let weight = sampling::weight_of(e);
+                running += weight;
+                if running > threshold && found.is_none() {
+                    found = Some(((first + 8 * i + lane) as u32, weight));
+                }
+            }
+        },
+    );
+    found
+}
+
+/// Lists the tokens above the first floor above which the weights reach `target`, in order of token.
+#[inline(always)]
+fn list_heaviest<S: Simd>(s: S, top: f32, target: u64, scratch: &mut Scratch) {
+    let Scratch { z, list, .. } = scratch;
+    for floor in FLOORS {
+        list.clear();
+        let mut sum = 0;
+        // The number just below the floor, so that the floor itself passes.
+        let below = s.splat(f32::from_bits(floor.to_bits().saturating_sub(1)));
+        sweep(s, z, |i, z| {
+            let relative = relative(s, z, top);
+            let mut passed = s.above(relative, below);
+            if passed == 0 {
+                return;
+            }
+            let mut e = [0.0; 8];
+            s.store(relative, &mut e);
+            while passed != 0 {
+                let lane = passed.trailing_zeros() as usize;
+                let weight = sampling::weight_of(e[lane]);
+                sum += weight;
+                list.push(((8 * i + lane) as u32, weight));
+                passed &= passed - 1;
+            }
+        });
+        if sum >= target {
+            return;
+        }
+    }
+}
+
+/// The last token of the fewest that reach `target`, by falling weight, ties to the lower token. Halves the
+/// list around its middle weight until a few are left to sort: linear in its length. `target` is at least 1
+/// and at most the list's sum.
+fn nucleus(list: &[(u32, u64)], target: u64, ordered: &mut Vec<(u32, u64)>) -> NucleusCut {
+    ordered.clear();
+    ordered.extend_from_slice(list);
+    let rank = |&(token, weight): &(u32, u64)| (std::cmp::Reverse(weight), token);
+    let mut rest = &mut ordered[..];
+    let mut heavier = 0;
+    while rest.len() > 32 {
+        let middle = rest.len() / 2;
+        rest.select_nth_unstable_by_key(middle, rank);
+        let (upper, lower) = rest.split_at_mut(middle);
+        let sum: u64 = upper.iter().map(|(_, weight)| weight).sum();
+        if heavier + sum >= target {
+            rest = upper;
+        } else {
+            heavier += sum;
+            rest = lower;
+        }
+    }
+    rest.sort_unstable_by_key(rank);
+    let last = rest.iter().find(|(_, weight)| {
+        heavier += weight;
+        heavier >= target
+    });
+    last.or(rest.last()).map_or(
+        NucleusCut {
+            weight: 0,
+            token: u32::MAX,
+        },
+        |&(token, weight)| NucleusCut { weight, token },
+    )
+}
+
+/// Step 4: KL(drawn from || softmax(logits / temperature)) = Σ p (z' - z) - ln Z' + ln Z, where z' differs from z
+/// in adjusted tokens only, p is the integer weight over its total, and Z' that total.
+fn divergence(
+    isa: Detected,
+    row: &[f32],
+    draw: &Draw,
+    scratch: &mut Scratch,
+    choice: &Choice,
+    base: f64,
+) -> f64 {
+    let Scratch {
+        z, tokens, list, ..
+    } = scratch;
+    let temperature = draw.temperature;
+    let before = |token: u32| scaled_one(clean_one(row[token as usize]), temperature);
+    let biased = draw
+        .vocabulary
+        .iter()
+        .any(|bias| bias.set != 0.0 || bias.unset != 0.0);
+    // Σ weight · (z' - z), in units of the likeliest token's weight; a token without weight may have z' = -∞.
+    let term = |weight: u64, after: f32, token: u32| {
+        if weight == 0 {
+            0.0
+        } else {
+            weight as f64 * (f64::from(clean_one(after)) - f64::from(before(token)))
+        }
+    };
+    let shift: f64 = if draw.only.is_some() {
+        let kept = list
+            .iter()
+            .zip(z.iter())
+            .filter(|((t, w), _)| choice.cut.is_none_or(|cut| cut.keeps(*w, *t)));
+        kept.map(|((token, weight), after)| term(*weight, *after, *token))
+            .sum()
+    } else if biased && draw.top_p < 1.0 {
+        let kept = list
+            .iter()
+            .filter(|(t, w)| choice.cut.is_none_or(|cut| cut.keeps(*w, *t)));
+        kept.map(|(token, weight)| term(*weight, z[*token as usize], *token))
+            .sum()
+    } else if biased {
+        shift_of_all(isa, row, temperature, z, choice.largest) * (1u64 << WEIGHT_BITS) as f64
+    } else {
+        tokens.clear();
+        tokens.extend(draw.deltas.iter().map(|(token, _)| *token));
+        tokens.sort_unstable();
+        tokens.dedup();
+        if choice.cut.is_none()
+            && tokens
+                .iter()
+                .all(|t| clean_one(z[*t as usize]) == before(*t))
+        {
+            return 0.0;
+        }
+        let weighed = tokens.iter().map(|t| {
+            (
+                *t,
+                sampling::weight(clean_one(z[*t as usize]) - choice.largest),
+            )
+        });
+        let kept = weighed.filter(|(t, w)| choice.cut.is_none_or(|cut| cut.keeps(*w, *t)));
+        kept.map(|(token, weight)| term(weight, z[token as usize], token))
+            .sum()
+    };
+    let total = choice.total as f64;
+    let after =
+        f64::from(choice.largest) + total.ln() - f64::from(WEIGHT_BITS) * std::f64::consts::LN_2;
+    let before = if temperature == 1.0 {
+        base
+    } else {
+        normalizer(isa, row, temperature).log()
+    };
+    (shift / total - after + before).max(0.0)
+}
+
+for_every_isa! {
+    /// Σ exp(z' - z*) · (z' - z) over the vocabulary.
+    fn shift_of_all(row: &[f32], temperature: f32, after: &[f32], top: f32) -> f64 = shift_with;
+}
+
+#[inline(always)]
+fn shift_with<S: Simd>(s: S, row: &[f32], temperature: f32, after: &[f32], top: f32) -> f64 {
+    let mut sum = s.wide_zero();
+    let (eights, rest) = after.as_chunks::<8>();
+    sweep(s, row, |i, x| {
+        let after = match eights.get(i) {
+            Some(eight) => s.load(eight),
+            None => {
+                let mut last = [f32::NEG_INFINITY; 8];
+                last[..rest.len()].copy_from_slice(rest);
+                s.load(&last)
+            }
+        };
+        let after = clean(s, after);
+        let e = relative(s, after, top);
+        // Where a token has no weight the difference may be -∞ or NaN.
+        let difference = s.where_above(e, s.splat(0.0), s.sub(after, scaled(s, x, temperature)));
+        sum = s.wide_mul_add(sum, e, difference);
+    });
+    s.wide_sum(sum)
+}
+
+#[cfg(test)]
+#[path = "sample_tests.rs"]
+mod tests;

@@ -1,0 +1,244 @@
+//! A tile times a panel with AVX2, FMA and F16C: 8 output rows a register, two halves of a tile in turn.
+//!
+//! 4-bit weights: a nibble (0 to 15) times an 8-bit activation, two products added by `maddubs`, and all 8
+//! groups of a block added in 16 bits: 16 products of at most 15·127 are 30,480, which 16 bits hold. So a block
+//! unpacks into 8 registers that stay while the panel's rows go by, and one `madd` by ones widens it.
+//!
+//! Q8_0: `maddubs` wants an unsigned operand and saturates, so it gets |w| and the activation with w's sign:
+//! two products of at most 128·127 are 32,512. That the other variants take w + 128 instead changes no bit: both
+//! are exact.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators over arrays of vectors are library code without the features, and stay calls"
+)]
+
+use std::arch::x86_64::*;
+
+use crate::cpu::pack::{TILE, Tile, quant_bytes};
+use crate::cpu::quantize::{Panel, ROW_WORDS};
+use crate::cpu::tile::Lanes;
+use crate::format::{BLOCK, Format};
+
+const HALF: usize = TILE / 2;
+
+/// The AVX2 variant of [`crate::cpu::tile::multiply`].
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C, and tile, panel and output have passed the checks of `multiply`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn multiply(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+    macro_rules! by_rows {
+        ($kernel:ident, $format:literal) => {
+            // SAFETY: the caller's promise, and the number of rows is the panel's.
+            unsafe {
+                match panel.rows {
+                    1 => $kernel::<1, $format>(tile, panel, out),
+                    2 => $kernel::<2, $format>(tile, panel, out),
+                    3 => $kernel::<3, $format>(tile, panel, out),
+                    4 => $kernel::<4, $format>(tile, panel, out),
+                    5 => $kernel::<5, $format>(tile, panel, out),
+                    6 => $kernel::<6, $format>(tile, panel, out),
+                    7 => $kernel::<7, $format>(tile, panel, out),
+                    8 => $kernel::<8, $format>(tile, panel, out),
+                    rows => assert!(rows == 0, "panels have at most 8 rows"),
+                }
+            }
+        };
+    }
+    match tile.format {
+        Format::Q4_0 => by_rows!(nibbles, 0),
+        Format::Q4_1 => by_rows!(nibbles, 1),
+        Format::Q8_0 => by_rows!(bytes, 0),
+        Format::F16 => by_rows!(plain, 16),
+        Format::F32 => by_rows!(plain, 32),
+    }
+}
+
+/// 8 scales (or minima) from place `at`.
+///
+/// # Safety
+/// `scales` has 8 elements from `at`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn load_scales(scales: *const half::f16, at: usize) -> __m256 {
+    // SAFETY: the caller's promise; `f16` is two bytes without padding.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.add(at).cast()) })
+}
+
+/// Q4_0 (`MINIMA` 0) and Q4_1 (1), for panels of M rows.
+///
+/// # Safety
+/// As for [`multiply`], with a 4-bit tile of that format and a panel of M rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn nibbles<const M: usize, const MINIMA: usize>(
+    tile: &Tile<'_>,
+    panel: &Panel<'_>,
+    out: &mut [Lanes],
+) {
+    let low = _mm256_set1_epi8(15);
+    let ones = _mm256_set1_epi16(1);
+    for half in 0..2 {
+        let mut acc = [_mm256_setzero_ps(); M];
+        for b in 0..tile.blocks {
+            // SAFETY: block b is below `tile.blocks`, for which quants, scales and panel were checked: 4 loads of
+            // 32 bytes in 256, 8 (or 16) scales of this block, M times 8 groups and 4 sums.
+            unsafe {
+                let quants = tile
+                    .quants
+                    .as_ptr()
+                    .add(b * quant_bytes(Format::Q4_0) + half * 32);
+                let (mut lower, mut upper) = ([low; 4], [low; 4]);
+                for g in 0..4 {
+                    let packed = _mm256_load_si256(quants.add(g * 64).cast());
+                    lower[g] = _mm256_and_si256(packed, low);
+                    upper[g] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
+                }
+                let scales = tile
+                    .scales
+                    .as_ptr()
+                    .add(b * (TILE + MINIMA * TILE) + half * HALF);
+                let d = load_scales(scales, 0);
+                let minima = if MINIMA == 1 {
+                    load_scales(scales, TILE)
+                } else {
+                    d
+                };
+                let words = panel.quantized.as_ptr().add(b * M * ROW_WORDS);
+                for r in 0..M {
+                    let group =
+                        |g: usize| _mm256_set1_epi32(words.add(r * 8 + g).read().cast_signed());
+                    let pair = |g: usize| {
+                        _mm256_add_epi16(
+                            _mm256_maddubs_epi16(lower[g], group(g)),
+                            _mm256_maddubs_epi16(upper[g], group(g + 4)),
+                        )
+                    };
+                    let sum = _mm256_add_epi16(
+                        _mm256_add_epi16(pair(0), pair(1)),
+                        _mm256_add_epi16(pair(2), pair(3)),
+                    );
+                    let mut s = _mm256_madd_epi16(sum, ones);
+                    if MINIMA == 0 {
+                        s = _mm256_add_epi32(
+                            s,
+                            _mm256_set1_epi32(words.add(M * 10 + r).read().cast_signed()),
+                        );
+                    }
+                    let scale = _mm256_set1_ps(f32::from_bits(words.add(M * 8 + r).read()));
+                    acc[r] =
+                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(d, scale), acc[r]);
+                    if MINIMA == 1 {
+                        let sum = _mm256_set1_ps(f32::from_bits(words.add(M * 9 + r).read()));
+                        acc[r] = _mm256_fmadd_ps(minima, sum, acc[r]);
+                    }
+                }
+            }
+        }
+        for r in 0..M {
+            // SAFETY: 8 of the 16 lanes from `half * 8`.
+            unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * HALF), acc[r]) };
+        }
+    }
+}
+
+/// Q8_0, for panels of M rows, four at a time.
+///
+/// # Safety
+/// As for [`multiply`], with a Q8_0 tile and a panel of M rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn bytes<const M: usize, const UNUSED: usize>(
+    tile: &Tile<'_>,
+    panel: &Panel<'_>,
+    out: &mut [Lanes],
+) {
+    let ones = _mm256_set1_epi16(1);
+    for half in 0..2 {
+        let mut acc = [_mm256_setzero_ps(); M];
+        for b in 0..tile.blocks {
+            // SAFETY: block b is below `tile.blocks`, for which quants, scales and panel were checked: 8 loads of
+            // 32 bytes in 512, 8 scales of this block, M times 8 groups and 4 sums.
+            unsafe {
+                let quants = tile
+                    .quants
+                    .as_ptr()
+                    .add(b * quant_bytes(Format::Q8_0) + half * 32);
+                let d = load_scales(tile.scales.as_ptr().add(b * TILE + half * HALF), 0);
+                let words = panel.quantized.as_ptr().add(b * M * ROW_WORDS);
+                for from in (0..M).step_by(4) {
+                    let until = if from + 4 < M { from + 4 } else { M };
+                    let mut sums = [_mm256_setzero_si256(); 4];
+                    for g in 0..8 {
+                        let w = _mm256_load_si256(quants.add(g * 64).cast());
+                        let magnitude = _mm256_abs_epi8(w);
+                        for r in from..until {
+                            let q = _mm256_set1_epi32(words.add(r * 8 + g).read().cast_signed());
+                            let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(q, w));
+                            sums[r - from] =
+                                _mm256_add_epi32(sums[r - from], _mm256_madd_epi16(products, ones));
+                        }
+                    }
+                    for r in from..until {
+                        let scale = _mm256_set1_ps(f32::from_bits(words.add(M * 8 + r).read()));
+                        let s = _mm256_cvtepi32_ps(sums[r - from]);
+                        acc[r] = _mm256_fmadd_ps(s, _mm256_mul_ps(d, scale), acc[r]);
+                    }
+                }
+            }
+        }
+        for r in 0..M {
+            // SAFETY: 8 of the 16 lanes from `half * 8`.
+            unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * HALF), acc[r]) };
+        }
+    }
+}
+
+/// F16 and F32 (BITS), for panels of M rows. The 256-bit VNNI variant uses it too.
+///
+/// # Safety
+/// As for [`multiply`], with a tile of that format and a panel of M rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
+    tile: &Tile<'_>,
+    panel: &Panel<'_>,
+    out: &mut [Lanes],
+) {
+    for half in 0..2 {
+        let mut acc = [_mm256_setzero_ps(); M];
+        for b in 0..tile.blocks {
+            let mut part = [_mm256_setzero_ps(); M];
+            // SAFETY: block b is below `tile.blocks`, for which quants and panel were checked: 32 times 16 elements,
+            // of which this half takes 8, and M times 32 activations.
+            unsafe {
+                let element = BITS / 8;
+                let weights = tile
+                    .quants
+                    .as_ptr()
+                    .add((b * BLOCK * TILE + half * HALF) * element);
+                let values = panel.plain.as_ptr().add(b * M * BLOCK);
+                for i in 0..BLOCK {
+                    let at = weights.add(i * TILE * element);
+                    let w = if BITS == 16 {
+                        _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
+                    } else {
+                        _mm256_loadu_ps(at.cast())
+                    };
+                    for (r, part) in part.iter_mut().enumerate() {
+                        *part = _mm256_fmadd_ps(
+                            w,
+                            _mm256_set1_ps(values.add(r * BLOCK + i).read()),
+                            *part,
+                        );
+                    }
+                }
+            }
+            for r in 0..M {
+                acc[r] = _mm256_add_ps(acc[r], part[r]);
+            }
+        }
+        for r in 0..M {
+            // SAFETY: 8 of the 16 lanes from `half * 8`.
+            unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * HALF), acc[r]) };
+        }
+    }
+}
