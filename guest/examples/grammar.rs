@@ -67,9 +67,8 @@ mod tests {
         harness.start().unwrap();
         // The base model wants to say `the` and to end, and likes 4 the more the less it was said.
         let model = |tokens: &[Token]| vec![9.0, 1.0, 0.0, 2.0 - tokens.len() as f32 / 3.0, 5.0, 5.0, 8.0];
-        let likeliest = |logits: &[f32]| {
-            (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as Token
-        };
+        let likeliest =
+            |logits: &[f32]| (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as Token;
         let outcome = harness.generate(model, likeliest);
         assert_eq!(harness.host().text(&outcome.tokens), b"4, 4, 7, 7");
         assert_eq!(outcome.tokens.last(), Some(&6), "it ends by itself");

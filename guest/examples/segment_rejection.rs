@@ -32,7 +32,12 @@ impl Policy for SegmentRejection {
             settings: vec![
                 Setting::number("entropy", "nats of entropy that end a segment", 0.0..=10.0, 2.5),
                 Setting::number("threshold", "the value at which a segment is surely accepted", -100.0..=100.0, 0.5),
-                Setting::number("temperature", "units of value below it that divide the chance by e", 0.001..=100.0, 0.1),
+                Setting::number(
+                    "temperature",
+                    "units of value below it that divide the chance by e",
+                    0.001..=100.0,
+                    0.1,
+                ),
             ],
             needs: vec!["rewind".into()],
             ..Manifest::default()

@@ -75,9 +75,8 @@ mod tests {
 
     /// 200 tokens of a flat base model, drawn by their steered logits (the Gumbel trick).
     fn write(nats: f64) -> Vec<Token> {
-        let mut harness = Harness::<Watermark>::new(FakeHost::new(&["word"; 500]))
-            .set("secret", "of the house")
-            .set("nats", nats);
+        let mut harness =
+            Harness::<Watermark>::new(FakeHost::new(&["word"; 500])).set("secret", "of the house").set("nats", nats);
         harness.request.max_tokens = 200;
         harness.start().unwrap();
         let mut state = 1u64;

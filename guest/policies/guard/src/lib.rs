@@ -50,12 +50,7 @@ impl Policy for Guard {
             always.union(&text::find(phrase, Place::Anywhere));
         }
         let always = always.iter().collect();
-        Ok(Guard {
-            phrases,
-            always,
-            vocabulary_size: request.vocabulary_size,
-            ..Guard::default()
-        })
+        Ok(Guard { phrases, always, vocabulary_size: request.vocabulary_size, ..Guard::default() })
     }
 
     fn decide(&mut self, step: &Step) -> Decision {
@@ -69,13 +64,10 @@ impl Policy for Guard {
         }
         let mut forbidden = self.always.clone();
         for place in begun {
-            let known = self
-                .completing
-                .binary_search_by(|(other, _)| other.cmp(place));
+            let known = self.completing.binary_search_by(|(other, _)| other.cmp(place));
             let known = known.unwrap_or_else(|new| {
                 let found = text::find(&self.phrases.rest(place), Place::Start);
-                self.completing
-                    .insert(new, (place.clone(), found.iter().collect()));
+                self.completing.insert(new, (place.clone(), found.iter().collect()));
                 new
             });
             // A token that is named twice is forbidden all the same.
@@ -105,10 +97,7 @@ impl Guard {
         let mut steering = Steering::default();
         if tokens.len() <= BIAS_MAX {
             let deltas = vec![f32::NEG_INFINITY; tokens.len()];
-            steering.bias = Some(TokenBias {
-                tokens: tokens.to_vec(),
-                deltas,
-            });
+            steering.bias = Some(TokenBias { tokens: tokens.to_vec(), deltas });
         } else {
             let mut set = TokenSet::empty(self.vocabulary_size);
             for token in tokens {

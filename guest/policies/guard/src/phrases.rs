@@ -15,20 +15,11 @@ const LETTERS_MAX: usize = 256;
 pub(crate) type Letter = Vec<Vec<u8>>;
 
 /// Characters that fold to one that their own upper and lower case do not lead to.
-const MORE_SPELLINGS: [(char, char); 7] = [
-    ('s', 'ſ'),
-    ('k', '\u{212a}'),
-    ('å', '\u{212b}'),
-    ('σ', 'ς'),
-    ('ω', '\u{2126}'),
-    ('μ', 'µ'),
-    ('ß', 'ẞ'),
-];
+const MORE_SPELLINGS: [(char, char); 7] =
+    [('s', 'ſ'), ('k', '\u{212a}'), ('å', '\u{212b}'), ('σ', 'ς'), ('ω', '\u{2126}'), ('μ', 'µ'), ('ß', 'ẞ')];
 
 /// The white space that any white space of a phrase stands for.
-const WHITE_SPACE: [&str; 8] = [
-    " ", "\n", "\t", "\r", "\r\n", "\u{a0}", "\u{202f}", "\u{3000}",
-];
+const WHITE_SPACE: [&str; 8] = [" ", "\n", "\t", "\r", "\r\n", "\u{a0}", "\u{202f}", "\u{3000}"];
 
 /// A phrase that the text has begun: `letter` is the next one, of which some bytes may be there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,20 +50,14 @@ impl Phrases {
             let words: Vec<&str> = line.split_whitespace().collect();
             let letters: Vec<Letter> = words.join(" ").chars().map(letter).collect();
             if letters.len() > LETTERS_MAX {
-                return Err(format!(
-                    "a phrase has at most {LETTERS_MAX} letters, one has {}",
-                    letters.len()
-                ));
+                return Err(format!("a phrase has at most {LETTERS_MAX} letters, one has {}", letters.len()));
             }
             if !letters.is_empty() && !phrases.contains(&letters) {
                 phrases.push(letters);
             }
         }
         if phrases.len() > PHRASES_MAX {
-            return Err(format!(
-                "the list has at most {PHRASES_MAX} phrases, it has {}",
-                phrases.len()
-            ));
+            return Err(format!("the list has at most {PHRASES_MAX} phrases, it has {}", phrases.len()));
         }
         Ok(Phrases { phrases })
     }
@@ -86,15 +71,7 @@ impl Phrases {
     pub(crate) fn advance(&self, begun: &[Begun], byte: u8) -> Vec<Begun> {
         let mut next = Vec::new();
         for phrase in 0..self.phrases.len() {
-            self.step(
-                &Begun {
-                    phrase,
-                    letter: 0,
-                    bytes: Vec::new(),
-                },
-                byte,
-                &mut next,
-            );
+            self.step(&Begun { phrase, letter: 0, bytes: Vec::new() }, byte, &mut next);
         }
         for place in begun {
             self.step(place, byte, &mut next);
@@ -106,9 +83,7 @@ impl Phrases {
         let letters = &self.phrases[place.phrase];
         let spellings = &letters[place.letter];
         let there = place.bytes.len();
-        let goes_on = |spelling: &&Vec<u8>| {
-            spelling.starts_with(&place.bytes) && spelling.get(there) == Some(&byte)
-        };
+        let goes_on = |spelling: &&Vec<u8>| spelling.starts_with(&place.bytes) && spelling.get(there) == Some(&byte);
         let mut fitting = spellings.iter().filter(goes_on).peekable();
         if fitting.peek().is_none() {
             return;
@@ -143,11 +118,7 @@ impl Phrases {
 
 /// Two spellings may lead to one place.
 fn add_place(places: &mut Vec<Begun>, phrase: usize, letter: usize, bytes: Vec<u8>) {
-    let place = Begun {
-        phrase,
-        letter,
-        bytes,
-    };
+    let place = Begun { phrase, letter, bytes };
     if !places.contains(&place) {
         places.push(place);
     }
@@ -157,23 +128,14 @@ fn add_place(places: &mut Vec<Begun>, phrase: usize, letter: usize, bytes: Vec<u
 /// Accents are not folded, and a letter is not taken apart into a base and its combining marks.
 pub(crate) fn letter(character: char) -> Letter {
     if character.is_whitespace() {
-        return WHITE_SPACE
-            .iter()
-            .map(|space| space.as_bytes().to_vec())
-            .collect();
+        return WHITE_SPACE.iter().map(|space| space.as_bytes().to_vec()).collect();
     }
     let mut spellings: Vec<String> = vec![character.to_string()];
     let mut seen = 0;
     while seen < spellings.len() && spellings.len() < 12 {
         let spelling = spellings[seen].clone();
-        add(
-            &mut spellings,
-            spelling.chars().flat_map(char::to_lowercase).collect(),
-        );
-        add(
-            &mut spellings,
-            spelling.chars().flat_map(char::to_uppercase).collect(),
-        );
+        add(&mut spellings, spelling.chars().flat_map(char::to_lowercase).collect());
+        add(&mut spellings, spelling.chars().flat_map(char::to_uppercase).collect());
         for (usual, other) in MORE_SPELLINGS {
             for (from, to) in [(usual, other), (other, usual)] {
                 if spelling.chars().eq([from]) {
@@ -183,23 +145,13 @@ pub(crate) fn letter(character: char) -> Letter {
         }
         // What upper case spells with two letters, as ß, is met as Ss as well.
         let mut characters = spelling.chars();
-        if let (Some(first), Some(second), None) =
-            (characters.next(), characters.next(), characters.next())
-        {
-            add(
-                &mut spellings,
-                first.to_uppercase().chain(second.to_lowercase()).collect(),
-            );
+        if let (Some(first), Some(second), None) = (characters.next(), characters.next(), characters.next()) {
+            add(&mut spellings, first.to_uppercase().chain(second.to_lowercase()).collect());
         }
         seen += 1;
     }
     let bounded = |bytes: &Vec<u8>| bytes.len() <= 16;
-    spellings
-        .into_iter()
-        .map(String::into_bytes)
-        .filter(bounded)
-        .take(16)
-        .collect()
+    spellings.into_iter().map(String::into_bytes).filter(bounded).take(16).collect()
 }
 
 fn add(spellings: &mut Vec<String>, spelling: String) {

@@ -10,10 +10,7 @@ struct Draw(u64);
 
 impl Draw {
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 33) as usize) % bound
     }
 }
@@ -24,10 +21,7 @@ fn says(text: &[u8], phrase: &[Vec<Vec<u8>>]) -> bool {
         let Some((first, rest)) = letters.split_first() else {
             return true;
         };
-        first.iter().any(|spelling| {
-            text.strip_prefix(&spelling[..])
-                .is_some_and(|text| at(text, rest))
-        })
+        first.iter().any(|spelling| text.strip_prefix(&spelling[..]).is_some_and(|text| at(text, rest)))
     }
     (0..text.len()).any(|start| at(&text[start..], phrase))
 }
@@ -45,23 +39,14 @@ fn check(list: &str, vocabulary: &[Vec<u8>], steps: usize, draw: &mut Draw) {
         let steered = harness.steered(&logits);
         // No phrase here is longer than 24 tokens, so the last 30 tell all.
         let text = harness.host().text(&said[said.len().saturating_sub(30)..]);
-        assert!(
-            phrases.iter().all(|phrase| !says(&text, phrase)),
-            "{list:?} was said: {text:?}"
-        );
+        assert!(phrases.iter().all(|phrase| !says(&text, phrase)), "{list:?} was said: {text:?}");
         for (token, logit) in steered.iter().enumerate() {
             let next = [&text[..], &vocabulary[token]].concat();
             let completes = phrases.iter().any(|phrase| says(&next, phrase));
             let expected = if completes { f32::NEG_INFINITY } else { 0.0 };
-            assert_eq!(
-                *logit, expected,
-                "{list:?}: {:?} after {text:?}",
-                vocabulary[token]
-            );
+            assert_eq!(*logit, expected, "{list:?}: {:?} after {text:?}", vocabulary[token]);
         }
-        let allowed: Vec<usize> = (0..steered.len())
-            .filter(|token| steered[*token].is_finite())
-            .collect();
+        let allowed: Vec<usize> = (0..steered.len()).filter(|token| steered[*token].is_finite()).collect();
         forbidden_steps += usize::from(allowed.len() < steered.len());
         let token = allowed[draw.below(allowed.len())] as Token;
         said.push(token);
@@ -70,48 +55,23 @@ fn check(list: &str, vocabulary: &[Vec<u8>], steps: usize, draw: &mut Draw) {
         if draw.below(50) == 0 {
             let remove = draw.below(said.len().min(8) + 1);
             said.truncate(said.len() - remove);
-            harness.splice(&Splice {
-                remove: remove as u32,
-                insert: Vec::new(),
-            });
+            harness.splice(&Splice { remove: remove as u32, insert: Vec::new() });
         }
     }
-    assert!(
-        forbidden_steps > steps / 50,
-        "{list:?}: only {forbidden_steps} steps were at stake"
-    );
+    assert!(forbidden_steps > steps / 50, "{list:?}: only {forbidden_steps} steps were at stake");
 }
 
 #[test]
 fn no_token_completes_a_phrase_inside_or_outside_the_candidates() {
     let mut draw = Draw(7);
     // Few letters make many near misses; É is split over tokens, and a special token says nothing.
-    let pieces: [&[u8]; 8] = [
-        b"a",
-        b"B",
-        b"b",
-        b"A",
-        b" ",
-        "é".as_bytes(),
-        &[0xc3],
-        &[0x89],
-    ];
+    let pieces: [&[u8]; 8] = [b"a", b"B", b"b", b"A", b" ", "é".as_bytes(), &[0xc3], &[0x89]];
     let mut vocabulary: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.to_vec()).collect();
     vocabulary.push(Vec::new());
     while vocabulary.len() < 120 {
-        vocabulary.push(
-            (0..1 + draw.below(5))
-                .flat_map(|_| pieces[draw.below(8)])
-                .copied()
-                .collect(),
-        );
+        vocabulary.push((0..1 + draw.below(5)).flat_map(|_| pieces[draw.below(8)]).copied().collect());
     }
-    for list in [
-        "abab\nbéa",
-        "aa\nab ba\nbbé",
-        "ÉÉ\naé b\nbabaab",
-        "ba\naab\né",
-    ] {
+    for list in ["abab\nbéa", "aa\nab ba\nbbé", "ÉÉ\naé b\nbabaab", "ba\naab\né"] {
         check(list, &vocabulary, 2_000, &mut draw);
     }
 }
@@ -119,34 +79,18 @@ fn no_token_completes_a_phrase_inside_or_outside_the_candidates() {
 #[test]
 fn bytes_alone_make_any_phrase() {
     let vocabulary: Vec<Vec<u8>> = (0..=255u8).map(|byte| vec![byte]).collect();
-    let mut harness =
-        Harness::<Guard>::new(FakeHost::new(&vocabulary)).set("phrases", "Straße 7\nСТОП");
-    for said in [
-        "STRASSE ",
-        "strasse\n",
-        "Stra\u{df}e\t",
-        "straẞe\u{a0}",
-        "we said: sTRASSe ",
-    ] {
+    let mut harness = Harness::<Guard>::new(FakeHost::new(&vocabulary)).set("phrases", "Straße 7\nСТОП");
+    for said in ["STRASSE ", "strasse\n", "Stra\u{df}e\t", "straẞe\u{a0}", "we said: sTRASSe "] {
         harness.start().unwrap();
-        said.bytes()
-            .for_each(|byte| harness.commit(Token::from(byte)));
+        said.bytes().for_each(|byte| harness.commit(Token::from(byte)));
         let steered = harness.steered(&[0.0; 256]);
         assert_eq!(steered[usize::from(b'7')], f32::NEG_INFINITY, "{said:?}");
-        assert_eq!(
-            steered.iter().filter(|logit| logit.is_infinite()).count(),
-            1
-        );
+        assert_eq!(steered.iter().filter(|logit| logit.is_infinite()).count(), 1);
     }
     harness.start().unwrap();
     let said = "стоп".as_bytes();
-    said[..said.len() - 1]
-        .iter()
-        .for_each(|byte| harness.commit(Token::from(*byte)));
-    assert_eq!(
-        harness.steered(&[0.0; 256])[usize::from(said[said.len() - 1])],
-        f32::NEG_INFINITY
-    );
+    said[..said.len() - 1].iter().for_each(|byte| harness.commit(Token::from(*byte)));
+    assert_eq!(harness.steered(&[0.0; 256])[usize::from(said[said.len() - 1])], f32::NEG_INFINITY);
 }
 
 #[test]
@@ -157,10 +101,7 @@ fn many_forbidden_tokens_bias_the_vocabulary() {
     harness.start().unwrap();
     let step = harness.step(&vec![0.0; 2_001]);
     let decision = harness.decide(&step);
-    assert!(
-        matches!(&decision, Decision::Steer(steering) if steering.vocabulary.is_some()),
-        "{decision:?}"
-    );
+    assert!(matches!(&decision, Decision::Steer(steering) if steering.vocabulary.is_some()), "{decision:?}");
     let steered = harness.steered(&vec![0.0; 2_001]);
     assert!(steered[..2_000].iter().all(|logit| logit.is_infinite()) && steered[2_000] == 0.0);
 }
@@ -184,8 +125,7 @@ fn a_list_beyond_its_bounds_is_refused() {
 
 #[test]
 fn letters_have_their_cases() {
-    let spells =
-        |character: char, text: &str| letter(character).contains(&text.as_bytes().to_vec());
+    let spells = |character: char, text: &str| letter(character).contains(&text.as_bytes().to_vec());
     for (character, text) in [
         ('a', "A"),
         ('A', "a"),
@@ -204,11 +144,6 @@ fn letters_have_their_cases() {
     for character in (0..=0x2ffff).filter_map(char::from_u32) {
         let letter = letter(character);
         assert!((1..=16).contains(&letter.len()), "{character}");
-        assert!(
-            letter
-                .iter()
-                .all(|spelling| (1..=16).contains(&spelling.len())),
-            "{character}"
-        );
+        assert!(letter.iter().all(|spelling| (1..=16).contains(&spelling.len())), "{character}");
     }
 }
