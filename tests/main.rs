@@ -1,1 +1,5 @@
 //! The one integration-test binary.
+
+mod loader;
+mod policies;
+mod rebuild;

@@ -1,3 +1,18 @@
-//! Vassal.
+//! Vassal aligns a frozen language model while it decodes, by policies that nobody has to trust.
+//!
+//! A host owns the base model and calls sandboxed WebAssembly components, the policies, inside the
+//! decoding loop. Start at [`host::Host`] (one prompt, one answer) or at [`engine::Engine`] (many
+//! sequences); `ARCHITECTURE.md` follows one decoding step from end to end.
+//!
+//! Floors: `cli`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` → `vassal-kernels`,
+//! `token`. The three in the middle do not import each other.
+
+pub mod engine;
 pub mod learning;
 pub mod model;
+pub mod policy_build;
+pub mod request;
+pub mod sampling;
+pub mod sandbox;
+pub mod token;
+pub mod token_search;

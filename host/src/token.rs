@@ -106,6 +106,13 @@ impl TextDecoder {
     }
 }
 
+/// The text of some tokens, special ones left out; what is no UTF-8 becomes U+FFFD.
+pub fn decode(vocabulary: &dyn Vocabulary, tokens: &[Token]) -> String {
+    let text = tokens.iter().filter(|&&token| !vocabulary.is_special(token));
+    let bytes: Vec<u8> = text.flat_map(|&token| vocabulary.bytes(token)).copied().collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// How many bytes come before a character that has begun at the end and is incomplete so far.
 fn whole_characters(bytes: &[u8]) -> usize {
     // A character has at most four bytes, so that only the last three can begin an incomplete one.

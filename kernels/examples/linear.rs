@@ -1,11 +1,14 @@
 //! Measures the linear layers of a model the size of SmolLM2-135M: all of a pass but attention.
 //!
-//! `cargo run --release -p vassal-kernels --example linear [-- SECONDS]`
+//! `cargo run --release -p vassal-kernels --example linear [-- SECONDS [WORD...]]`
 //!
 //! One line for each mix of formats, instruction set, number of threads and rows: the median time of a pass
 //! (norms, quantisation of activations, all products, RoPE and storing keys and values), what that is in
 //! operations (two for each weight and row) and in bytes of weights read each second. Passes of up to 20 rows give
-//! logits of every row, a prefill of 512 rows only of the last. SECONDS (default 1) is the time for each line.
+//! logits of every row, a prefill of 512 rows only of the last. SECONDS (default 1) is the time for each line;
+//! with words, only lines that have them all are measured (`avx2`, `Q4_1/Q8_0`, `threads=2`, `rows=1`). On a
+//! machine that others use too, *best*, the fastest pass, and *processor*, the mean time that this thread really
+//! ran (Linux only), say more.
 
 use std::time::Instant;
 
@@ -175,46 +178,88 @@ impl Model {
 }
 
 fn main() -> Result<(), DeviceError> {
-    let seconds = std::env::args()
-        .nth(1)
+    let mut arguments = std::env::args().skip(1);
+    let seconds = arguments
+        .next()
         .and_then(|text| text.parse().ok())
         .unwrap_or(1.0);
-    println!("layers head    isa          threads  rows        ms   GOP/s  GB/s");
-    for (layers, head) in [
+    let words: Vec<String> = arguments.collect();
+    let mixes = [
         (Format::Q4_1, Format::Q8_0),
         (Format::Q4_0, Format::Q8_0),
         (Format::Q4_0, Format::Q4_0),
         (Format::Q8_0, Format::Q8_0),
-    ] {
+        (Format::F16, Format::F16),
+    ];
+    for (layers, head) in mixes {
         for isa in Isa::ALL
             .into_iter()
             .filter(|isa| *isa != Isa::Scalar && isa.is_available())
         {
             for threads in [1, 2] {
+                let names = ROWS.map(|rows| {
+                    format!(
+                        "{layers}/{head} {} threads={threads} rows={rows}",
+                        isa.name()
+                    )
+                });
+                let wanted = names
+                    .each_ref()
+                    .map(|name| words.iter().all(|word| name.split(' ').any(|w| w == word)));
+                if !wanted.contains(&true) {
+                    continue;
+                }
                 let mut cpu = Cpu::with(isa, threads)?;
                 let mut model = model(&mut cpu, layers, head)?;
                 let mut q = cpu.rows(ROWS[ROWS.len() - 1], model.shape.hidden)?;
-                for rows in ROWS {
-                    let begin = Instant::now();
-                    let mut times = Vec::new();
-                    while times.len() < 3 || begin.elapsed().as_secs_f64() < seconds {
-                        let begin = Instant::now();
-                        model.pass(&mut cpu, &mut q, rows)?;
-                        times.push(begin.elapsed().as_secs_f64());
+                for ((rows, name), wanted) in ROWS.into_iter().zip(&names).zip(wanted) {
+                    if wanted {
+                        measure(&mut cpu, &mut model, &mut q, rows, seconds, name)?;
                     }
-                    times.sort_by(f64::total_cmp);
-                    let median = times[times.len() / 2];
-                    let (operations, bytes) = model.work(rows);
-                    println!(
-                        "{layers:6} {head:7} {:12} {threads:7} {rows:5} {:9.2} {:7.0} {:5.1}",
-                        isa.name(),
-                        median * 1e3,
-                        operations / median / 1e9,
-                        bytes / median / 1e9,
-                    );
                 }
             }
         }
     }
     Ok(())
+}
+
+fn measure(
+    cpu: &mut Cpu,
+    model: &mut Model,
+    q: &mut Rows,
+    rows: usize,
+    seconds: f64,
+    name: &str,
+) -> Result<(), DeviceError> {
+    let processor = processor_seconds();
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 3 || begin.elapsed().as_secs_f64() < seconds {
+        let begin = Instant::now();
+        model.pass(cpu, q, rows)?;
+        times.push(begin.elapsed().as_secs_f64());
+    }
+    let processor = (processor_seconds() - processor) / times.len() as f64;
+    times.sort_by(f64::total_cmp);
+    let (best, median) = (times[0], times[times.len() / 2]);
+    let (operations, bytes) = model.work(rows);
+    println!(
+        "{name:45} {:8.2} ms (best {:8.2}, processor {:8.2})  {:5.0} GOP/s  {:5.1} GB/s",
+        median * 1e3,
+        best * 1e3,
+        processor * 1e3,
+        operations / median / 1e9,
+        bytes / median / 1e9,
+    );
+    Ok(())
+}
+
+/// Seconds that this thread has run, as Linux counts them, or 0.
+fn processor_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ')
+        .next()
+        .and_then(|nanoseconds| nanoseconds.parse::<f64>().ok())
+        .unwrap_or(0.0)
+        / 1e9
 }

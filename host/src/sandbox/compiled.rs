@@ -250,8 +250,8 @@ impl CompiledPolicy {
     ) -> Result<Instance, Fault> {
         let compiled = &self.0;
         if compiled.imports_find {
-            // Built once a vocabulary, and not on this call's clock.
-            text.search();
+            // Built once a vocabulary, and not on this call's clock. An error shows where it is used.
+            let _ = text.search();
         }
         let fuel = compiled.shared.limits.fuel_start;
         let fault = |kind| Fault::new(&compiled.name, kind);
@@ -262,6 +262,7 @@ impl CompiledPolicy {
         );
         data.heads = manifest.heads.len();
         data.candidates = request.candidates as usize;
+        let exchange = data.exchange.clone();
         let run = || -> wasmtime::Result<_> {
             let (mut store, instance) = compiled.instantiate(data, fuel)?;
             let raw = lower_request(manifest, request, text);
@@ -270,7 +271,7 @@ impl CompiledPolicy {
             Ok((store, instance, answer.0))
         };
         let (store, instance, answer) =
-            run().map_err(|error| Fault::from_error(&compiled.name, &error))?;
+            run().map_err(|error| exchange.fault(&compiled.name, &error))?;
         let plan = answer.map_err(|reason| {
             let detail = clean(&reason, compiled.shared.limits.summary_bytes);
             Fault {
@@ -333,13 +334,14 @@ impl Compiled {
             &self.shared.no_text,
             self.shared.deadline_ticks,
         );
+        let exchange = data.exchange.clone();
         let run = || -> wasmtime::Result<bindings::Manifest> {
             let (mut store, instance) = self.instantiate(data, self.shared.limits.fuel_describe)?;
             Ok(self
                 .call::<_, (bindings::Manifest,)>(&mut store, &instance, self.describe, (offered,))?
                 .0)
         };
-        run().map_err(|error| Fault::from_error(&self.name, &error))
+        run().map_err(|error| exchange.fault(&self.name, &error))
     }
 }
 

@@ -7,6 +7,7 @@
 use super::decision::BadDecision;
 use super::plan::BadPlan;
 use super::words::clean;
+use crate::token_search::FindError;
 use wasmtime::Trap;
 
 /// A guest that failed, and how.
@@ -77,11 +78,11 @@ impl FaultKind {
 }
 
 /// A call of a host function that the contract forbids.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadCall {
     /// A pattern beyond the bounds of `text.find`.
-    #[error("a pattern beyond the bounds of `text.find`")]
-    InvalidPattern,
+    #[error("{0}")]
+    Pattern(FindError),
     /// More text than one call may encode.
     #[error("{bytes} bytes of text, at most {limit} allowed")]
     TextTooLong {
@@ -161,8 +162,9 @@ impl Fault {
         }
     }
 
-    /// Classifies the error of a guest call.
-    pub(super) fn from_error(policy: &str, error: &wasmtime::Error) -> Self {
+    /// Classifies the error of a guest call. `last_note` is what the guest noted last in it: the message of
+    /// a panic, where it gave up.
+    pub(super) fn from_error(policy: &str, error: &wasmtime::Error, last_note: Option<&String>) -> Self {
         let kind = if let Some(Raised(kind)) = error.downcast_ref() {
             kind.clone()
         } else if let Some(trap) = error.downcast_ref::<Trap>() {
@@ -183,6 +185,7 @@ impl Fault {
             FaultKind::Error | FaultKind::Capacity | FaultKind::Trap(TrapCode::Other) => {
                 clean(&format!("{error:#}"), DETAIL_BYTES)
             }
+            FaultKind::Trap(TrapCode::Unreachable) => last_note.cloned().unwrap_or_default(),
             _ => String::new(),
         };
         Self {

@@ -5,7 +5,7 @@
 //! plainly. `text.rs` and `values.rs` hold the functions of those two interfaces.
 
 use super::bindings;
-use super::fault::{FaultKind, Raised};
+use super::fault::{Fault, FaultKind, Raised};
 use super::instance::{ValueAnswer, ValueRequest};
 use super::limits::Limits;
 use super::text::{self, VocabularyText};
@@ -127,6 +127,11 @@ impl Exchange {
     /// Never held across a guest's code, so nobody waits for it. A panic elsewhere leaves it usable.
     pub(super) fn lock(&self) -> MutexGuard<'_, Exchanged> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Classifies the error of a call, with the last note for its detail.
+    pub(super) fn fault(&self, policy: &str, error: &wasmtime::Error) -> Fault {
+        Fault::from_error(policy, error, self.lock().notes.last())
     }
 }
 

@@ -140,7 +140,7 @@ impl Instance {
     ) -> Result<Self, Fault> {
         let decide = instance
             .get_typed_func(&mut store, &compiled.decide)
-            .map_err(|error| Fault::from_error(&compiled.name, &error))?;
+            .map_err(|error| Fault::from_error(&compiled.name, &error, None))?;
         let left = store.get_fuel().unwrap_or(0);
         Ok(Self {
             compiled: Arc::clone(compiled),
@@ -273,7 +273,7 @@ impl Instance {
             Ok((raw,)) => context
                 .check(raw)
                 .map_err(|error| Fault::new(&self.compiled.name, FaultKind::BadDecision(error))),
-            Err(error) => Err(Fault::from_error(&self.compiled.name, &error)),
+            Err(error) => Err(self.exchange.fault(&self.compiled.name, &error)),
         };
         match decided {
             Ok(decision) => {

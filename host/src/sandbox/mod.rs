@@ -11,6 +11,7 @@
 //!
 //! Start at `compiled.rs` for what happens to a file, at `instance.rs` for what happens in a step.
 
+pub mod bench;
 pub mod compiled;
 pub mod contract;
 pub mod decision;

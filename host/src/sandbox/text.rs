@@ -8,7 +8,7 @@ use super::bindings::Place;
 use super::fault::{BadCall, FaultKind, Raised};
 use super::imports::{StoreData, charge, charge_items};
 use crate::token::{Token, Vocabulary};
-use crate::token_search::{FindError, TokenSearch};
+use crate::token_search::{FindError, TokenSearch, TooLarge};
 use std::sync::{Arc, OnceLock};
 use wasmtime::component::LinkerInstance;
 use wasmtime::{StoreContextMut, Trap};
@@ -16,7 +16,7 @@ use wasmtime::{StoreContextMut, Trap};
 /// A base model's vocabulary as policies may see it.
 pub struct VocabularyText {
     vocabulary: Arc<dyn Vocabulary>,
-    search: OnceLock<TokenSearch>,
+    search: OnceLock<Result<TokenSearch, TooLarge>>,
 }
 
 impl VocabularyText {
@@ -54,9 +54,9 @@ impl VocabularyText {
     }
 
     /// The index of `text.find`, built at the first call.
-    pub(super) fn search(&self) -> &TokenSearch {
-        self.search
-            .get_or_init(|| TokenSearch::new(self.size(), |token| self.bytes(token)))
+    pub(super) fn search(&self) -> Result<&TokenSearch, &TooLarge> {
+        let build = || TokenSearch::new(self.size(), |token| self.bytes(token));
+        self.search.get_or_init(build).as_ref()
     }
 }
 
@@ -127,7 +127,7 @@ fn find(
 ) -> wasmtime::Result<(Vec<u64>,)> {
     let text = Arc::clone(&store.data().text);
     let mut fuel = store.get_fuel()?;
-    let found = text.search().find(&pattern, place.into(), &mut fuel);
+    let found = text.search().map_err(Clone::clone)?.find(&pattern, place.into(), &mut fuel);
     match found {
         Ok(words) => {
             store.set_fuel(fuel)?;
@@ -137,8 +137,6 @@ fn find(
             store.set_fuel(0)?;
             Err(Trap::OutOfFuel.into())
         }
-        Err(FindError::InvalidPattern) => {
-            Err(Raised(FaultKind::BadCall(BadCall::InvalidPattern)).into())
-        }
+        Err(refused) => Err(Raised(FaultKind::BadCall(BadCall::Pattern(refused))).into()),
     }
 }

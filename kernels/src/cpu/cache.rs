@@ -79,11 +79,6 @@ impl Cache {
         self.pages * PAGE_TOKENS
     }
 
-    /// Layers of its model.
-    pub(crate) fn layers(&self) -> usize {
-        self.layers
-    }
-
     /// The taps it keeps sums for.
     pub(crate) fn taps(&self) -> &[usize] {
         &self.taps

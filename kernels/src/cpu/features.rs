@@ -181,3 +181,192 @@ fn add_scaled_to<S: Simd>(_: S, scale: f32, from: &[f32], to: &mut [f32]) {
         *to = from.mul_add(scale, *to);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+    use crate::cpu::testing::{Random, bits, every_isa};
+    use crate::device::{CacheShape, ModelShape, RopePairing};
+
+    const HIDDEN: usize = 77;
+    const RANK: usize = 5;
+    const ROWS: usize = 40;
+
+    /// Forty positions of one response behind a prompt of four, accumulated at the second of two taps.
+    fn world(random: &mut Random) -> (Plan, Vec<f32>, Cache) {
+        let model = ModelShape {
+            layers: 3,
+            hidden: HIDDEN,
+            heads: 1,
+            kv_heads: 1,
+            head_width: 2,
+            feed_forward: 1,
+            vocabulary: 10,
+            context_tokens: 64,
+            norm_epsilon: 1e-5,
+            rope_pairing: RopePairing::Halves,
+            rope_inverse_frequencies: vec![1.0],
+        };
+        let mut cache = Cache::new(
+            &model,
+            &CacheShape {
+                pages: 2,
+                taps: vec![1, 3],
+            },
+        )
+        .expect("a small cache");
+        let row = |i: u32| Row {
+            token: 0,
+            position: i,
+            sequence: 0,
+            slot: (i + 32) % 64,
+            response_count: (i + 1).saturating_sub(4),
+            remaining: 1.0 - i as f32 / 64.0,
+        };
+        let plan = Plan {
+            rows: (0..ROWS as u32).map(row).collect(),
+            block_tables: vec![vec![1, 0]],
+        };
+        let x = random.bells(ROWS * HIDDEN, 2.0);
+        cache.accumulate(&plan, 1, &x);
+        (plan, x, cache)
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum()
+    }
+
+    fn one_pass(random: &mut Random) -> OnePassHead {
+        OnePassHead {
+            tap: 1,
+            rank: RANK,
+            state: random.bells(RANK * (2 * HIDDEN + 2), 1.0),
+            embedding: random.bells(RANK * HIDDEN, 1.0),
+            token_bias: random
+                .bells(10, 1.0)
+                .into_iter()
+                .map(f16::from_f32)
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn features_are_the_residual_its_mean_and_what_remains() {
+        let (plan, x, cache) = world(&mut Random(1));
+        let mut out = vec![7.0];
+        read_features(&plan, &x, HIDDEN, &cache, 1, &mut out);
+        assert_eq!(out.remove(0), 7.0, "appended");
+        for (i, features) in out.chunks_exact(2 * HIDDEN + 2).enumerate() {
+            assert_eq!(features[..HIDDEN], x[i * HIDDEN..][..HIDDEN]);
+            for d in 0..HIDDEN {
+                let response = (4..=i).map(|row| f64::from(x[row * HIDDEN + d]));
+                let mean = if i < 4 {
+                    0.0
+                } else {
+                    response.sum::<f64>() / (i - 3) as f64
+                };
+                assert!((f64::from(features[HIDDEN + d]) - mean).abs() <= 1e-5);
+            }
+            assert_eq!(features[2 * HIDDEN..], [plan.rows[i].remaining, 1.0]);
+        }
+        assert_eq!(out.len(), ROWS * (2 * HIDDEN + 2));
+    }
+
+    #[test]
+    fn heads_are_products_with_the_features() {
+        let mut random = Random(2);
+        let (plan, x, cache) = world(&mut random);
+        let weights = random.bells(2 * HIDDEN + 2, 1.0);
+        let linear = LinearHead {
+            tap: 1,
+            residual: weights[..HIDDEN].to_vec(),
+            mean: weights[HIDDEN..2 * HIDDEN].to_vec(),
+            remaining: weights[2 * HIDDEN],
+            bias: weights[2 * HIDDEN + 1],
+        };
+        let one_pass = one_pass(&mut random);
+        let mut features = Vec::new();
+        read_features(&plan, &x, HIDDEN, &cache, 1, &mut features);
+        let features: Vec<&[f32]> = features.chunks_exact(2 * HIDDEN + 2).collect();
+        let mut all = Vec::new();
+        for isa in every_isa() {
+            let values = values(isa, &plan, &x, &cache, &linear);
+            for (value, features) in values.iter().zip(&features) {
+                assert!((f64::from(*value) - dot(&weights, features)).abs() <= 1e-4);
+            }
+            for threads in [1, 3] {
+                let projected = project(isa, &Pool::new(threads), &plan, &x, &cache, &one_pass);
+                for (row, features) in projected.chunks_exact(RANK).zip(&features) {
+                    for (p, a) in row.iter().zip(one_pass.state.chunks_exact(2 * HIDDEN + 2)) {
+                        assert!((f64::from(*p) - dot(a, features)).abs() <= 1e-4);
+                    }
+                }
+                all.push(bits(&[values.clone(), projected].concat()));
+            }
+        }
+        assert!(
+            all.windows(2).all(|pair| pair[0] == pair[1]),
+            "the same bits everywhere"
+        );
+        assert!(all[0].len() == ROWS * (1 + RANK));
+    }
+
+    #[test]
+    fn a_row_alone_has_the_value_it_has_in_a_batch() {
+        let mut random = Random(3);
+        let (plan, x, cache) = world(&mut random);
+        let head = one_pass(&mut random);
+        let isa = every_isa().pop().expect("scalar");
+        let together = project(isa, &Pool::new(2), &plan, &x, &cache, &head);
+        for i in [0, 3, 4, 39] {
+            let alone = Plan {
+                rows: vec![plan.rows[i]],
+                block_tables: plan.block_tables.clone(),
+            };
+            let alone = project(
+                isa,
+                &Pool::new(1),
+                &alone,
+                &x[i * HIDDEN..][..HIDDEN],
+                &cache,
+                &head,
+            );
+            assert_eq!(bits(&alone), bits(&together[i * RANK..][..RANK]));
+        }
+    }
+
+    #[test]
+    fn scores_are_bilinear_and_depend_on_their_own_token_only() {
+        let mut random = Random(4);
+        let head = one_pass(&mut random);
+        let projection = random.bells(RANK, 1.0);
+        let tokens = [3, 9, 0, 3, 10];
+        let table = random.bells(11 * HIDDEN, 1.0);
+        let row = |token: u32| &table[token as usize * HIDDEN..][..HIDDEN];
+        let embeddings: Vec<f32> = tokens
+            .iter()
+            .flat_map(|token| row(*token))
+            .copied()
+            .collect();
+        for isa in every_isa() {
+            let scores = score(isa, &head, &projection, &embeddings, &tokens);
+            for (token, score_of) in tokens.iter().zip(&scores) {
+                let products = projection.iter().zip(head.embedding.chunks_exact(HIDDEN));
+                let products = products.map(|(p, b)| f64::from(*p) * dot(b, row(*token)));
+                let bias = head
+                    .token_bias
+                    .get(*token as usize)
+                    .map_or(0.0, |bias| bias.to_f64());
+                assert!((f64::from(*score_of) - (products.sum::<f64>() + bias)).abs() <= 1e-3);
+                let alone = score(isa, &head, &projection, row(*token), &[*token]);
+                assert_eq!(alone[0].to_bits(), score_of.to_bits());
+            }
+            assert!(scores[0] == scores[3] && scores[0] != scores[1]);
+        }
+    }
+}

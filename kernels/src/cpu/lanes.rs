@@ -358,3 +358,142 @@ mod avx2 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{Random, bits, every_isa};
+    use crate::sampling;
+
+    for_every_isa! {
+        fn exp_of(x: &[f32; 8], to: &mut [f32; 8]) = exp_with;
+    }
+
+    #[inline(always)]
+    fn exp_with<S: Simd>(s: S, x: &[f32; 8], to: &mut [f32; 8]) {
+        s.store(exp(s, s.load(x)), to);
+    }
+
+    for_every_isa! {
+        fn everything(x: &[f32; 8], y: &[f32; 8], half: &[u16; 8]) -> Vec<u64> = everything_with;
+    }
+
+    /// Every operation once, as bits.
+    #[inline(always)]
+    fn everything_with<S: Simd>(s: S, x: &[f32; 8], y: &[f32; 8], half: &[u16; 8]) -> Vec<u64> {
+        let (a, b) = (s.load(x), s.load(y));
+        let picked = s.pick(half[0] as u8, a, b);
+        let results = [
+            s.add(a, b),
+            s.sub(a, b),
+            s.mul(a, b),
+            s.div(a, b),
+            s.mul_add(a, b, a),
+            s.min(a, b),
+            s.max(a, b),
+            s.power(s.add(b, s.splat(ROUNDER))),
+            s.where_above(a, b, s.splat(3.0)),
+            picked,
+            s.load_f16(half),
+        ];
+        let mut out = Vec::new();
+        for result in results {
+            let mut plain = [0.0; 8];
+            s.store(result, &mut plain);
+            // A NaN's payload is nobody's business.
+            out.extend(plain.map(|x| {
+                if x.is_nan() {
+                    u64::MAX
+                } else {
+                    u64::from(x.to_bits())
+                }
+            }));
+        }
+        out.push(u64::from(s.above(a, b)));
+        out.extend([s.sum(b), s.largest(b)].map(|x| u64::from(x.to_bits())));
+        let wide = s.wide_mul_add(s.wide_add(s.wide_zero(), b), b, b);
+        out.push(s.wide_sum(wide).to_bits());
+        let e = exp(s, s.sub(b, s.splat(60.0)));
+        out.push(s.weights_sum(s.weights_add(s.weights_add(s.weights_zero(), e), s.splat(1.0))));
+        out
+    }
+
+    #[test]
+    fn every_operation_gives_the_same_bits_everywhere() {
+        let mut random = Random(1);
+        let special = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            0.0,
+            -0.0,
+            f32::MAX,
+            1e-40,
+        ];
+        for _ in 0..2000 {
+            let mut x: [f32; 8] = std::array::from_fn(|_| 20.0 * random.bell());
+            x[random.below(8)] = special[random.below(special.len())];
+            let y: [f32; 8] = std::array::from_fn(|_| 20.0 * random.bell());
+            let half: [u16; 8] = std::array::from_fn(|_| random.next() as u16);
+            let all: Vec<_> = every_isa()
+                .into_iter()
+                .map(|isa| everything(isa, &x, &y, &half))
+                .collect();
+            assert!(
+                all.windows(2).all(|pair| pair[0] == pair[1]),
+                "{x:?} {y:?} {half:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn exp_in_lanes_is_the_shared_one() {
+        let mut random = Random(2);
+        for round in 0..20_000 {
+            let mut x: [f32; 8] = std::array::from_fn(|_| -100.0 * random.symmetric());
+            if round % 50 == 0 {
+                x = [
+                    0.0,
+                    -0.0,
+                    f32::NAN,
+                    f32::INFINITY,
+                    f32::NEG_INFINITY,
+                    EXP_FLOOR,
+                    EXP_CEILING,
+                    f32::MIN,
+                ];
+            }
+            for isa in every_isa() {
+                let mut out = [f32::NAN; 8];
+                exp_of(isa, &x, &mut out);
+                assert_eq!(bits(&out), bits(&x.map(sampling::exp)), "{x:?}");
+            }
+        }
+    }
+
+    for_every_isa! {
+        fn product(a: &[f32], b: &[f32]) -> f32 = dot;
+    }
+
+    #[test]
+    fn dot_products_are_right_and_the_same_everywhere() {
+        let mut random = Random(3);
+        for length in (0..70).chain([576, 1153]) {
+            let (a, b) = (random.bells(length, 1.0), random.bells(length, 1.0));
+            let expected: f64 = a
+                .iter()
+                .zip(&b)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
+            let found: Vec<f32> = every_isa()
+                .into_iter()
+                .map(|isa| product(isa, &a, &b))
+                .collect();
+            assert!((f64::from(found[0]) - expected).abs() <= 1e-4, "{length}");
+            assert!(
+                found.iter().all(|x| x.to_bits() == found[0].to_bits()),
+                "{length}"
+            );
+        }
+    }
+}

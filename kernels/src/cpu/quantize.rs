@@ -268,17 +268,15 @@ fn quantize_block_scalar(values: &[f32; BLOCK]) -> Quantized {
 fn quantize_block_avx2(values: &[f32; BLOCK]) -> Quantized {
     use std::arch::x86_64::*;
     let (chunks, _) = values.as_chunks::<8>();
-    let load = |i: usize| {
-        // SAFETY: `chunks[i]` is 8 floats.
-        unsafe { _mm256_loadu_ps(chunks[i].as_ptr()) }
-    };
-    let x = [load(0), load(1), load(2), load(3)];
+    let mut x = [_mm256_setzero_ps(); 4];
+    let mut most = _mm256_setzero_si256();
     let bits = _mm256_set1_epi32(0x7FFF_FFFF);
-    let magnitude = |i: usize| _mm256_and_si256(_mm256_castps_si256(x[i]), bits);
-    let most = _mm256_max_epu32(
-        _mm256_max_epu32(magnitude(0), magnitude(1)),
-        _mm256_max_epu32(magnitude(2), magnitude(3)),
-    );
+    // Plain loops: library code that takes closures lacks the features, and would not be inlined.
+    for (x, chunk) in x.iter_mut().zip(chunks) {
+        // SAFETY: the chunk is 8 floats.
+        *x = unsafe { _mm256_loadu_ps(chunk.as_ptr()) };
+        most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(*x), bits));
+    }
     let most = _mm_max_epu32(
         _mm256_castsi256_si128(most),
         _mm256_extracti128_si256::<1>(most),
@@ -295,7 +293,10 @@ fn quantize_block_avx2(values: &[f32; BLOCK]) -> Quantized {
     }
     let inverse = _mm256_set1_ps(inverse);
     // The conversion rounds to even: no code of this process changes the rounding mode.
-    let q = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+    let mut q = [_mm256_setzero_si256(); 4];
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse));
+    }
     let sum = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
     let sum = _mm_add_epi32(
         _mm256_castsi256_si128(sum),

@@ -74,3 +74,67 @@ impl Rope {
 fn rotate(a: f32, b: f32, (cos, sin): (f32, f32)) -> (f32, f32) {
     (a * cos - b * sin, a * sin + b * cos)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::Random;
+
+    fn rope(pairing: RopePairing) -> Rope {
+        let frequencies = (0..8).map(|i| 1e5f64.powf(-f64::from(i) / 8.0)).collect();
+        Rope {
+            pairing,
+            inverse_frequencies: frequencies,
+            context_tokens: 9000,
+            table: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn pairs_turn_by_position_times_frequency() {
+        for pairing in [RopePairing::Interleaved, RopePairing::Halves] {
+            let mut rope = rope(pairing);
+            for position in [0usize, 1, 255, 256, 8191] {
+                rope.reserve(position + 1);
+                let before = Random(9).bells(32, 1.0);
+                let mut after = before.clone();
+                rope.apply(position, &mut after);
+                for i in 0..16 {
+                    let (head, pair) = (i / 8 * 16, i % 8);
+                    let (first, second) = match pairing {
+                        RopePairing::Interleaved => (head + 2 * pair, head + 2 * pair + 1),
+                        RopePairing::Halves => (head + pair, head + pair + 8),
+                    };
+                    let (sin, cos) = (position as f64 * rope.inverse_frequencies[pair]).sin_cos();
+                    let [a, b] = [first, second].map(|d| f64::from(before[d]));
+                    assert!(
+                        (f64::from(after[first]) - (a * cos - b * sin)).abs() <= 5e-7,
+                        "{pairing:?} {position}"
+                    );
+                    assert!(
+                        (f64::from(after[second]) - (a * sin + b * cos)).abs() <= 5e-7,
+                        "{pairing:?} {position}"
+                    );
+                }
+                assert_eq!(
+                    after == before,
+                    position == 0,
+                    "position 0 alone stands still"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_grows_only_as_far_as_it_must() {
+        let mut rope = rope(RopePairing::Halves);
+        rope.reserve(1);
+        assert_eq!(rope.ready(), 256);
+        rope.reserve(257);
+        assert_eq!(rope.ready(), 512);
+        rope.reserve(8500);
+        assert_eq!(rope.ready(), 8500);
+        rope.reserve(8501);
+        assert_eq!(rope.ready(), 9000, "doubling stops at the context");
+    }
+}

@@ -496,3 +496,7 @@ fn shift_with<S: Simd>(s: S, row: &[f32], temperature: f32, after: &[f32], top: 
     });
     s.wide_sum(sum)
 }
+
+#[cfg(test)]
+#[path = "sample_tests.rs"]
+mod tests;

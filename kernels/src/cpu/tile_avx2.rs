@@ -8,6 +8,11 @@
 //! two products of at most 128·127 are 32,512. That the other variants take w + 128 instead changes no bit: both
 //! are exact.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators over arrays of vectors are library code without the features, and stay calls"
+)]
+
 use std::arch::x86_64::*;
 
 use crate::cpu::pack::{TILE, Tile, quant_bytes};
@@ -83,10 +88,12 @@ unsafe fn nibbles<const M: usize, const MINIMA: usize>(
                     .quants
                     .as_ptr()
                     .add(b * quant_bytes(Format::Q4_0) + half * 32);
-                let load = |p: usize| _mm256_load_si256(quants.add(p * 64).cast());
-                let packed = [load(0), load(1), load(2), load(3)];
-                let lower = packed.map(|v| _mm256_and_si256(v, low));
-                let upper = packed.map(|v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), low));
+                let (mut lower, mut upper) = ([low; 4], [low; 4]);
+                for g in 0..4 {
+                    let packed = _mm256_load_si256(quants.add(g * 64).cast());
+                    lower[g] = _mm256_and_si256(packed, low);
+                    upper[g] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
+                }
                 let scales = tile
                     .scales
                     .as_ptr()
@@ -98,7 +105,7 @@ unsafe fn nibbles<const M: usize, const MINIMA: usize>(
                     d
                 };
                 let words = panel.quantized.as_ptr().add(b * M * ROW_WORDS);
-                for (r, acc) in acc.iter_mut().enumerate() {
+                for r in 0..M {
                     let group =
                         |g: usize| _mm256_set1_epi32(words.add(r * 8 + g).read().cast_signed());
                     let pair = |g: usize| {
@@ -119,17 +126,18 @@ unsafe fn nibbles<const M: usize, const MINIMA: usize>(
                         );
                     }
                     let scale = _mm256_set1_ps(f32::from_bits(words.add(M * 8 + r).read()));
-                    *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(d, scale), *acc);
+                    acc[r] =
+                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(d, scale), acc[r]);
                     if MINIMA == 1 {
                         let sum = _mm256_set1_ps(f32::from_bits(words.add(M * 9 + r).read()));
-                        *acc = _mm256_fmadd_ps(minima, sum, *acc);
+                        acc[r] = _mm256_fmadd_ps(minima, sum, acc[r]);
                     }
                 }
             }
         }
-        for (acc, out) in acc.iter().zip(out.iter_mut()) {
+        for r in 0..M {
             // SAFETY: 8 of the 16 lanes from `half * 8`.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(half * HALF), *acc) };
+            unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * HALF), acc[r]) };
         }
     }
 }
@@ -178,9 +186,9 @@ unsafe fn bytes<const M: usize, const UNUSED: usize>(
                 }
             }
         }
-        for (acc, out) in acc.iter().zip(out.iter_mut()) {
+        for r in 0..M {
             // SAFETY: 8 of the 16 lanes from `half * 8`.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(half * HALF), *acc) };
+            unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * HALF), acc[r]) };
         }
     }
 }
@@ -224,13 +232,13 @@ pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
                     }
                 }
             }
-            for (acc, part) in acc.iter_mut().zip(part) {
-                *acc = _mm256_add_ps(*acc, part);
+            for r in 0..M {
+                acc[r] = _mm256_add_ps(acc[r], part[r]);
             }
         }
-        for (acc, out) in acc.iter().zip(out.iter_mut()) {
+        for r in 0..M {
             // SAFETY: 8 of the 16 lanes from `half * 8`.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(half * HALF), *acc) };
+            unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * HALF), acc[r]) };
         }
     }
 }

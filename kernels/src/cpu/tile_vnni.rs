@@ -8,6 +8,11 @@
 //! 512 bits take the 16 rows of a tile at once; 256 bits take them in two halves and come in two encodings of
 //! the same instruction, AVX-VNNI and AVX-512 VL. The second exists for tests, on processors that lack the first.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators over arrays of vectors are library code without the features, and stay calls"
+)]
+
 use std::arch::x86_64::*;
 
 use crate::cpu::pack::{TILE, Tile, quant_bytes};
@@ -68,17 +73,17 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
             let mut sums = [_mm512_setzero_si512(); M];
             if FORMAT != Q4_1 {
                 let correction = if FORMAT == Q4_0 { 10 } else { 11 };
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_set1_epi32(word(M * correction + r).cast_signed());
+                for r in 0..M {
+                    sums[r] = _mm512_set1_epi32(word(M * correction + r).cast_signed());
                 }
             }
             if FORMAT == Q8_0 {
                 let quants = tile.quants.as_ptr().add(b * quant_bytes(Format::Q8_0));
                 for g in 0..8 {
                     let w = _mm512_xor_si512(_mm512_load_si512(quants.add(g * 64).cast()), flip);
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        *sum = _mm512_dpbusd_epi32(
-                            *sum,
+                    for r in 0..M {
+                        sums[r] = _mm512_dpbusd_epi32(
+                            sums[r],
                             w,
                             _mm512_set1_epi32(word(r * 8 + g).cast_signed()),
                         );
@@ -90,16 +95,16 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
                     let packed = _mm512_load_si512(quants.add(g * 64).cast());
                     let lower = _mm512_and_si512(packed, low);
                     let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), low);
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        *sum = _mm512_dpbusd_epi32(
-                            *sum,
+                    for r in 0..M {
+                        sums[r] = _mm512_dpbusd_epi32(
+                            sums[r],
                             lower,
                             _mm512_set1_epi32(word(r * 8 + g).cast_signed()),
                         );
                     }
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        *sum = _mm512_dpbusd_epi32(
-                            *sum,
+                    for r in 0..M {
+                        sums[r] = _mm512_dpbusd_epi32(
+                            sums[r],
                             upper,
                             _mm512_set1_epi32(word(r * 8 + g + 4).cast_signed()),
                         );
@@ -114,22 +119,23 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
             } else {
                 d
             };
-            for (r, (acc, sum)) in acc.iter_mut().zip(sums).enumerate() {
+            for r in 0..M {
                 let scale = _mm512_set1_ps(f32::from_bits(word(M * 8 + r)));
-                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(d, scale), *acc);
+                acc[r] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), _mm512_mul_ps(d, scale), acc[r]);
                 if FORMAT == Q4_1 {
-                    *acc = _mm512_fmadd_ps(
+                    acc[r] = _mm512_fmadd_ps(
                         minima,
                         _mm512_set1_ps(f32::from_bits(word(M * 9 + r))),
-                        *acc,
+                        acc[r],
                     );
                 }
             }
         }
     }
-    for (acc, out) in acc.iter().zip(out) {
-        // SAFETY: `out` is 16 floats.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *acc) };
+    for r in 0..M {
+        // SAFETY: the output of a row is 16 floats.
+        unsafe { _mm512_storeu_ps(out[r].as_mut_ptr(), acc[r]) };
     }
 }
 
@@ -159,19 +165,22 @@ unsafe fn plain_512<const M: usize, const BITS: usize>(
                 } else {
                     _mm512_loadu_ps(at.cast())
                 };
-                for (r, part) in part.iter_mut().enumerate() {
-                    *part =
-                        _mm512_fmadd_ps(w, _mm512_set1_ps(values.add(r * BLOCK + i).read()), *part);
+                for r in 0..M {
+                    part[r] = _mm512_fmadd_ps(
+                        w,
+                        _mm512_set1_ps(values.add(r * BLOCK + i).read()),
+                        part[r],
+                    );
                 }
             }
         }
-        for (acc, part) in acc.iter_mut().zip(part) {
-            *acc = _mm512_add_ps(*acc, part);
+        for r in 0..M {
+            acc[r] = _mm512_add_ps(acc[r], part[r]);
         }
     }
-    for (acc, out) in acc.iter().zip(out) {
-        // SAFETY: `out` is 16 floats.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *acc) };
+    for r in 0..M {
+        // SAFETY: the output of a row is 16 floats.
+        unsafe { _mm512_storeu_ps(out[r].as_mut_ptr(), acc[r]) };
     }
 }
 
@@ -215,16 +224,16 @@ macro_rules! variant_256 {
                         let mut sums = [_mm256_setzero_si256(); M];
                         if FORMAT != Q4_1 {
                             let correction = if FORMAT == Q4_0 { 10 } else { 11 };
-                            for (r, sum) in sums.iter_mut().enumerate() {
-                                *sum = _mm256_set1_epi32(word(M * correction + r).cast_signed());
+                            for r in 0..M {
+                                sums[r] = _mm256_set1_epi32(word(M * correction + r).cast_signed());
                             }
                         }
                         if FORMAT == Q8_0 {
                             let quants = tile.quants.as_ptr().add(b * quant_bytes(Format::Q8_0) + half * 32);
                             for g in 0..8 {
                                 let w = _mm256_xor_si256(_mm256_load_si256(quants.add(g * 64).cast()), flip);
-                                for (r, sum) in sums.iter_mut().enumerate() {
-                                    *sum = $dot(*sum, w, group(r, g));
+                                for r in 0..M {
+                                    sums[r] = $dot(sums[r], w, group(r, g));
                                 }
                             }
                         } else {
@@ -233,8 +242,8 @@ macro_rules! variant_256 {
                                 let packed = _mm256_load_si256(quants.add(g * 64).cast());
                                 let lower = _mm256_and_si256(packed, low);
                                 let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
-                                for (r, sum) in sums.iter_mut().enumerate() {
-                                    *sum = $dot($dot(*sum, lower, group(r, g)), upper, group(r, g + 4));
+                                for r in 0..M {
+                                    sums[r] = $dot($dot(sums[r], lower, group(r, g)), upper, group(r, g + 4));
                                 }
                             }
                         }
@@ -243,19 +252,19 @@ macro_rules! variant_256 {
                         let d = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));
                         let minima =
                             if FORMAT == Q4_1 { _mm256_cvtph_ps(_mm_loadu_si128(scales.add(TILE).cast())) } else { d };
-                        for (r, (acc, sum)) in acc.iter_mut().zip(sums).enumerate() {
+                        for r in 0..M {
                             let scale = _mm256_set1_ps(f32::from_bits(word(M * 8 + r)));
-                            *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(d, scale), *acc);
+                            acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]), _mm256_mul_ps(d, scale), acc[r]);
                             if FORMAT == Q4_1 {
                                 let sum = _mm256_set1_ps(f32::from_bits(word(M * 9 + r)));
-                                *acc = _mm256_fmadd_ps(minima, sum, *acc);
+                                acc[r] = _mm256_fmadd_ps(minima, sum, acc[r]);
                             }
                         }
                     }
                 }
-                for (acc, out) in acc.iter().zip(out.iter_mut()) {
+                for r in 0..M {
                     // SAFETY: 8 of the 16 lanes from `half * 8`.
-                    unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(half * 8), *acc) };
+                    unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * 8), acc[r]) };
                 }
             }
         }

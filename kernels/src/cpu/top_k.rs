@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use super::isa::Detected;
 use super::lanes::{Simd, for_every_isa};
 use super::pool::Pool;
-use super::vocabulary::{Normalizer, biased, clean, clean_one, normalizer, sweep};
+use super::vocabulary::{Eights, Normalizer, biased, clean, clean_one, normalizer};
 use crate::device::{TopK, VocabularyBias};
 
 /// The `k` likeliest tokens of `row`, `[V]`, chosen after adding `vocabulary` biases: see
@@ -97,15 +97,15 @@ fn choose_with<S: Simd>(
     keys.reserve(full + 8);
     // The k-th best logit so far. Later tokens must exceed it: at a tie the earlier one stays.
     let mut threshold = f32::NEG_INFINITY;
-    sweep(s, row, |i, x| {
-        let x = if vocabulary.is_empty() {
-            x
-        } else {
-            clean(s, biased(s, vocabulary, i, x))
-        };
+    let row = Eights::new(row);
+    for i in 0..row.count() {
+        let mut x = row.at(s, i);
+        if !vocabulary.is_empty() {
+            x = clean(s, biased(s, vocabulary, i, x));
+        }
         let mut passed = s.above(x, s.splat(threshold));
         if passed == 0 {
-            return;
+            continue;
         }
         let mut logits = [0.0; 8];
         s.store(x, &mut logits);
@@ -119,7 +119,7 @@ fn choose_with<S: Simd>(
             threshold = logit_of(*last);
             keys.truncate(k);
         }
-    });
+    }
     keys.sort_unstable_by(|a, b| b.cmp(a));
     keys.truncate(k);
 }
@@ -132,4 +132,175 @@ fn logit_of(key: u64) -> f32 {
     } else {
         !ordered
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{Random, best_isa, every_isa};
+
+    /// By sorting, and in f64.
+    fn oracle(row: &[f32], k: usize, vocabulary: &[VocabularyBias]) -> (Vec<u32>, f64, f64) {
+        let value = |token: u32| {
+            let set = |bias: &VocabularyBias| {
+                bias.bits
+                    .get(token as usize / 64)
+                    .is_some_and(|word| word >> (token % 64) & 1 == 1)
+            };
+            vocabulary.iter().fold(row[token as usize], |x, bias| {
+                x + if set(bias) { bias.set } else { bias.unset }
+            })
+        };
+        let mut tokens: Vec<u32> = (0..row.len() as u32)
+            .filter(|t| value(*t) > f32::NEG_INFINITY)
+            .collect();
+        tokens.sort_by(|a, b| value(*b).partial_cmp(&value(*a)).unwrap().then(a.cmp(b)));
+        tokens.truncate(k);
+        let logit = |token: u32| row[token as usize];
+        tokens.sort_by(|a, b| logit(*b).partial_cmp(&logit(*a)).unwrap().then(a.cmp(b)));
+        let finite: Vec<f64> = row
+            .iter()
+            .filter(|x| **x > f32::NEG_INFINITY)
+            .map(|x| f64::from(*x))
+            .collect();
+        let top = finite.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let normalizer = top + finite.iter().map(|x| (x - top).exp()).sum::<f64>().ln();
+        let entropy = finite
+            .iter()
+            .map(|x| (x - normalizer).exp() * (normalizer - x))
+            .sum();
+        (tokens, normalizer, entropy)
+    }
+
+    fn check(row: &[f32], k: usize, vocabulary: &[VocabularyBias]) -> TopK {
+        let pool = Pool::new(2);
+        let (tokens, normalizer, entropy) = oracle(row, k, vocabulary);
+        let mut found = every_isa()
+            .into_iter()
+            .map(|isa| top_k(isa, &pool, row, k, vocabulary));
+        let first = found.next().expect("scalar");
+        assert!(
+            found.all(|other| other == first),
+            "every instruction set gives the same"
+        );
+        assert_eq!(first.tokens, tokens);
+        assert!(
+            tokens
+                .iter()
+                .zip(&first.logits)
+                .all(|(token, logit)| row[*token as usize] == *logit)
+        );
+        assert!(
+            (f64::from(first.log_normalizer) - normalizer).abs()
+                <= 1e-5 * normalizer.abs().max(1.0)
+        );
+        assert!(
+            (f64::from(first.entropy) - entropy).abs() <= 1e-5,
+            "{} is not {entropy}",
+            first.entropy
+        );
+        first
+    }
+
+    #[test]
+    fn the_likeliest_agree_with_sorting() {
+        let mut random = Random(1);
+        for round in 0..400 {
+            let count = [1, 5, 8, 63, 500, 4001][round % 6];
+            let mut row = random.bells(count, 4.0);
+            match round % 5 {
+                // Ties, both zeros among them.
+                0 => row.iter_mut().for_each(|x| *x = (*x / 3.0).round()),
+                1 => row.sort_by(f32::total_cmp),
+                2 => row
+                    .iter_mut()
+                    .step_by(3)
+                    .for_each(|x| *x = f32::NEG_INFINITY),
+                _ => {}
+            }
+            if row.iter().all(|x| *x == f32::NEG_INFINITY) {
+                continue;
+            }
+            let bits = (0..count / 100).map(|_| random.next()).collect();
+            let allow = VocabularyBias {
+                bits,
+                set: 0.5,
+                unset: [f32::NEG_INFINITY, -2.0][round % 2],
+            };
+            let shift = VocabularyBias {
+                bits: vec![random.next(); 3],
+                set: 10_000.0,
+                unset: -10_000.0,
+            };
+            for biases in [&[][..], &[allow.clone()], &[shift.clone(), allow.clone()]] {
+                check(&row, [0, 1, 20, 256][round % 4], biases);
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_vocabulary_agrees_with_sorting() {
+        let mut random = Random(2);
+        let row = random.bells(49_152, 2.0);
+        assert!(check(&row, 256, &[]).entropy > 5.0);
+        assert_eq!(check(&row, 20, &[]).tokens.len(), 20);
+        let rising: Vec<f32> = (0..49_152).map(|i| i as f32 * 1e-3).collect();
+        check(&rising, 20, &[]);
+        assert_eq!(check(&vec![0.25; 49_152], 3, &[]).tokens, [0, 1, 2]);
+    }
+
+    #[test]
+    fn biases_choose_but_leave_logits_raw() {
+        let row = [3.0, 2.0, 1.0, 0.0];
+        let only_high = VocabularyBias {
+            bits: vec![0b1100],
+            set: 0.0,
+            unset: f32::NEG_INFINITY,
+        };
+        let found = check(&row, 3, std::slice::from_ref(&only_high));
+        assert_eq!(
+            (found.tokens, found.logits),
+            (vec![2, 3], vec![1.0, 0.0]),
+            "fewer than asked for"
+        );
+        let none = VocabularyBias {
+            bits: vec![],
+            set: 0.0,
+            unset: f32::NEG_INFINITY,
+        };
+        assert!(check(&row, 3, &[only_high, none]).tokens.is_empty());
+    }
+
+    #[test]
+    fn numbers_of_a_broken_model_do_no_harm() {
+        let broken = [
+            f32::NAN,
+            1.0,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            -f32::NAN,
+            2.0,
+            f32::MAX,
+            f32::MIN,
+            0.0,
+        ];
+        for isa in every_isa() {
+            let found = top_k(isa, &Pool::new(1), &broken, 9, &[]);
+            assert_eq!(
+                found.tokens,
+                [2, 6, 5, 1, 8, 7],
+                "NaN counts as -∞, infinity as the largest number"
+            );
+            assert!(found.logits.iter().all(|x| x.is_finite()));
+            assert!(found.log_normalizer.is_finite() && (found.entropy - 2f32.ln()).abs() < 1e-6);
+            let nothing = top_k(isa, &Pool::new(1), &[f32::NAN; 20], 9, &[]);
+            assert!(nothing.tokens.is_empty() && nothing.log_normalizer == f32::NEG_INFINITY);
+            assert_eq!(nothing.entropy, 0.0);
+        }
+        assert!(
+            top_k(best_isa(), &Pool::new(1), &[], 5, &[])
+                .tokens
+                .is_empty()
+        );
+    }
 }

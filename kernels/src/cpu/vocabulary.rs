@@ -24,17 +24,35 @@ pub(crate) fn clean_one(x: f32) -> f32 {
     if number < f32::MAX { number } else { f32::MAX }
 }
 
-/// Calls `body(i, logits of tokens 8i to 8i + 7)` for the whole row, cleaned; −∞ past the end.
-#[inline(always)]
-pub(crate) fn sweep<S: Simd>(s: S, row: &[f32], mut body: impl FnMut(usize, S::F)) {
-    let (eights, rest) = row.as_chunks::<8>();
-    for (i, eight) in eights.iter().enumerate() {
-        body(i, clean(s, s.load(eight)));
-    }
-    if !rest.is_empty() {
+/// A row of logits, eight tokens at a time; −∞ past its end.
+///
+/// Kernels loop over it with `for`, never with closures: a closure is a function of its own, without the
+/// instruction set of the kernel around it.
+pub(crate) struct Eights<'a> {
+    whole: &'a [[f32; 8]],
+    last: [f32; 8],
+    count: usize,
+}
+
+impl<'a> Eights<'a> {
+    #[inline(always)]
+    pub(crate) fn new(row: &'a [f32]) -> Eights<'a> {
+        let (whole, rest) = row.as_chunks::<8>();
         let mut last = [f32::NEG_INFINITY; 8];
         last[..rest.len()].copy_from_slice(rest);
-        body(eights.len(), clean(s, s.load(&last)));
+        Eights { whole, last, count: row.len().div_ceil(8) }
+    }
+
+    /// How many there are, the last one filled up.
+    #[inline(always)]
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Logits of tokens 8i to 8i + 7, cleaned.
+    #[inline(always)]
+    pub(crate) fn at<S: Simd>(&self, s: S, i: usize) -> S::F {
+        clean(s, s.load(self.whole.get(i).unwrap_or(&self.last)))
     }
 }
 
@@ -68,8 +86,11 @@ pub(crate) fn biased_one(biases: &[VocabularyBias], token: u32, x: f32) -> f32 {
 /// The largest of a row, cleaned; −∞ where there is none.
 #[inline(always)]
 pub(crate) fn largest<S: Simd>(s: S, row: &[f32]) -> f32 {
+    let row = Eights::new(row);
     let mut four = [s.splat(f32::NEG_INFINITY); 4];
-    sweep(s, row, |i, x| four[i % 4] = s.max(four[i % 4], x));
+    for i in 0..row.count() {
+        four[i % 4] = s.max(four[i % 4], row.at(s, i));
+    }
     s.largest(s.max(s.max(four[0], four[1]), s.max(four[2], four[3])))
 }
 
@@ -123,15 +144,15 @@ pub(crate) fn normalize<S: Simd>(s: S, row: &[f32], temperature: f32) -> Normali
     if top == f32::NEG_INFINITY {
         return Normalizer::NONE;
     }
-    let unit = temperature == 1.0;
-    sweep(s, row, |_, x| {
-        let z = if unit { x } else { scaled(s, x, temperature) };
+    let row = Eights::new(row);
+    for i in 0..row.count() {
+        let z = if temperature == 1.0 { row.at(s, i) } else { scaled(s, row.at(s, i), temperature) };
         // exp is 0 long before -100, and 0 · −∞ would be NaN.
         let difference = s.max(s.sub(z, s.splat(top)), s.splat(-100.0));
         let e = exp(s, difference);
         sum = s.wide_add(sum, e);
         moment = s.wide_mul_add(moment, e, difference);
-    });
+    }
     Normalizer {
         largest: top,
         sum: s.wide_sum(sum),

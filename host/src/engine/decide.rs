@@ -1,0 +1,379 @@
+//! Rounds: from candidates to a token, through every policy of the sequence.
+//!
+//! [`Engine::advance`] brings a round as far as it goes without more rows: it asks each policy, answers
+//! what they ask of heads, and settles what they decided. Where values are missing, the tokens they
+//! need are left in [`Round::wanted`], the next pass runs them as candidate rows, and the round goes on.
+
+use std::time::Instant;
+
+use vassal_kernels::{Device, Draw, TopK};
+
+use super::chain::{Asked, Merged, Verdict, is_forbidden};
+use super::response::{DrawRecord, Finish};
+use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
+use super::{Body, Engine, EngineError, collect_notes};
+use crate::request::FaultPolicy;
+use crate::sandbox::{Fault, Progress, Step, ValueAnswer, ValueRequest};
+use crate::token::Token;
+
+/// Decoding steps a response may take, for each token of its limit: rewinds and rejected insertions cost steps.
+pub(super) const STEPS_PER_TOKEN: u64 = 4;
+
+/// How far a round came.
+pub(super) enum Advance {
+    /// It waits for rows of the next pass.
+    Rows,
+    /// A token was appended; its candidate row goes on where there is one.
+    Drawn(Option<HeldRow>),
+    /// Tokens wait to run; the round is over.
+    Pending,
+    /// The response is over.
+    Finished(Finish),
+}
+
+/// How asking the policies went.
+enum Answers {
+    All,
+    Waiting,
+    Fault(Fault),
+}
+
+impl<D: Device> Engine<D> {
+    /// Brings the sequence's round as far as it goes without more rows.
+    pub(super) fn advance(&mut self, sequence: &mut Sequence) -> Result<Advance, EngineError> {
+        let Some(mut round) = sequence.round.take() else { return Ok(Advance::Pending) };
+        if !round.wanted.is_empty() || round.wants_state {
+            sequence.round = Some(round);
+            return Ok(Advance::Rows);
+        }
+        match self.ask(sequence, &mut round)? {
+            Answers::All => {}
+            Answers::Waiting => {
+                sequence.round = Some(round);
+                return Ok(Advance::Rows);
+            }
+            Answers::Fault(fault) => return Ok(Advance::Finished(Finish::Faulted(fault))),
+        }
+        match round.kind {
+            RoundKind::Draw => self.settle_draw(sequence, round),
+            RoundKind::Offer(token) => self.settle_offer(sequence, &round, token),
+            RoundKind::Ended => self.settle_end(sequence),
+        }
+    }
+
+    /// Asks every policy that takes part, as far as values are known.
+    fn ask(&mut self, sequence: &mut Sequence, round: &mut Round) -> Result<Answers, EngineError> {
+        let mut all = true;
+        for index in 0..sequence.chain.links.len() {
+            let link = &sequence.chain.links[index];
+            if link.instance.is_none() || (matches!(round.kind, RoundKind::Offer(_)) && !link.required) {
+                continue;
+            }
+            loop {
+                let progress = match sequence.chain.links[index].asked.clone() {
+                    Asked::Decided(_) => break,
+                    Asked::Not => self.show_step(sequence, round, index)?,
+                    Asked::Waiting(request) => self.answer(sequence, round, index, &request)?,
+                };
+                let link = &mut sequence.chain.links[index];
+                match progress {
+                    None => {
+                        all = false;
+                        break;
+                    }
+                    Some(Progress::Decided(decision)) => link.asked = Asked::Decided(decision),
+                    Some(Progress::Wants(request)) => {
+                        sequence.counters.evaluations += u64::from(matches!(request, ValueRequest::Evaluate { .. }));
+                        link.asked = Asked::Waiting(request);
+                    }
+                    Some(Progress::Faulted(fault)) => {
+                        if link.fault_policy == FaultPolicy::Abort {
+                            return Ok(Answers::Fault(fault));
+                        }
+                        // The response goes on without this policy, as if it had kept.
+                        if let Some(mut instance) = link.instance.take() {
+                            collect_notes(&mut instance, &link.policy.name, sequence.counters.steps, &mut sequence.notes);
+                        }
+                        sequence.chain.faults.push(fault);
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(if all { Answers::All } else { Answers::Waiting })
+    }
+
+    /// Shows a policy the step, once the values it prefetches are known.
+    fn show_step(&mut self, sequence: &mut Sequence, round: &mut Round, index: usize) -> Result<Option<Progress>, EngineError> {
+        let link = &sequence.chain.links[index];
+        let prefetched = match round.kind {
+            RoundKind::Draw => link.prefetched(sequence.response().len(), &round.top),
+            RoundKind::Offer(_) | RoundKind::Ended => 0,
+        };
+        let (tokens, logits) = link.view(&round.top);
+        let (tokens, logits) = (tokens.to_vec(), logits.to_vec());
+        let heads: Vec<usize> =
+            link.heads.iter().enumerate().filter(|(bit, _)| prefetched >> bit & 1 == 1).map(|(_, &head)| head).collect();
+        let mut known = true;
+        for &head in &heads {
+            known &= self.find_values(sequence.state.as_ref(), round, head, &tokens)?;
+        }
+        if !known {
+            return Ok(None);
+        }
+        let values: Vec<f32> = heads.iter().flat_map(|&head| known_values(round, head, &tokens)).collect();
+        let link = &mut sequence.chain.links[index];
+        let appended = &sequence.tokens[sequence.prompt_tokens + link.kept..];
+        let step = Step {
+            kept: link.kept as u32,
+            appended,
+            candidates: &tokens,
+            logits: &logits,
+            prefetched,
+            values: &values,
+            log_normalizer: round.top.log_normalizer,
+            entropy: round.top.entropy,
+            ended: round.kind == RoundKind::Ended,
+        };
+        link.kept = sequence.tokens.len() - sequence.prompt_tokens;
+        let Some(instance) = link.instance.as_mut() else { return Ok(None) };
+        let start = Instant::now();
+        let progress = instance.decide(&step);
+        sequence.timing.policy_seconds += start.elapsed().as_secs_f64();
+        if !matches!(progress, Progress::Wants(_)) {
+            sequence.counters.fuel += instance.fuel_used();
+        }
+        Ok(Some(progress))
+    }
+
+    /// Answers a suspended policy, once what it asked for is known.
+    fn answer(
+        &mut self,
+        sequence: &mut Sequence,
+        round: &mut Round,
+        index: usize,
+        request: &ValueRequest,
+    ) -> Result<Option<Progress>, EngineError> {
+        let link = &sequence.chain.links[index];
+        let answer = match request {
+            // After the end there is nothing that could follow.
+            ValueRequest::Evaluate { .. } if round.kind == RoundKind::Ended => ValueAnswer::Unavailable,
+            ValueRequest::Evaluate { heads, tokens } => {
+                let heads: Vec<usize> = heads.iter().map(|&head| link.heads[head as usize]).collect();
+                let mut known = true;
+                for &head in &heads {
+                    known &= self.find_values(sequence.state.as_ref(), round, head, tokens)?;
+                }
+                if !known {
+                    return Ok(None);
+                }
+                ValueAnswer::Values(heads.iter().flat_map(|&head| known_values(round, head, tokens)).collect())
+            }
+            ValueRequest::Current { head } => {
+                let head = link.heads[*head as usize];
+                match (&self.heads[head].body, &sequence.state) {
+                    (Body::OnePass(_), _) => ValueAnswer::Unavailable,
+                    (Body::LookAhead(_), Some(state)) => match state.values[head] {
+                        Some(value) => ValueAnswer::Values(vec![value]),
+                        None => ValueAnswer::Unavailable,
+                    },
+                    (Body::LookAhead(_), None) => {
+                        round.wants_state = true;
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        let Some(instance) = sequence.chain.links[index].instance.as_mut() else { return Ok(None) };
+        let start = Instant::now();
+        let progress = instance.resume(answer);
+        sequence.timing.policy_seconds += start.elapsed().as_secs_f64();
+        if !matches!(progress, Progress::Wants(_)) {
+            sequence.counters.fuel += instance.fuel_used();
+        }
+        Ok(Some(progress))
+    }
+
+    /// Sees to it that a head's values of these tokens are known. Where rows must run first, the tokens
+    /// are left in `wanted` and the answer is no. One-pass heads need no rows.
+    fn find_values(
+        &mut self,
+        state: Option<&StateValues>,
+        round: &mut Round,
+        head: usize,
+        tokens: &[Token],
+    ) -> Result<bool, EngineError> {
+        let missing: Vec<Token> =
+            tokens.iter().enumerate().filter(|(place, token)| round.value(head, **token, *place).is_none()).map(|(_, token)| *token).collect();
+        if missing.is_empty() {
+            return Ok(true);
+        }
+        match &self.heads[head].body {
+            Body::LookAhead(_) => {
+                for token in missing {
+                    if !round.wanted.contains(&token) {
+                        round.wanted.push(token);
+                    }
+                }
+                Ok(false)
+            }
+            Body::OnePass(body) => {
+                let place = self.heads[..head].iter().filter(|head| matches!(head.body, Body::OnePass(_))).count();
+                let Some(projection) = state.and_then(|state| state.projections.get(place)) else {
+                    round.wants_state = true;
+                    return Ok(false);
+                };
+                let values = self.device.score_tokens(body, self.model.embedding(), projection, &missing)?;
+                for (token, value) in missing.into_iter().zip(values) {
+                    let entry = round.entry_or_insert(token, usize::MAX, self.heads.len());
+                    round.valued[entry].values[head] = Some(if value.is_finite() { value } else { 0.0 });
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// Stop, splice, or steer and draw.
+    fn settle_draw(&mut self, sequence: &mut Sequence, mut round: Round) -> Result<Advance, EngineError> {
+        match sequence.chain.verdict() {
+            Verdict::Stop { policy, reason } => return Ok(Advance::Finished(Finish::Stopped { policy, reason })),
+            Verdict::Splice { remove, insert } => return self.splice(sequence, remove, insert),
+            Verdict::Steer => {}
+        }
+        if !self.find_blends(sequence, &mut round)? {
+            sequence.round = Some(round);
+            return Ok(Advance::Rows);
+        }
+        if let Some(finish) = count_step(sequence) {
+            return Ok(Advance::Finished(finish));
+        }
+        let start = Instant::now();
+        let chosen = round.rechosen.as_ref().unwrap_or(&round.top);
+        let merged = merge(sequence, &round.top, chosen, &round);
+        let forbidding = merged.forbidding;
+        let draw = Draw {
+            slot: sequence.logits_slot,
+            temperature: sequence.request.temperature,
+            top_p: sequence.request.top_p,
+            deltas: merged.deltas,
+            vocabulary: merged.vocabulary,
+            only: merged.only,
+            random: sequence.random.draw(),
+        };
+        let drawn = self.device.sample(&self.logits, std::slice::from_ref(&draw))?.pop().flatten();
+        sequence.timing.model_seconds += start.elapsed().as_secs_f64();
+        let Some(drawn) = drawn else {
+            return Ok(Advance::Finished(Finish::NothingAllowed { policies: forbidding }));
+        };
+        let entry = round.entry(drawn.token, 0);
+        sequence.counters.tail_draws += u64::from(!round.valued.is_empty() && entry.is_none());
+        sequence.push(
+            drawn.token,
+            Some(DrawRecord { log_probability: drawn.log_probability, base_log_probability: drawn.base_log_probability, kl: drawn.kl }),
+        );
+        let valued = entry.map(|entry| round.valued.swap_remove(entry)).filter(|valued| valued.row.is_some());
+        let Some(valued) = valued else { return Ok(Advance::Drawn(None)) };
+        sequence.state = Some(StateValues { values: valued.values, projections: valued.projections });
+        Ok(Advance::Drawn(valued.row))
+    }
+
+    /// Chooses candidates again under vocabulary biases, and finds the values that blends need.
+    fn find_blends(&mut self, sequence: &mut Sequence, round: &mut Round) -> Result<bool, EngineError> {
+        let biases = sequence.chain.vocabulary();
+        if !biases.is_empty() && round.rechosen.is_none() {
+            let k = sequence.chain.candidates();
+            round.rechosen = Some(self.device.top_k(&self.logits, sequence.logits_slot, k, &biases)?);
+        }
+        let mut needed = Vec::new();
+        for link in sequence.chain.live() {
+            let Some(steering) = link.steering() else { continue };
+            let (tokens, _) = link.view(round.rechosen.as_ref().unwrap_or(&round.top));
+            needed.extend(steering.blend.iter().map(|term| (link.heads[term.head as usize], tokens.to_vec())));
+        }
+        let mut known = true;
+        for (head, tokens) in needed {
+            known &= self.find_values(sequence.state.as_ref(), round, head, &tokens)?;
+        }
+        Ok(known)
+    }
+
+    /// An inserted token stands unless a required policy forbids it; the first that does not cuts the insertion.
+    fn settle_offer(&mut self, sequence: &mut Sequence, round: &Round, token: Token) -> Result<Advance, EngineError> {
+        if let Some(finish) = count_step(sequence) {
+            return Ok(Advance::Finished(finish));
+        }
+        let merged = merge(sequence, &round.top, &round.top, round);
+        let bit = |bits: &[u64]| bits.get(token as usize / 64).is_some_and(|word| word >> (token % 64) & 1 == 1);
+        let forbidden = matches!(sequence.chain.verdict(), Verdict::Stop { .. })
+            || merged.deltas.iter().any(|&(at, delta)| at == token && is_forbidden(delta))
+            || merged.vocabulary.iter().any(|bias| is_forbidden(if bit(&bias.bits) { bias.set } else { bias.unset }));
+        sequence.chain.clear();
+        if !forbidden {
+            sequence.inserting.pop_front();
+            sequence.push(token, None);
+            return Ok(Advance::Drawn(None));
+        }
+        sequence.inserting.clear();
+        let k = sequence.chain.candidates();
+        let top = self.device.top_k(&self.logits, sequence.logits_slot, k, &[])?;
+        sequence.round = Some(Round::new(RoundKind::Draw, top));
+        self.advance(sequence)
+    }
+
+    /// The response has ended: it may be stopped with a reason, or tokens may be taken back.
+    fn settle_end(&mut self, sequence: &mut Sequence) -> Result<Advance, EngineError> {
+        if let Some(finish) = count_step(sequence) {
+            return Ok(Advance::Finished(finish));
+        }
+        match sequence.chain.verdict() {
+            Verdict::Stop { policy, reason } => Ok(Advance::Finished(Finish::Stopped { policy, reason })),
+            Verdict::Splice { remove, insert } if remove.min(sequence.revocable()) > 0 => self.splice(sequence, remove, insert),
+            _ => Ok(Advance::Finished(sequence.ended.take().unwrap_or(Finish::TokenLimit))),
+        }
+    }
+
+    /// Takes tokens back and appends others, offered one at a time where a policy is required.
+    fn splice(&mut self, sequence: &mut Sequence, remove: usize, insert: Vec<Token>) -> Result<Advance, EngineError> {
+        if let Some(finish) = count_step(sequence) {
+            return Ok(Advance::Finished(finish));
+        }
+        sequence.chain.clear();
+        let remove = remove.min(sequence.revocable());
+        sequence.rewind(remove);
+        if sequence.chain.live().any(|link| link.required) {
+            sequence.inserting = insert.into();
+        } else {
+            for token in insert {
+                if sequence.ended.is_none() {
+                    sequence.push(token, None);
+                }
+            }
+        }
+        if sequence.ended.is_some() {
+            return Ok(Advance::Drawn(None));
+        }
+        // Also for an offer: the logits after what still stands have to be known.
+        if !sequence.is_pending() {
+            sequence.replay_last();
+        }
+        Ok(Advance::Pending)
+    }
+}
+
+/// One more decoding step; the response ends where its budget is spent.
+fn count_step(sequence: &mut Sequence) -> Option<Finish> {
+    let steps = STEPS_PER_TOKEN * sequence.request.max_tokens as u64;
+    sequence.counters.steps += 1;
+    (sequence.counters.steps > steps).then_some(Finish::StepBudget { steps })
+}
+
+/// Values that [`Engine::find_values`] has found, `[tokens]`.
+fn known_values(round: &Round, head: usize, tokens: &[Token]) -> Vec<f32> {
+    tokens.iter().enumerate().map(|(place, &token)| round.value(head, token, place).unwrap_or(0.0)).collect()
+}
+
+/// The chain's steerings, merged with the values that the round knows.
+fn merge(sequence: &Sequence, shown: &TopK, chosen: &TopK, round: &Round) -> Merged {
+    let state = |head: usize| sequence.state.as_ref().and_then(|state| state.values[head]).unwrap_or(0.0);
+    sequence.chain.merge(shown, chosen, |head, token, place| round.value(head, token, place).unwrap_or(0.0), state)
+}

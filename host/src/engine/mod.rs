@@ -1,0 +1,550 @@
+//! The engine: many sequences, one model, one pass after another.
+//!
+//! A sequence is pending (tokens to run) or ready (logits known). A pass takes the pending rows and
+//! the candidate rows of ready sequences through the layers `[0, exit)`, where look-ahead heads read
+//! them; policies decide and tokens are drawn; then the pending rows and the winners' rows go on
+//! through `[exit, layers)`. Batching, look-ahead, `evaluate` and rewinding are this one mechanism.
+//!
+//! - [`Engine::submit`] and [`Engine::step`] are the whole road; [`response`] is what comes back.
+//! - `pass.rs` runs rows, `decide.rs` brings a round of decisions to its end, `chain.rs` makes one
+//!   answer of many policies', `sequence.rs` and `pages.rs` are the book-keeping.
+//!
+//! A sequence's tokens do not depend on its neighbours: rows do not (the device's promise), draws are
+//! counter-based, and a policy sees its own sequence only. Not here: text templates, files, servers.
+
+mod chain;
+mod decide;
+mod pages;
+mod pass;
+pub mod response;
+mod sequence;
+pub mod teacher;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use vassal_kernels::{CacheShape, Device, DeviceError, LinearHead, OnePassHead, PAGE_TOKENS};
+
+pub use self::response::{Counters, DrawRecord, Event, Finish, Note, Response, SequenceId, Timing, TokenRecord};
+
+use self::chain::{Asked, Chain, Link};
+use self::pages::Pages;
+use self::sequence::Sequence;
+use crate::model::heads::{HeadFile, HeadWeights};
+use crate::model::llama::Llama;
+use crate::request::{FaultPolicy, LoadedPolicy, ValidRequest};
+use crate::sandbox::{Fault, HeadOffer, LoadError, Needs, Sandbox, VocabularyText};
+use crate::token::Vocabulary;
+
+/// Why the engine could not do something. A failed device ends all sequences; the rest ends one request.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The device refused or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A policy asks for a head that was not offered to this request.
+    #[error("policy {policy:?} asks for the head {head:?}, which this request does not offer; offered: {offered}")]
+    HeadNotOffered {
+        /// The policy.
+        policy: String,
+        /// The head.
+        head: String,
+        /// Names of the offered heads.
+        offered: String,
+    },
+    /// A layer that the engine was not built to read.
+    #[error("layer {layer} is no tap of this engine; its taps are {taps:?}")]
+    NoTap {
+        /// What was asked for.
+        layer: usize,
+        /// The engine's.
+        taps: Vec<usize>,
+    },
+    /// The request can never fit.
+    #[error("the request needs {needed_tokens} tokens of cache (prompt and token limit), the engine has {available_tokens}")]
+    TooLong {
+        /// Prompt and token limit together.
+        needed_tokens: usize,
+        /// What the cache holds in all.
+        available_tokens: usize,
+    },
+}
+
+/// How large an engine is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Sequences that decode at once; more wait.
+    pub sequences_max: usize,
+    /// Positions of keys and values for all sequences together, in tokens.
+    pub cache_tokens: usize,
+    /// Rows of one pass: bounds activations, and the chunk of a prompt.
+    pub rows_max: usize,
+    /// Candidate rows of one step, all sequences together: bounds scratch memory.
+    pub candidate_rows_max: usize,
+    /// Layers to tap beside those of the heads, for learning: features can be read there.
+    pub taps: Vec<usize>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { sequences_max: 32, cache_tokens: 32 * 512, rows_max: 512, candidate_rows_max: 1024, taps: Vec::new() }
+    }
+}
+
+/// A value head of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HeadId(pub usize);
+
+/// A head ready for passes: the file's, with its tap.
+struct Head {
+    name: String,
+    spread: f32,
+    body: Body,
+}
+
+enum Body {
+    LookAhead(LinearHead),
+    OnePass(OnePassHead),
+}
+
+/// A prompt shared by the sequences of a group.
+struct SharedPrompt {
+    /// Pages of the prompt's positions but its last.
+    pages: Vec<u32>,
+    /// Members that have not started yet.
+    waiting: usize,
+}
+
+/// A request that waits for its turn.
+struct Waiting {
+    id: SequenceId,
+    request: Arc<ValidRequest>,
+    stream: u64,
+    /// The group it shares its prompt with, and whether it is the one to run it.
+    group: Option<(u64, bool)>,
+}
+
+/// Passes, sequences and their memory. See the module's page.
+pub struct Engine<D: Device> {
+    device: D,
+    model: Llama<D>,
+    cache: D::Cache,
+    logits: D::Logits,
+    /// Residuals between the halves of a pass, `[held_max, H]`.
+    held: D::Rows,
+    held_max: usize,
+    heads: Vec<Head>,
+    /// Layers with heads, ascending.
+    taps: Vec<usize>,
+    /// Where candidate rows leave: the last head's layer, or all layers.
+    exit: usize,
+    sandbox: Sandbox,
+    vocabulary: Arc<dyn Vocabulary>,
+    /// The vocabulary as policies see it.
+    text: Arc<VocabularyText>,
+    pages: Pages,
+    pages_total: usize,
+    /// First slot of the scratch pages.
+    scratch_slot: u32,
+    candidate_rows_max: usize,
+    logits_slots: Vec<u32>,
+    running: Vec<Option<Sequence>>,
+    waiting: VecDeque<Waiting>,
+    groups: HashMap<u64, Option<SharedPrompt>>,
+    next_id: u64,
+    costs: Costs,
+}
+
+/// Multiply-adds of weight matrices, for forward-equivalents.
+#[derive(Debug, Clone, Copy)]
+struct Costs {
+    layer: f64,
+    head: f64,
+    layers: usize,
+}
+
+impl Costs {
+    /// Rows through some layers and rows of logits, in plain rows.
+    fn forwards(&self, rows: usize, layers: usize, logit_rows: usize) -> f64 {
+        let plain = self.layer * self.layers as f64 + self.head;
+        (self.layer * (rows * layers) as f64 + self.head * logit_rows as f64) / plain
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// An engine over a loaded model. Heads must have been checked against the model
+    /// ([`HeadFile::check_model`]); their order gives their [`HeadId`]s.
+    ///
+    /// # Errors
+    /// The device's, where cache, logits or scratch do not fit.
+    pub fn new(
+        mut device: D,
+        model: Llama<D>,
+        vocabulary: Arc<dyn Vocabulary>,
+        sandbox: Sandbox,
+        head_files: &[HeadFile],
+        options: &EngineOptions,
+    ) -> Result<Self, EngineError> {
+        let shape = model.shape().clone();
+        let mut taps: Vec<usize> = head_files.iter().map(|file| file.description.layer).chain(options.taps.iter().copied()).collect();
+        taps.sort_unstable();
+        taps.dedup();
+        let heads = head_files.iter().map(|file| Head::new(file, &taps)).collect();
+        let head_layer = head_files.iter().map(|file| file.description.layer).max();
+        let exit = head_layer.unwrap_or(shape.layers);
+        let pages_total = Pages::needed(options.cache_tokens);
+        let scratch_pages = if taps.is_empty() { 0 } else { Pages::needed(options.candidate_rows_max) };
+        let cache = device.cache(&shape, &CacheShape { pages: pages_total + scratch_pages, taps: taps.clone() })?;
+        let logits = device.logits(options.sequences_max, shape.vocabulary)?;
+        let held_max = options.rows_max + options.candidate_rows_max;
+        let held = device.rows(held_max, shape.hidden)?;
+        let attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.kv_heads);
+        let costs = Costs {
+            layer: (attention + 3 * shape.hidden * shape.feed_forward) as f64,
+            head: (shape.hidden * shape.vocabulary) as f64,
+            layers: shape.layers,
+        };
+        Ok(Self {
+            device,
+            model,
+            cache,
+            logits,
+            held,
+            held_max,
+            heads,
+            taps,
+            exit,
+            sandbox,
+            text: VocabularyText::new(vocabulary.clone()),
+            vocabulary,
+            pages: Pages::new(pages_total),
+            pages_total,
+            scratch_slot: (pages_total * PAGE_TOKENS) as u32,
+            candidate_rows_max: options.candidate_rows_max,
+            logits_slots: (0..options.sequences_max as u32).rev().collect(),
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            groups: HashMap::new(),
+            next_id: 0,
+            costs,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The model and the device together, for tools that run passes of their own. Not while sequences run.
+    pub fn parts(&mut self) -> (&mut D, &mut Llama<D>, &mut D::Cache, &mut D::Logits) {
+        (&mut self.device, &mut self.model, &mut self.cache, &mut self.logits)
+    }
+
+    /// The layers that heads read, ascending.
+    pub fn taps(&self) -> &[usize] {
+        &self.taps
+    }
+
+    /// Where candidate rows leave, in layers.
+    pub fn exit_layer(&self) -> usize {
+        self.exit
+    }
+
+    /// Compiles a policy and lets it describe itself, given these heads.
+    ///
+    /// # Errors
+    /// [`LoadError`], which names what is wrong with the component or its manifest.
+    pub fn load_policy(
+        &self,
+        name: &str,
+        component: &[u8],
+        heads: &[HeadId],
+        grants: Needs,
+    ) -> Result<LoadedPolicy, LoadError> {
+        let compiled = self.sandbox.compile(name, component)?;
+        let manifest = Arc::new(compiled.describe(&self.offers(heads), grants)?);
+        Ok(LoadedPolicy { name: manifest.name.clone(), compiled, manifest })
+    }
+
+    /// What policies are told of these heads.
+    pub fn offers(&self, heads: &[HeadId]) -> Vec<HeadOffer> {
+        heads
+            .iter()
+            .filter_map(|head| self.heads.get(head.0))
+            .map(|head| HeadOffer { name: head.name.clone(), kind: "value".to_owned(), spread: head.spread })
+            .collect()
+    }
+
+    /// Takes a request in; it runs as soon as there is room.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLong`], [`EngineError::HeadNotOffered`].
+    pub fn submit(&mut self, request: ValidRequest) -> Result<SequenceId, EngineError> {
+        Ok(self.submit_samples(request, 1)?[0])
+    }
+
+    /// Takes a request in as `samples` sequences that share its prompt; sample `i` draws from stream
+    /// `request.stream + i`, so each gives the tokens it would give alone.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn submit_samples(&mut self, request: ValidRequest, samples: usize) -> Result<Vec<SequenceId>, EngineError> {
+        let needed = request.prompt.len() + request.max_tokens;
+        if Pages::needed(needed) > self.pages_total {
+            let available = self.pages_total * PAGE_TOKENS;
+            return Err(EngineError::TooLong { needed_tokens: needed, available_tokens: available });
+        }
+        for policy in &request.policies {
+            self.policy_heads(&request, &policy.policy)?;
+        }
+        let request = Arc::new(request);
+        let group = self.next_id;
+        if samples > 1 {
+            self.groups.insert(group, None);
+        }
+        let ids = (0..samples as u64).map(|sample| {
+            let id = SequenceId(self.next_id + sample);
+            let group = (samples > 1).then_some((group, sample == 0));
+            self.waiting.push_back(Waiting { id, request: request.clone(), stream: request.stream + sample, group });
+            id
+        });
+        let ids: Vec<_> = ids.collect();
+        self.next_id += samples as u64;
+        Ok(ids)
+    }
+
+    /// Nothing runs and nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.iter().all(Option::is_none)
+    }
+
+    /// Leaves a sequence out of passes, or takes it in again. Its tokens do not change for it.
+    pub fn set_paused(&mut self, id: SequenceId, paused: bool) {
+        for sequence in self.running.iter_mut().flatten().filter(|sequence| sequence.id == id) {
+            sequence.paused = paused;
+        }
+    }
+
+    /// Ends a sequence, running or waiting; its response so far is the event that comes back. None if there is no such sequence.
+    pub fn cancel(&mut self, id: SequenceId) -> Option<Event> {
+        if let Some(place) = self.waiting.iter().position(|waiting| waiting.id == id) {
+            let waiting = self.waiting.remove(place)?;
+            self.leave_group(waiting.group);
+            let nothing = Sequence::new(id, waiting.request, waiting.stream, Chain::default(), Vec::new(), u32::MAX);
+            let mut events = Vec::new();
+            self.finish(nothing, Finish::Cancelled, &mut events);
+            return events.pop();
+        }
+        let place = self.running.iter().position(|sequence| sequence.as_ref().is_some_and(|sequence| sequence.id == id))?;
+        let sequence = self.running[place].take()?;
+        let mut events = Vec::new();
+        self.finish(sequence, Finish::Cancelled, &mut events);
+        events.pop()
+    }
+
+    /// The engine's heads that a policy's manifest names, in its order.
+    fn policy_heads(&self, request: &ValidRequest, policy: &LoadedPolicy) -> Result<Vec<usize>, EngineError> {
+        let find = |need: &HeadOffer| {
+            let name = &need.name;
+            let offered = request.heads.iter().find(|head| self.heads.get(head.0).is_some_and(|own| own.name == *name));
+            offered.map(|head| head.0).ok_or_else(|| EngineError::HeadNotOffered {
+                policy: policy.name.clone(),
+                head: name.clone(),
+                offered: self.offers(&request.heads).into_iter().map(|offer| offer.name).collect::<Vec<_>>().join(", "),
+            })
+        };
+        policy.manifest.heads.iter().map(find).collect()
+    }
+
+    /// Starts the request's policies, required ones first. A policy that fails under the fault policy
+    /// `base` is left out; under `abort` its fault comes back.
+    fn start_chain(&self, request: &ValidRequest, stream: u64) -> Result<Chain, Fault> {
+        let mut chain = Chain::default();
+        let ranked = request.policies.iter().filter(|policy| policy.required);
+        let ranked = ranked.chain(request.policies.iter().filter(|policy| !policy.required));
+        for (place, used) in ranked.enumerate() {
+            let start = request.start_request(used, stream, place as u64);
+            match used.policy.compiled.start(&used.policy.manifest, &start, &self.text) {
+                Ok(instance) => {
+                    let plan = instance.plan();
+                    let heads = self.policy_heads(request, &used.policy).unwrap_or_default();
+                    chain.links.push(Link {
+                        candidates: (plan.candidates as usize).min(request.candidates_max),
+                        floor: plan.candidates_floor,
+                        prefetch: plan.prefetch.clone(),
+                        policy: used.policy.clone(),
+                        instance: Some(instance),
+                        required: used.required,
+                        fault_policy: used.fault_policy,
+                        heads,
+                        kept: 0,
+                        asked: Asked::Not,
+                    });
+                }
+                Err(fault) => match used.fault_policy {
+                    FaultPolicy::Abort => return Err(fault),
+                    FaultPolicy::Base => chain.faults.push(fault),
+                },
+            }
+        }
+        Ok(chain)
+    }
+
+    /// Lets waiting requests in, in their order, while there is room.
+    fn admit(&mut self, events: &mut Vec<Event>) -> Result<(), EngineError> {
+        let mut place = 0;
+        while place < self.waiting.len() {
+            let waiting = &self.waiting[place];
+            let shared = match waiting.group {
+                Some((group, false)) => match self.groups.get(&group) {
+                    // Its prompt is still running: it stays, others may pass.
+                    Some(None) => {
+                        place += 1;
+                        continue;
+                    }
+                    Some(Some(shared)) => Some((group, shared.pages.clone())),
+                    None => None,
+                },
+                _ => None,
+            };
+            let prompt = waiting.request.prompt.len();
+            let needed = Pages::needed(prompt + waiting.request.max_tokens);
+            // Whole pages of all positions but the prompt's last can be shared; that one runs again for its logits.
+            let whole = shared.as_ref().map_or(0, |_| (prompt - 1) / PAGE_TOKENS);
+            if self.logits_slots.is_empty() || self.pages.free() < needed - whole {
+                break;
+            }
+            let Some(waiting) = self.waiting.remove(place) else { break };
+            let chain = match self.start_chain(&waiting.request, waiting.stream) {
+                Ok(chain) => chain,
+                Err(fault) => {
+                    self.leave_group(waiting.group);
+                    let sequence = Sequence::new(waiting.id, waiting.request, waiting.stream, Chain::default(), Vec::new(), u32::MAX);
+                    self.finish(sequence, Finish::Faulted(fault), events);
+                    continue;
+                }
+            };
+            let mut pages = Vec::with_capacity(needed);
+            let mut cached = 0;
+            if let Some((_, from)) = &shared {
+                for &page in &from[..whole] {
+                    self.pages.hold(page);
+                    pages.push(page);
+                }
+                cached = prompt - 1;
+            }
+            while pages.len() < needed {
+                let Some(page) = self.pages.take() else { break };
+                pages.push(page);
+            }
+            if let Some((_, from)) = &shared {
+                let slot = |pages: &[u32], position: usize| pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32;
+                let copies: Vec<_> = (whole * PAGE_TOKENS..cached).map(|position| (slot(from, position), slot(&pages, position))).collect();
+                self.device.commit(&mut self.cache, &copies, 0..self.costs.layers)?;
+            }
+            if shared.is_some() {
+                self.leave_group(waiting.group);
+            }
+            let Some(slot) = self.logits_slots.pop() else { break };
+            let mut sequence = Sequence::new(waiting.id, waiting.request, waiting.stream, chain, pages, slot);
+            sequence.cached = cached;
+            match self.running.iter().position(Option::is_none) {
+                Some(free) => self.running[free] = Some(sequence),
+                None => self.running.push(Some(sequence)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A member of a group has started (or never will): the last one lets the shared pages go.
+    fn leave_group(&mut self, group: Option<(u64, bool)>) {
+        let Some((group, leads)) = group else { return };
+        if leads {
+            // The leader never ran: the members run their prompts themselves.
+            self.groups.remove(&group);
+            return;
+        }
+        if let Some(Some(shared)) = self.groups.get_mut(&group) {
+            shared.waiting -= 1;
+            if shared.waiting == 0 {
+                for page in std::mem::take(&mut shared.pages) {
+                    self.pages.release(page);
+                }
+                self.groups.remove(&group);
+            }
+        }
+    }
+
+    /// The prompt of a leader has run: its pages wait for the group's other members.
+    fn share_prompt(&mut self, sequence: &Sequence) {
+        let group = sequence.id.0;
+        if !matches!(self.groups.get(&group), Some(None)) {
+            return;
+        }
+        let waiting = self.waiting.iter().filter(|waiting| waiting.group == Some((group, false))).count();
+        if waiting == 0 {
+            self.groups.remove(&group);
+            return;
+        }
+        let pages = sequence.pages[..Pages::needed(sequence.prompt_tokens)].to_vec();
+        for &page in &pages {
+            self.pages.hold(page);
+        }
+        self.groups.insert(group, Some(SharedPrompt { pages, waiting }));
+    }
+
+    /// Ends a sequence: its memory is free again, its response is an event.
+    fn finish(&mut self, mut sequence: Sequence, finish: Finish, events: &mut Vec<Event>) {
+        if matches!(self.groups.get(&sequence.id.0), Some(None)) {
+            self.groups.remove(&sequence.id.0);
+        }
+        for page in std::mem::take(&mut sequence.pages) {
+            self.pages.release(page);
+        }
+        if sequence.logits_slot != u32::MAX {
+            self.logits_slots.push(sequence.logits_slot);
+        }
+        let text = sequence.take_text(self.vocabulary.as_ref(), true);
+        if !text.is_empty() {
+            events.push(Event::Text { sequence: sequence.id, text });
+        }
+        let text = crate::token::decode(self.vocabulary.as_ref(), sequence.response());
+        let mut notes = std::mem::take(&mut sequence.notes);
+        let counters = sequence.counters;
+        for link in &mut sequence.chain.links {
+            if let Some(instance) = &mut link.instance {
+                collect_notes(instance, &link.policy.name, counters.steps, &mut notes);
+            }
+        }
+        let response = Response {
+            text,
+            tokens: sequence.records,
+            prompt_tokens: sequence.prompt_tokens,
+            finish,
+            draws: sequence.random.draws(),
+            counters,
+            timing: sequence.timing,
+            faults: sequence.chain.faults,
+            notes,
+        };
+        events.push(Event::Finished { sequence: sequence.id, response: Box::new(response) });
+    }
+}
+
+/// Moves an instance's notes to the response's.
+fn collect_notes(instance: &mut crate::sandbox::Instance, policy: &str, step: u64, notes: &mut Vec<Note>) {
+    for message in instance.take_notes() {
+        notes.push(Note { policy: policy.to_owned(), step, message });
+    }
+}
+
+impl Head {
+    fn new(file: &HeadFile, taps: &[usize]) -> Self {
+        let tap = taps.iter().position(|&layer| layer == file.description.layer).unwrap_or_default();
+        let body = match &file.weights {
+            HeadWeights::LookAhead(head, _) => Body::LookAhead(LinearHead { tap, ..head.clone() }),
+            HeadWeights::OnePass(head) => Body::OnePass(OnePassHead { tap, ..head.clone() }),
+        };
+        Self { name: file.description.name.clone(), spread: file.description.spread as f32, body }
+    }
+}

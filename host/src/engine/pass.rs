@@ -1,0 +1,385 @@
+//! Passes: rows through the two halves of the model, and one step of the engine.
+//!
+//! [`Engine::step`] is the decoding loop. The lower half runs pending and candidate rows to the exit
+//! layer; what may go on is held there while policies decide; the upper half takes up the pending
+//! rows and the winners. Rounds of decisions are `decide.rs`'s.
+
+use std::time::Instant;
+
+use vassal_kernels::{Device, Plan, Row, TopK};
+
+use super::decide::Advance;
+use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
+use super::{Body, Engine, EngineError, Event};
+use crate::model::llama::{Tapped, Taps};
+use crate::token::Token;
+
+/// A row that goes on to the upper half.
+struct Going {
+    /// Index of its sequence in `running`.
+    sequence: usize,
+    row: Row,
+    held: u32,
+    /// It is a candidate's: its scratch slot is `from`.
+    from: Option<u32>,
+    /// Its logits are wanted.
+    last: bool,
+}
+
+/// Whose row it is.
+#[derive(Clone, Copy)]
+enum Owner {
+    Pending { sequence: usize, last: bool },
+    Candidate { sequence: usize, token: Token },
+}
+
+impl<D: Device> Engine<D> {
+    /// One step: every sequence that can go on does. Returns what it brought about; after an error the
+    /// engine's sequences are lost.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn step(&mut self) -> Result<Vec<Event>, EngineError> {
+        let mut events = Vec::new();
+        self.admit(&mut events)?;
+        let (mut going, mut held, mut scratch) = (Vec::new(), 0usize, 0usize);
+        let mut first = true;
+        loop {
+            self.advance_all(&mut going, &mut events)?;
+            let owners = self.lower_half(first, &mut held, &mut scratch)?;
+            first = false;
+            let mut any_candidate = false;
+            for (owner, row, at) in owners {
+                match owner {
+                    Owner::Pending { sequence, last } => going.push(Going { sequence, row, held: at, from: None, last }),
+                    Owner::Candidate { .. } => any_candidate = true,
+                }
+            }
+            if !any_candidate {
+                break;
+            }
+        }
+        self.upper_half(&going)?;
+        for sequence in self.running.iter_mut().flatten() {
+            // Held rows are gone with the pass.
+            for valued in sequence.round.iter_mut().flat_map(|round| &mut round.valued) {
+                valued.row = None;
+            }
+            let text = sequence.take_text(self.vocabulary.as_ref(), false);
+            if !text.is_empty() {
+                events.push(Event::Text { sequence: sequence.id, text });
+            }
+        }
+        Ok(events)
+    }
+
+    /// Brings every round as far as it goes without more rows; what is drawn with a row goes on.
+    fn advance_all(&mut self, going: &mut Vec<Going>, events: &mut Vec<Event>) -> Result<(), EngineError> {
+        for index in 0..self.running.len() {
+            let Some(mut sequence) = self.running[index].take() else { continue };
+            if sequence.paused || sequence.round.is_none() || going.iter().any(|row| row.sequence == index) {
+                self.running[index] = Some(sequence);
+                continue;
+            }
+            let end = loop {
+                match self.advance(&mut sequence)? {
+                    Advance::Rows => break None,
+                    Advance::Drawn(row) => {
+                        if sequence.ended.is_some() {
+                            sequence.round = Some(Round::new(RoundKind::Ended, TopK::default()));
+                            continue;
+                        }
+                        if let Some(HeldRow { held, slot }) = row {
+                            let position = sequence.tokens.len() - 1;
+                            let row = self.row(&sequence, position, index, sequence.slot(position));
+                            going.push(Going { sequence: index, row, held, from: Some(slot), last: true });
+                        }
+                        break None;
+                    }
+                    Advance::Pending => break None,
+                    Advance::Finished(finish) => break Some(finish),
+                }
+            };
+            match end {
+                Some(finish) => {
+                    going.retain(|row| row.sequence != index);
+                    self.finish(sequence, finish, events);
+                }
+                None => self.running[index] = Some(sequence),
+            }
+        }
+        Ok(())
+    }
+
+    /// The row of a position of a sequence. `sequence` in it is the index into `running`; plans renumber it.
+    fn row(&self, sequence: &Sequence, position: usize, index: usize, slot: u32) -> Row {
+        let response_count = (position + 1).saturating_sub(sequence.prompt_tokens);
+        Row {
+            token: sequence.tokens[position],
+            position: position as u32,
+            sequence: index as u32,
+            slot,
+            response_count: response_count as u32,
+            remaining: sequence.remaining(response_count),
+        }
+    }
+
+    /// Runs `[0, exit)` for candidate rows, and in the first pass of a step for pending rows. Returns
+    /// every row with its owner and where its residual is held.
+    fn lower_half(
+        &mut self,
+        with_pending: bool,
+        held: &mut usize,
+        scratch: &mut usize,
+    ) -> Result<Vec<(Owner, Row, u32)>, EngineError> {
+        let mut rows: Vec<(Owner, Row)> = Vec::new();
+        let budget = self.model.rows_max().min(self.held_max - *held);
+        for index in 0..self.running.len() {
+            let Some(sequence) = self.running[index].as_ref() else { continue };
+            if sequence.paused {
+                continue;
+            }
+            let wanted = sequence.round.as_ref().map_or(&[][..], |round| &round.wanted);
+            // All of a round's rows run together, or it waits for the next pass.
+            if wanted.len() > budget - rows.len() || *scratch + wanted.len() > self.candidate_rows_max {
+                continue;
+            }
+            let response_count = sequence.response().len() + 1;
+            for &token in wanted {
+                let row = Row {
+                    token,
+                    position: sequence.tokens.len() as u32,
+                    sequence: index as u32,
+                    slot: self.scratch_slot + *scratch as u32,
+                    response_count: response_count as u32,
+                    remaining: sequence.remaining(response_count),
+                };
+                *scratch += 1;
+                rows.push((Owner::Candidate { sequence: index, token }, row));
+            }
+        }
+        if with_pending {
+            for index in 0..self.running.len() {
+                let Some(sequence) = self.running[index].as_ref() else { continue };
+                let waits = sequence.round.as_ref().is_some_and(|round| !round.wants_state);
+                if sequence.paused || waits || !sequence.is_pending() {
+                    continue;
+                }
+                let end = sequence.tokens.len().min(sequence.cached + budget - rows.len());
+                for position in sequence.cached..end {
+                    let row = self.row(sequence, position, index, sequence.slot(position));
+                    rows.push((Owner::Pending { sequence: index, last: position + 1 == sequence.tokens.len() }, row));
+                }
+            }
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let start = Instant::now();
+        let plan = self.plan(rows.iter().map(|(_, row)| *row));
+        self.device.begin(&plan)?;
+        let valued = rows.iter().any(|(owner, row)| {
+            matches!(owner, Owner::Candidate { .. })
+                || self.running[row.sequence as usize].as_ref().is_some_and(|sequence| sequence.chain.live().any(|link| !link.heads.is_empty()))
+        });
+        let mut taps = Taps { layers: &self.taps, ..Taps::default() };
+        for head in self.heads.iter().filter(|_| valued) {
+            match &head.body {
+                Body::LookAhead(head) => taps.linear.push(head),
+                Body::OnePass(head) => taps.one_pass.push(head),
+            }
+        }
+        let tapped = self.model.forward(&mut self.device, &mut self.cache, 0..self.exit, &taps)?;
+        self.device.end()?;
+        let places: Vec<u32> = (0..rows.len() as u32).collect();
+        self.device.copy_rows(self.model.residual(), &places, &mut self.held, *held)?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.account_lower(&rows, seconds, tapped.seconds);
+        if valued {
+            self.take_values(&rows, &tapped, *held);
+        }
+        let first = *held as u32;
+        *held += rows.len();
+        Ok(rows.into_iter().zip(first..).map(|((owner, row), at)| (owner, row, at)).collect())
+    }
+
+    /// A plan of rows, with the pages of the sequences in it.
+    fn plan(&self, rows: impl Iterator<Item = Row>) -> Plan {
+        let mut plan = Plan::default();
+        let mut numbers = vec![u32::MAX; self.running.len()];
+        for mut row in rows {
+            let index = row.sequence as usize;
+            if numbers[index] == u32::MAX {
+                numbers[index] = plan.block_tables.len() as u32;
+                plan.block_tables.push(self.running[index].as_ref().map_or_else(Vec::new, |sequence| sequence.pages.clone()));
+            }
+            row.sequence = numbers[index];
+            plan.rows.push(row);
+        }
+        plan
+    }
+
+    /// Hands what the heads said to the rounds (candidates) and the sequences (their last tokens).
+    fn take_values(&mut self, rows: &[(Owner, Row)], tapped: &Tapped, held: usize) {
+        let ranks: Vec<usize> = self
+            .heads
+            .iter()
+            .filter_map(|head| match &head.body {
+                Body::OnePass(head) => Some(head.rank),
+                Body::LookAhead(_) => None,
+            })
+            .collect();
+        let count = self.heads.len();
+        for (place, (owner, row)) in rows.iter().enumerate() {
+            let mut linear = tapped.values.iter();
+            let values: Vec<Option<f32>> = self
+                .heads
+                .iter()
+                .map(|head| match &head.body {
+                    // A head gone wild must not take the sampler along: its value counts as nothing.
+                    Body::LookAhead(_) => linear.next().map(|values| if values[place].is_finite() { values[place] } else { 0.0 }),
+                    Body::OnePass(_) => None,
+                })
+                .collect();
+            let projections: Vec<Vec<f32>> = tapped
+                .projections
+                .iter()
+                .zip(&ranks)
+                .map(|(projection, &rank)| projection[place * rank..(place + 1) * rank].to_vec())
+                .collect();
+            let index = match owner {
+                Owner::Pending { sequence, .. } | Owner::Candidate { sequence, .. } => *sequence,
+            };
+            let Some(sequence) = self.running[index].as_mut() else { continue };
+            match owner {
+                Owner::Pending { last: true, .. } => {
+                    sequence.state = Some(StateValues { values, projections });
+                    if let Some(round) = &mut sequence.round {
+                        round.wants_state = false;
+                    }
+                }
+                Owner::Pending { .. } => {}
+                Owner::Candidate { token, .. } => {
+                    let Some(round) = &mut sequence.round else { continue };
+                    let entry = round.entry_or_insert(*token, round.valued.len(), count);
+                    let valued = &mut round.valued[entry];
+                    for (known, new) in valued.values.iter_mut().zip(values) {
+                        *known = new.or(*known);
+                    }
+                    valued.projections = projections;
+                    valued.row = Some(HeldRow { held: (held + place) as u32, slot: row.slot });
+                    round.wanted.retain(|wanted| wanted != token);
+                }
+            }
+        }
+    }
+
+    /// Runs `[exit, layers)` for the rows that go on, takes logits and makes sequences ready.
+    fn upper_half(&mut self, going: &[Going]) -> Result<(), EngineError> {
+        if going.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let copies: Vec<(u32, u32)> = going.iter().filter_map(|row| Some((row.from?, row.row.slot))).collect();
+        if !copies.is_empty() {
+            self.device.commit(&mut self.cache, &copies, 0..self.exit)?;
+        }
+        // The budget of the lower half bounds pending rows, and a sequence has one winner: chunks are
+        // needed only where winners come on top of a full pass.
+        for chunk in going.chunks(self.model.rows_max()) {
+            let held: Vec<u32> = chunk.iter().map(|row| row.held).collect();
+            self.device.copy_rows(&self.held, &held, self.model.residual_mut(), 0)?;
+            if self.exit < self.costs.layers {
+                let plan = self.plan(chunk.iter().map(|row| row.row));
+                self.device.begin(&plan)?;
+                self.model.forward(&mut self.device, &mut self.cache, self.exit..self.costs.layers, &Taps::default())?;
+                self.device.end()?;
+            }
+            let heads: Vec<(u32, u32)> = chunk
+                .iter()
+                .enumerate()
+                .filter(|(_, row)| row.last)
+                .filter_map(|(place, row)| Some((place as u32, self.running[row.sequence].as_ref()?.logits_slot)))
+                .collect();
+            if !heads.is_empty() {
+                self.model.head(&mut self.device, &heads, &mut self.logits)?;
+            }
+        }
+        let share = start.elapsed().as_secs_f64() / going.len() as f64;
+        for row in going {
+            let Some(mut sequence) = self.running[row.sequence].take() else { continue };
+            let in_prompt = (row.row.position as usize) < sequence.prompt_tokens;
+            let upper = self.costs.layers - self.exit;
+            sequence.cached = row.row.position as usize + 1;
+            sequence.timing.model_seconds += share;
+            sequence.counters.logit_rows += u64::from(row.last);
+            if in_prompt {
+                sequence.timing.prompt_seconds += share;
+            } else {
+                sequence.counters.forward_equivalents += self.costs.forwards(1, upper, usize::from(row.last));
+                sequence.counters.winner_rows += u64::from(row.from.is_some());
+            }
+            if row.last {
+                self.become_ready(&mut sequence)?;
+            }
+            if in_prompt && row.last {
+                self.share_prompt(&sequence);
+            }
+            self.running[row.sequence] = Some(sequence);
+        }
+        Ok(())
+    }
+
+    /// The logits after a sequence's last token are known: a round of decisions begins.
+    fn become_ready(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
+        if sequence.round.is_some() {
+            // A round that waited for the state of an ended response goes on.
+            return Ok(());
+        }
+        let start = Instant::now();
+        let round = if let Some(&token) = sequence.inserting.front() {
+            Round::new(RoundKind::Offer(token), self.offered(sequence, token)?)
+        } else {
+            let top = match sequence.chain.candidates() {
+                0 => TopK::default(),
+                k => self.device.top_k(&self.logits, sequence.logits_slot, k, &[])?,
+            };
+            Round::new(RoundKind::Draw, top)
+        };
+        sequence.timing.model_seconds += start.elapsed().as_secs_f64();
+        sequence.chain.clear();
+        sequence.round = Some(round);
+        Ok(())
+    }
+
+    /// The one candidate of a round that offers an inserted token.
+    fn offered(&mut self, sequence: &Sequence, token: Token) -> Result<TopK, EngineError> {
+        let top = self.device.top_k(&self.logits, sequence.logits_slot, 1, &[])?;
+        let mut logits = Vec::new();
+        self.device.read_logits(&self.logits, sequence.logits_slot, &mut logits)?;
+        let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        Ok(TopK { tokens: vec![token], logits: vec![logit], ..top })
+    }
+
+    /// Counts the rows of a lower half and shares its time out by rows.
+    fn account_lower(&mut self, rows: &[(Owner, Row)], seconds: f64, head_seconds: f64) {
+        let share = (seconds - head_seconds) / rows.len() as f64;
+        let head_share = head_seconds / rows.len() as f64;
+        for (owner, row) in rows {
+            let Some(sequence) = self.running[row.sequence as usize].as_mut() else { continue };
+            let in_prompt = (row.position as usize) < sequence.prompt_tokens;
+            sequence.timing.model_seconds += share;
+            sequence.timing.head_seconds += head_share;
+            match owner {
+                Owner::Candidate { .. } => sequence.counters.candidate_rows += 1,
+                Owner::Pending { .. } if in_prompt => sequence.counters.prompt_rows += 1,
+                Owner::Pending { .. } => sequence.counters.pending_rows += 1,
+            }
+            if in_prompt {
+                sequence.timing.prompt_seconds += share;
+            } else {
+                sequence.counters.forward_equivalents += self.costs.forwards(1, self.exit, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! One sequence: a prompt, its response so far, and where it stands between two passes.
+//!
+//! A sequence is *pending* while tokens of it have not run through all layers, *ready* once the logits
+//! after its last token are known. A ready sequence holds a [`Round`]: one decision to be taken, over
+//! several passes where policies ask for values. The engine drives it; nothing here touches a device.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use vassal_kernels::TopK;
+
+use super::chain::Chain;
+use super::response::{Counters, DrawRecord, Finish, Note, SequenceId, Timing, TokenRecord};
+use crate::request::ValidRequest;
+use crate::sampling::philox::Philox;
+use crate::token::{TextDecoder, Token, Vocabulary};
+
+/// A row of the pass that may go on after a draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HeldRow {
+    /// Where its residual is held.
+    pub(super) held: u32,
+    /// The slot of its keys and values.
+    pub(super) slot: u32,
+}
+
+/// What heads know of one token, were it to come next.
+#[derive(Debug, Clone)]
+pub(super) struct Valued {
+    pub(super) token: Token,
+    /// One value an engine head; none where it has not been computed.
+    pub(super) values: Vec<Option<f32>>,
+    /// For each one-pass head, the projection that this token's row gives; empty without a row.
+    pub(super) projections: Vec<Vec<f32>>,
+    /// The candidate's row, while the pass that ran it lasts.
+    pub(super) row: Option<HeldRow>,
+}
+
+/// What heads know of the sequence as it stands: of its last token's row.
+#[derive(Debug, Clone, Default)]
+pub(super) struct StateValues {
+    /// One value an engine head; none for a one-pass head.
+    pub(super) values: Vec<Option<f32>>,
+    /// For each one-pass head, its projection.
+    pub(super) projections: Vec<Vec<f32>>,
+}
+
+/// What a round decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RoundKind {
+    /// The next token, to be drawn.
+    Draw,
+    /// Whether the required policies let this inserted token stand.
+    Offer(Token),
+    /// Whether the response may end as it did.
+    Ended,
+}
+
+/// One decision in the making.
+#[derive(Debug, Clone)]
+pub(super) struct Round {
+    pub(super) kind: RoundKind,
+    /// The candidates by the base model; none where the response has ended.
+    pub(super) top: TopK,
+    /// The candidates chosen again under vocabulary biases.
+    pub(super) rechosen: Option<TopK>,
+    /// What heads have said so far.
+    pub(super) valued: Vec<Valued>,
+    /// Tokens whose rows must run before anybody can go on.
+    pub(super) wanted: Vec<Token>,
+    /// The last token's own row must run first (`current` after the end).
+    pub(super) wants_state: bool,
+}
+
+impl Round {
+    pub(super) fn new(kind: RoundKind, top: TopK) -> Self {
+        Self { kind, top, rechosen: None, valued: Vec::new(), wanted: Vec::new(), wants_state: false }
+    }
+
+    /// The entry of a token, `hint` being where it likely stands.
+    pub(super) fn entry(&self, token: Token, hint: usize) -> Option<usize> {
+        match self.valued.get(hint) {
+            Some(valued) if valued.token == token => Some(hint),
+            _ => self.valued.iter().position(|valued| valued.token == token),
+        }
+    }
+
+    /// The entry of a token, made where there is none.
+    pub(super) fn entry_or_insert(&mut self, token: Token, hint: usize, heads: usize) -> usize {
+        self.entry(token, hint).unwrap_or_else(|| {
+            self.valued.push(Valued { token, values: vec![None; heads], projections: Vec::new(), row: None });
+            self.valued.len() - 1
+        })
+    }
+
+    /// A known value.
+    pub(super) fn value(&self, head: usize, token: Token, hint: usize) -> Option<f32> {
+        self.entry(token, hint).and_then(|entry| self.valued[entry].values[head])
+    }
+}
+
+/// A sequence in the engine.
+pub(super) struct Sequence {
+    pub(super) id: SequenceId,
+    pub(super) request: Arc<ValidRequest>,
+    /// Prompt and response.
+    pub(super) tokens: Vec<Token>,
+    pub(super) prompt_tokens: usize,
+    /// How the response's tokens came about, `[response]`.
+    pub(super) records: Vec<TokenRecord>,
+    /// Positions that have run through all layers.
+    pub(super) cached: usize,
+    pub(super) pages: Vec<u32>,
+    pub(super) logits_slot: u32,
+    pub(super) random: Philox,
+    pub(super) chain: Chain,
+    /// The decision in the making, where there is one.
+    pub(super) round: Option<Round>,
+    /// Of the last token's row, where heads have seen it.
+    pub(super) state: Option<StateValues>,
+    /// The response's last token ends it.
+    pub(super) ended: Option<Finish>,
+    /// Inserted tokens that still have to be offered to the required policies.
+    pub(super) inserting: VecDeque<Token>,
+    pub(super) counters: Counters,
+    pub(super) timing: Timing,
+    /// Notes of policies that are gone.
+    pub(super) notes: Vec<Note>,
+    pub(super) paused: bool,
+    decoder: TextDecoder,
+    /// Response tokens that can no longer be taken back: a function of the tokens alone, not of passes.
+    settled: usize,
+    /// Of those, how many the decoder has had.
+    decoded: usize,
+}
+
+impl Sequence {
+    pub(super) fn new(
+        id: SequenceId,
+        request: Arc<ValidRequest>,
+        stream: u64,
+        chain: Chain,
+        pages: Vec<u32>,
+        logits_slot: u32,
+    ) -> Self {
+        Self {
+            id,
+            tokens: request.prompt.clone(),
+            prompt_tokens: request.prompt.len(),
+            records: Vec::new(),
+            cached: 0,
+            pages,
+            logits_slot,
+            random: Philox::new(request.seed, stream),
+            chain,
+            round: None,
+            state: None,
+            ended: None,
+            inserting: VecDeque::new(),
+            counters: Counters::default(),
+            timing: Timing::default(),
+            notes: Vec::new(),
+            paused: false,
+            decoder: TextDecoder::default(),
+            settled: 0,
+            decoded: 0,
+            request,
+        }
+    }
+
+    /// Response tokens so far.
+    pub(super) fn response(&self) -> &[Token] {
+        &self.tokens[self.prompt_tokens..]
+    }
+
+    /// Tokens of it wait for a pass.
+    pub(super) fn is_pending(&self) -> bool {
+        self.cached < self.tokens.len()
+    }
+
+    /// The slot of a position in this sequence's pages.
+    pub(super) fn slot(&self, position: usize) -> u32 {
+        let page = self.pages[position / vassal_kernels::PAGE_TOKENS];
+        page * vassal_kernels::PAGE_TOKENS as u32 + (position % vassal_kernels::PAGE_TOKENS) as u32
+    }
+
+    /// The share of the token limit that remains after `response_count` tokens.
+    pub(super) fn remaining(&self, response_count: usize) -> f32 {
+        (self.request.max_tokens - response_count.min(self.request.max_tokens)) as f32 / self.request.max_tokens as f32
+    }
+
+    /// Appends a response token, and sees whether it ends the response.
+    pub(super) fn push(&mut self, token: Token, draw: Option<DrawRecord>) {
+        self.tokens.push(token);
+        self.records.push(TokenRecord { token, draw });
+        self.state = None;
+        if self.request.end_of_text.contains(&token) {
+            self.ended = Some(Finish::EndOfText);
+        } else if self.response().len() >= self.request.max_tokens {
+            self.ended = Some(Finish::TokenLimit);
+        }
+        if self.ended.is_some() {
+            self.inserting.clear();
+        }
+        self.settled = self.settled.max(self.response().len().saturating_sub(self.chain.rewind_max()));
+    }
+
+    /// How many of the newest tokens can still be taken back: text that has been sent stands.
+    pub(super) fn revocable(&self) -> usize {
+        self.response().len() - self.settled
+    }
+
+    /// Takes response tokens back, the newest `count` of them.
+    pub(super) fn rewind(&mut self, count: usize) {
+        let response = self.response().len() - count;
+        self.tokens.truncate(self.prompt_tokens + response);
+        self.records.truncate(response);
+        self.cached = self.cached.min(self.tokens.len());
+        self.state = None;
+        self.ended = None;
+        self.chain.rewind(response);
+    }
+
+    /// Makes the last token run again where nothing is pending: its logits are to be known once more.
+    pub(super) fn replay_last(&mut self) {
+        self.cached = self.cached.min(self.tokens.len() - 1);
+    }
+
+    /// The text that can no longer be taken back and has not been sent; all that is left at the end.
+    pub(super) fn take_text(&mut self, vocabulary: &dyn Vocabulary, at_end: bool) -> String {
+        let safe = if at_end { self.response().len() } else { self.settled };
+        let mut text = String::new();
+        while self.decoded < safe {
+            let token = self.tokens[self.prompt_tokens + self.decoded];
+            self.decoded += 1;
+            if !vocabulary.is_special(token) {
+                self.decoder.push(vocabulary.bytes(token));
+                text.push_str(&self.decoder.settle(0));
+            }
+        }
+        if at_end {
+            text.push_str(&self.decoder.finish());
+        }
+        text
+    }
+}

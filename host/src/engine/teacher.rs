@@ -1,0 +1,239 @@
+//! Teacher-forced passes: known responses run through the model, for learning.
+//!
+//! Nothing is drawn here. [`Engine::features`] reads what value heads are fitted on;
+//! [`Engine::candidate_states`] asks a head for the values of next tokens at states of known responses
+//! (its spread, and what a one-pass head is distilled from). Both use the pages, passes and taps of
+//! ordinary decoding, so that what is learned is what will be read.
+
+use vassal_kernels::{Device, PAGE_TOKENS, Plan, Row, TopK};
+
+use super::{Body, Engine, EngineError, HeadId};
+use crate::model::llama::Taps;
+use crate::token::Token;
+
+/// A state of a known response, with its likeliest next tokens and their values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CandidateState {
+    /// Response tokens before it; 0 is the prompt's end.
+    pub response_count: usize,
+    /// Features at the head's tap, `[2H + 2]`: residual, running mean, remaining share, 1.
+    pub features: Vec<f32>,
+    /// The head's value of the state.
+    pub value: f32,
+    /// The candidates, likeliest first, with base logits, log-normaliser and entropy.
+    pub top: TopK,
+    /// The head's value of the state followed by each candidate, `[candidates]`.
+    pub values: Vec<f32>,
+}
+
+/// A response laid out in pages of its own.
+struct Laid {
+    pages: Vec<u32>,
+}
+
+impl<D: Device> Engine<D> {
+    /// Features of every state of some responses to one prompt, at tap layer `layer`: for each response
+    /// of T tokens, T + 1 rows `[2H + 2]` (residual, running mean over the response, remaining share of
+    /// `limit_tokens`, 1), the first of them the prompt's end; appended to `out`, row-major, in order.
+    /// Only while no sequence runs.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLong`] where a response does not fit the cache; the device's.
+    pub fn features(
+        &mut self,
+        layer: usize,
+        prompt: &[Token],
+        responses: &[&[Token]],
+        limit_tokens: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
+        let tap = self.tap_at(layer)?;
+        let width = 2 * self.model.shape().hidden + 2;
+        let shared = self.lay(prompt.len())?;
+        let mut first = Vec::new();
+        let rows = rows_of(prompt, 0, prompt.len(), limit_tokens, &shared.pages);
+        self.run(&rows, &shared.pages, layer, Some((tap, &mut first)))?;
+        let first = first.split_off(first.len() - width);
+        for response in responses {
+            out.extend_from_slice(&first);
+            if response.is_empty() {
+                continue;
+            }
+            let laid = self.lay_after(&shared, prompt.len(), response.len(), layer)?;
+            let tokens: Vec<Token> = prompt.iter().chain(*response).copied().collect();
+            let rows = rows_of(&tokens, prompt.len(), prompt.len(), limit_tokens, &laid.pages);
+            self.run(&rows, &laid.pages, layer, Some((tap, out)))?;
+            self.release(laid);
+        }
+        self.release(shared);
+        Ok(())
+    }
+
+    /// What a look-ahead head says of the `k` likeliest next tokens at some states of a known response;
+    /// `states` are response lengths, ascending, at most the response's. Only while no sequence runs.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLong`] where it does not fit the cache; the device's.
+    pub fn candidate_states(
+        &mut self,
+        head: HeadId,
+        prompt: &[Token],
+        response: &[Token],
+        states: &[usize],
+        k: usize,
+        limit_tokens: usize,
+    ) -> Result<Vec<CandidateState>, EngineError> {
+        let Some(Body::LookAhead(linear)) = self.heads.get(head.0).map(|head| &head.body) else { return Ok(Vec::new()) };
+        let linear = linear.clone();
+        let layers = self.costs.layers;
+        let width = 2 * self.model.shape().hidden + 2;
+        let tokens: Vec<Token> = prompt.iter().chain(response).copied().collect();
+        let laid = self.lay(tokens.len() + 1)?;
+        let rows = rows_of(&tokens, 0, prompt.len(), limit_tokens, &laid.pages);
+        let (mut found, mut start): (Vec<CandidateState>, usize) = (Vec::new(), 0);
+        for chunk in rows.chunks(self.model.rows_max()) {
+            let plan = Plan { rows: chunk.to_vec(), block_tables: vec![laid.pages.clone()] };
+            let taps = Taps { layers: &self.taps, linear: vec![&linear], one_pass: Vec::new() };
+            self.device.begin(&plan)?;
+            // Features are read at the tap, before the layers above it change the residual.
+            let tapped = self.model.forward(&mut self.device, &mut self.cache, 0..self.taps[linear.tap], &taps)?;
+            let mut features = Vec::new();
+            self.device.read_features(self.model.residual(), linear.tap, &self.cache, &mut features)?;
+            self.model.forward(&mut self.device, &mut self.cache, self.taps[linear.tap]..layers, &Taps { layers: &self.taps, ..Taps::default() })?;
+            for (place, row) in chunk.iter().enumerate() {
+                let before = row.position as usize + 1;
+                let Some(count) = before.checked_sub(prompt.len()).filter(|count| states.contains(count)) else { continue };
+                self.model.head(&mut self.device, &[(place as u32, 0)], &mut self.logits)?;
+                let top = self.device.top_k(&self.logits, 0, k, &[])?;
+                found.push(CandidateState {
+                    response_count: count,
+                    features: features[place * width..(place + 1) * width].to_vec(),
+                    value: tapped.values[0][place],
+                    top,
+                    values: Vec::new(),
+                });
+            }
+            self.device.end()?;
+            start += chunk.len();
+        }
+        debug_assert_eq!(start, tokens.len());
+        // The candidates of as many states as fit one pass run together: each row has its own scratch slot.
+        let most = self.model.rows_max().min(self.candidate_rows_max);
+        let mut next = 0;
+        while next < found.len() {
+            let mut rows = Vec::new();
+            let first = next;
+            while next < found.len() && rows.len() + found[next].top.tokens.len() <= most {
+                let state = &found[next];
+                for &token in &state.top.tokens {
+                    let count = state.response_count + 1;
+                    rows.push(Row {
+                        token,
+                        position: (prompt.len() + state.response_count) as u32,
+                        sequence: 0,
+                        slot: self.scratch_slot + rows.len() as u32,
+                        response_count: count as u32,
+                        remaining: remaining(count, limit_tokens),
+                    });
+                }
+                next += 1;
+            }
+            let plan = Plan { rows, block_tables: vec![laid.pages.clone()] };
+            let taps = Taps { layers: &self.taps, linear: vec![&linear], one_pass: Vec::new() };
+            self.device.begin(&plan)?;
+            let tapped = self.model.forward(&mut self.device, &mut self.cache, 0..self.taps[linear.tap], &taps)?;
+            self.device.end()?;
+            let mut values = tapped.values[0].iter().copied();
+            for state in &mut found[first..next] {
+                state.values = values.by_ref().take(state.top.tokens.len()).collect();
+            }
+            if first == next {
+                break;
+            }
+        }
+        self.release(laid);
+        Ok(found)
+    }
+
+    /// Runs rows of one sequence through `[0, layer)`, in passes, and reads the features of each where asked.
+    fn run(
+        &mut self,
+        rows: &[Row],
+        pages: &[u32],
+        layer: usize,
+        mut read: Option<(usize, &mut Vec<f32>)>,
+    ) -> Result<(), EngineError> {
+        for chunk in rows.chunks(self.model.rows_max()) {
+            let plan = Plan { rows: chunk.to_vec(), block_tables: vec![pages.to_vec()] };
+            self.device.begin(&plan)?;
+            let taps = Taps { layers: &self.taps, ..Taps::default() };
+            self.model.forward(&mut self.device, &mut self.cache, 0..layer, &taps)?;
+            if let Some((tap, out)) = &mut read {
+                self.device.read_features(self.model.residual(), *tap, &self.cache, out)?;
+            }
+            self.device.end()?;
+        }
+        Ok(())
+    }
+
+    fn tap_at(&self, layer: usize) -> Result<usize, EngineError> {
+        let found = self.taps.iter().position(|&tap| tap == layer);
+        found.ok_or_else(|| EngineError::NoTap { layer, taps: self.taps.clone() })
+    }
+
+    /// Pages for this many positions.
+    fn lay(&mut self, tokens: usize) -> Result<Laid, EngineError> {
+        let needed = super::Pages::needed(tokens);
+        if needed > self.pages.free() {
+            let available = self.pages.free() * PAGE_TOKENS;
+            return Err(EngineError::TooLong { needed_tokens: tokens, available_tokens: available });
+        }
+        Ok(Laid { pages: (0..needed).filter_map(|_| self.pages.take()).collect() })
+    }
+
+    /// Pages for a response after a prompt that is laid: whole pages are shared, the last is copied.
+    fn lay_after(&mut self, shared: &Laid, prompt: usize, response: usize, layer: usize) -> Result<Laid, EngineError> {
+        let whole = prompt / PAGE_TOKENS;
+        let own = self.lay(prompt + response - whole * PAGE_TOKENS)?;
+        for &page in &shared.pages[..whole] {
+            self.pages.hold(page);
+        }
+        let pages: Vec<u32> = shared.pages[..whole].iter().copied().chain(own.pages).collect();
+        let copies: Vec<(u32, u32)> =
+            (whole * PAGE_TOKENS..prompt).map(|position| (slot(&shared.pages, position), slot(&pages, position))).collect();
+        self.device.commit(&mut self.cache, &copies, 0..layer)?;
+        Ok(Laid { pages })
+    }
+
+    fn release(&mut self, laid: Laid) {
+        for page in laid.pages {
+            self.pages.release(page);
+        }
+    }
+}
+
+/// The slot of a position in these pages.
+fn slot(pages: &[u32], position: usize) -> u32 {
+    pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32
+}
+
+/// The share of the limit that remains after `count` response tokens.
+fn remaining(count: usize, limit_tokens: usize) -> f32 {
+    limit_tokens.saturating_sub(count) as f32 / limit_tokens.max(1) as f32
+}
+
+/// Rows of the tokens from `start` on; those from `prompt` on are the response's.
+fn rows_of(tokens: &[Token], start: usize, prompt: usize, limit_tokens: usize, pages: &[u32]) -> Vec<Row> {
+    let row = |position: usize| {
+        let count = (position + 1).saturating_sub(prompt);
+        Row {
+            token: tokens[position],
+            position: position as u32,
+            sequence: 0,
+            slot: slot(pages, position),
+            response_count: count as u32,
+            remaining: remaining(count, limit_tokens),
+        }
+    };
+    (start..tokens.len()).map(row).collect()
+}

@@ -1,0 +1,249 @@
+//! What a sandboxed call costs: many live instances asked in turn, as a batch would ask them.
+//!
+//! Three workloads of the caller's choice (a policy without `values`, one with values prefetched, one that
+//! asks for them) are interleaved in one process, and medians over rounds are reported. All safeties are on,
+//! because there is no way to switch them off. What a model or a head costs is not in these figures.
+
+use super::{
+    CompiledPolicy, Fault, HeadOffer, Instance, LoadError, Manifest, Needs, Progress, Sandbox, Scope, SettingError,
+    StartRequest, Step, ValueAnswer, VocabularyText, settings,
+};
+use crate::token::{Token, Vocabulary};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A component and how it is set.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload<'a> {
+    /// The component.
+    pub component: &'a [u8],
+    /// Its settings, by name.
+    pub settings: &'a [(&'a str, &'a str)],
+}
+
+/// What is measured, and how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Bench<'a> {
+    /// A policy that does not import `values`.
+    pub plain: Workload<'a>,
+    /// One that imports `values` and works on what is prefetched.
+    pub prefetched: Workload<'a>,
+    /// One that asks for its values.
+    pub suspended: Workload<'a>,
+    /// Live instances, asked in turn.
+    pub sequences: usize,
+    /// Steps of each instance that are timed.
+    pub rounds: usize,
+}
+
+/// The figures for one number of candidates; times are medians.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Row {
+    /// Candidates of each step.
+    pub candidates: usize,
+    /// Live instances.
+    pub sequences: usize,
+    /// A step without `values`, nanoseconds.
+    pub plain_call_ns: f64,
+    /// A step with `values` imported and not called, nanoseconds.
+    pub prefetched_ns: f64,
+    /// A step suspended in `evaluate` until all have asked, nanoseconds.
+    pub suspended_ns: f64,
+    /// Instantiation and `start` of a policy, microseconds: the dearest of the three.
+    pub start_us: f64,
+}
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// A workload does not load.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A workload's settings are refused.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// A workload is at fault.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// A workload is not what it is said to be.
+    #[error("the workload `{0}` does not do what it is there to measure")]
+    Workload(&'static str),
+}
+
+/// The head that workloads are offered: its name is its dial's in `vas`.
+pub const HEAD: &str = "value";
+
+/// Measures each number of candidates.
+///
+/// # Errors
+/// If a workload does not load, is at fault, or suspends where it should not (or the reverse).
+pub fn measure(sandbox: &Sandbox, bench: &Bench<'_>, candidates: &[usize]) -> Result<Vec<Row>, BenchError> {
+    let text = VocabularyText::new(Arc::new(BlankVocabulary));
+    let mut plain = Runner::load(sandbox, "plain", &bench.plain, &text)?;
+    let mut prefetched = Runner::load(sandbox, "prefetched", &bench.prefetched, &text)?;
+    let mut suspended = Runner::load(sandbox, "suspended", &bench.suspended, &text)?;
+    if plain.compiled.imports_values() || !suspended.compiled.imports_values() {
+        return Err(BenchError::Workload("plain"));
+    }
+    let mut rows = Vec::new();
+    for &k in candidates {
+        let step = Inputs::new(k);
+        let starts = [&mut plain, &mut prefetched, &mut suspended].map(|runner| runner.restart(bench.sequences));
+        let mut start_us = 0.0_f64;
+        for start in starts {
+            start_us = start_us.max(start?);
+        }
+        let mut times = [Vec::new(), Vec::new(), Vec::new()];
+        // The first tenth of the rounds warms caches and the guests' memories.
+        let warming = bench.rounds / 10;
+        for round in 0..bench.rounds + warming {
+            let measured = [plain.round(&step, false)?, prefetched.round(&step, false)?, suspended.round(&step, true)?];
+            if round >= warming {
+                times.iter_mut().zip(measured).for_each(|(times, measured)| times.push(measured));
+            }
+        }
+        let [plain_call_ns, prefetched_ns, suspended_ns] = times.map(median);
+        rows.push(Row {
+            candidates: k,
+            sequences: bench.sequences,
+            plain_call_ns,
+            prefetched_ns,
+            suspended_ns,
+            start_us,
+        });
+    }
+    Ok(rows)
+}
+
+/// One workload and its live instances.
+struct Runner<'a> {
+    name: &'static str,
+    text: &'a Arc<VocabularyText>,
+    compiled: CompiledPolicy,
+    manifest: Arc<Manifest>,
+    settings: Vec<super::SettingValue>,
+    instances: Vec<Instance>,
+    response: u32,
+}
+
+impl<'a> Runner<'a> {
+    fn load(
+        sandbox: &Sandbox,
+        name: &'static str,
+        workload: &Workload<'_>,
+        text: &'a Arc<VocabularyText>,
+    ) -> Result<Self, BenchError> {
+        let compiled = sandbox.compile(name, workload.component)?;
+        let offered = [HeadOffer { name: HEAD.into(), kind: "value".into(), spread: 0.1 }];
+        let manifest = Arc::new(compiled.describe(&offered, Needs::ALL)?);
+        let settings = settings::resolve(&manifest, workload.settings, Scope::Tenant, sandbox.limits())?;
+        Ok(Self { name, text, compiled, manifest, settings, instances: Vec::new(), response: 0 })
+    }
+
+    /// Replaces the live instances; returns the median time of a start, microseconds.
+    fn restart(&mut self, sequences: usize) -> Result<f64, BenchError> {
+        let mut times = Vec::new();
+        // Twice, because the pool's memories are touched for the first time in the first.
+        for _ in 0..2 {
+            self.instances.clear();
+            times.clear();
+            for seed in 0..sequences as u64 {
+                let request = StartRequest {
+                    settings: &self.settings,
+                    prompt: &[],
+                    candidates: 256,
+                    max_tokens: 1_000,
+                    temperature: 1.0,
+                    top_p: 1.0,
+                    seed,
+                };
+                let before = Instant::now();
+                let instance = self.compiled.start(&self.manifest, &request, self.text)?;
+                times.push(before.elapsed().as_secs_f64() * 1e6);
+                self.instances.push(instance);
+            }
+        }
+        self.response = 0;
+        Ok(median(times))
+    }
+
+    /// One step of every instance; returns the time of one, nanoseconds.
+    fn round(&mut self, inputs: &Inputs, suspends: bool) -> Result<f64, BenchError> {
+        let appended = if self.response == 0 { &[][..] } else { &inputs.candidates[..1] };
+        let step = Step {
+            kept: self.response.saturating_sub(1),
+            appended,
+            candidates: &inputs.candidates,
+            logits: &inputs.logits,
+            prefetched: if suspends || self.manifest.heads.is_empty() { 0 } else { 1 },
+            values: if suspends || self.manifest.heads.is_empty() { &[] } else { &inputs.values },
+            log_normalizer: 1.0,
+            entropy: 1.0,
+            ended: false,
+        };
+        self.response += 1;
+        let before = Instant::now();
+        for instance in &mut self.instances {
+            match instance.decide(&step) {
+                Progress::Decided(_) if !suspends => {}
+                Progress::Wants(_) if suspends => {}
+                Progress::Faulted(fault) => return Err(fault.into()),
+                _ => return Err(BenchError::Workload(self.name)),
+            }
+        }
+        if suspends {
+            for instance in &mut self.instances {
+                match instance.resume(ValueAnswer::Values(inputs.values.clone())) {
+                    Progress::Decided(_) => {}
+                    Progress::Faulted(fault) => return Err(fault.into()),
+                    Progress::Wants(_) => return Err(BenchError::Workload(self.name)),
+                }
+            }
+        }
+        Ok(before.elapsed().as_secs_f64() * 1e9 / self.instances.len().max(1) as f64)
+    }
+}
+
+/// What every step shows.
+struct Inputs {
+    candidates: Vec<Token>,
+    logits: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Inputs {
+    fn new(k: usize) -> Self {
+        let tokens = 0..k.max(1) as u32;
+        Self {
+            candidates: tokens.clone().map(|token| token * 7).collect(),
+            logits: tokens.clone().map(|token| 10.0 - token as f32 * 0.1).collect(),
+            values: tokens.map(|token| (token % 5) as f32 * 0.1).collect(),
+        }
+    }
+}
+
+/// As many tokens as the default model has, without text.
+struct BlankVocabulary;
+
+impl Vocabulary for BlankVocabulary {
+    fn size(&self) -> usize {
+        49_152
+    }
+    fn bytes(&self, _: Token) -> &[u8] {
+        &[]
+    }
+    fn is_special(&self, _: Token) -> bool {
+        false
+    }
+    fn tokens(&self, _: &str) -> Vec<Token> {
+        Vec::new()
+    }
+    fn end_of_text(&self) -> &[Token] {
+        &[0]
+    }
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_unstable_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(0.0)
+}
