@@ -53,27 +53,19 @@ pub struct Penalty {
 
 impl Solution {
     fn zero(design: &Design) -> Self {
-        Self {
-            matrix: vec![0.0; design.rank * design.width],
-            bias: vec![0.0; design.segments.len()],
-        }
+        Self { matrix: vec![0.0; design.rank * design.width], bias: vec![0.0; design.segments.len()] }
     }
 
     fn dot(&self, other: &Self) -> f64 {
         let product = |left: &[f32], right: &[f32]| -> f64 {
-            left.iter()
-                .zip(right)
-                .map(|(&l, &r)| f64::from(l) * f64::from(r))
-                .sum()
+            left.iter().zip(right).map(|(&l, &r)| f64::from(l) * f64::from(r)).sum()
         };
         product(&self.matrix, &other.matrix) + product(&self.bias, &other.bias)
     }
 
     fn add(&mut self, scale: f64, other: &Self) {
         let add = |left: &mut [f32], right: &[f32]| {
-            left.iter_mut()
-                .zip(right)
-                .for_each(|(l, &r)| *l = (f64::from(*l) + scale * f64::from(r)) as f32);
+            left.iter_mut().zip(right).for_each(|(l, &r)| *l = (f64::from(*l) + scale * f64::from(r)) as f32);
         };
         add(&mut self.matrix, &other.matrix);
         add(&mut self.bias, &other.bias);
@@ -89,11 +81,8 @@ impl Design {
             let rows = solution.matrix.chunks_exact(self.width.max(1));
             let projected: Vec<f32> = rows.map(|row| dot(row, embedding)).collect();
             let samples = self.segments[token].clone();
-            let factors = self.factors[samples.start * self.rank..samples.end * self.rank]
-                .chunks_exact(self.rank);
-            factors
-                .map(|factors| dot(factors, &projected) + solution.bias[token])
-                .collect::<Vec<f32>>()
+            let factors = self.factors[samples.start * self.rank..samples.end * self.rank].chunks_exact(self.rank);
+            factors.map(|factors| dot(factors, &projected) + solution.bias[token]).collect::<Vec<f32>>()
         });
         parts.concat()
     }
@@ -103,13 +92,10 @@ impl Design {
         let tokens: Vec<usize> = (0..self.segments.len()).collect();
         let sums = self.in_parallel(&tokens, |&token| {
             let samples = self.segments[token].clone();
-            let factors = self.factors[samples.start * self.rank..samples.end * self.rank]
-                .chunks_exact(self.rank);
+            let factors = self.factors[samples.start * self.rank..samples.end * self.rank].chunks_exact(self.rank);
             let mut sum = vec![0.0_f32; self.rank + 1];
             for (factors, &number) in factors.zip(&numbers[samples]) {
-                sum.iter_mut()
-                    .zip(factors)
-                    .for_each(|(sum, factor)| *sum += factor * number);
+                sum.iter_mut().zip(factors).for_each(|(sum, factor)| *sum += factor * number);
                 sum[self.rank] += number;
             }
             sum
@@ -117,21 +103,13 @@ impl Design {
         let ranks: Vec<usize> = (0..self.rank).collect();
         let matrix = self.in_parallel(&ranks, |&rank| {
             let mut row = vec![0.0_f32; self.width];
-            for (sum, embedding) in sums
-                .iter()
-                .zip(self.embeddings.chunks_exact(self.width.max(1)))
-            {
+            for (sum, embedding) in sums.iter().zip(self.embeddings.chunks_exact(self.width.max(1))) {
                 let scale = sum[rank];
-                row.iter_mut()
-                    .zip(embedding)
-                    .for_each(|(row, x)| *row += scale * x);
+                row.iter_mut().zip(embedding).for_each(|(row, x)| *row += scale * x);
             }
             row
         });
-        Solution {
-            matrix: matrix.concat(),
-            bias: sums.iter().map(|sum| sum[self.rank]).collect(),
-        }
+        Solution { matrix: matrix.concat(), bias: sums.iter().map(|sum| sum[self.rank]).collect() }
     }
 
     /// The ridge solution for a target a sample, from `start` or from zero.
@@ -141,42 +119,20 @@ impl Design {
         let samples = targets.len() as f64;
         let precondition = |gradient: &Solution| {
             let matrix = (samples + penalty.matrix).recip();
-            let bias = self
-                .segments
-                .iter()
-                .map(|samples| (samples.len() as f64 + penalty.bias).recip());
+            let bias = self.segments.iter().map(|samples| (samples.len() as f64 + penalty.bias).recip());
             Solution {
-                matrix: gradient
-                    .matrix
-                    .iter()
-                    .map(|&x| (f64::from(x) * matrix) as f32)
-                    .collect(),
-                bias: gradient
-                    .bias
-                    .iter()
-                    .zip(bias)
-                    .map(|(&x, scale)| (f64::from(x) * scale) as f32)
-                    .collect(),
+                matrix: gradient.matrix.iter().map(|&x| (f64::from(x) * matrix) as f32).collect(),
+                bias: gradient.bias.iter().zip(bias).map(|(&x, scale)| (f64::from(x) * scale) as f32).collect(),
             }
         };
         let penalize = |out: &mut Solution, of: &Solution, sign: f64| {
-            let part = Solution {
-                matrix: of.matrix.clone(),
-                bias: vec![0.0; of.bias.len()],
-            };
+            let part = Solution { matrix: of.matrix.clone(), bias: vec![0.0; of.bias.len()] };
             out.add(sign * penalty.matrix, &part);
-            let part = Solution {
-                matrix: vec![0.0; of.matrix.len()],
-                bias: of.bias.clone(),
-            };
+            let part = Solution { matrix: vec![0.0; of.matrix.len()], bias: of.bias.clone() };
             out.add(sign * penalty.bias, &part);
         };
         let predicted = self.predict(&solution);
-        let rest: Vec<f32> = targets
-            .iter()
-            .zip(predicted)
-            .map(|(target, value)| target - value)
-            .collect();
+        let rest: Vec<f32> = targets.iter().zip(predicted).map(|(target, value)| target - value).collect();
         let mut residual = self.gather(&rest);
         penalize(&mut residual, &solution, -1.0);
         let mut conditioned = precondition(&residual);
@@ -210,10 +166,8 @@ impl Design {
         let share = items.len().div_ceil(self.threads.max(1)).max(1);
         let map = &map;
         std::thread::scope(|scope| {
-            let parts: Vec<_> = items
-                .chunks(share)
-                .map(|part| scope.spawn(move || part.iter().map(map).collect::<Vec<O>>()))
-                .collect();
+            let parts: Vec<_> =
+                items.chunks(share).map(|part| scope.spawn(move || part.iter().map(map).collect::<Vec<O>>())).collect();
             let join = |part: std::thread::ScopedJoinHandle<'_, Vec<O>>| match part.join() {
                 Ok(done) => done,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -245,30 +199,16 @@ mod tests {
 
     fn design(threads: usize) -> (Design, Vec<f32>) {
         let mut random = SplitMix::new(8);
-        let mut numbers = |count: usize| -> Vec<f32> {
-            (0..count)
-                .map(|_| random.unit() as f32 * 3.4 - 1.7)
-                .collect()
-        };
+        let mut numbers = |count: usize| -> Vec<f32> { (0..count).map(|_| random.unit() as f32 * 3.4 - 1.7).collect() };
         let segments = vec![0..40, 40..41, 41..90, 90..200];
-        let design = Design {
-            factors: numbers(400),
-            rank: 2,
-            segments,
-            embeddings: numbers(12),
-            width: 3,
-            threads,
-        };
+        let design = Design { factors: numbers(400), rank: 2, segments, embeddings: numbers(12), width: 3, threads };
         (design, numbers(200))
     }
 
     #[test]
     fn the_solution_satisfies_the_normal_equations() {
         let (design, targets) = design(2);
-        let penalty = Penalty {
-            matrix: 5.0,
-            bias: 2.0,
-        };
+        let penalty = Penalty { matrix: 5.0, bias: 2.0 };
         let got = design.solve(&targets, penalty, None);
         // The same by writing all 2 * 3 + 4 features out.
         let n = 10;
@@ -278,9 +218,7 @@ mod tests {
                 let mut row = vec![0.0; n];
                 for j in 0..2 {
                     for k in 0..3 {
-                        row[j * 3 + k] = f64::from(
-                            design.factors[sample * 2 + j] * design.embeddings[token * 3 + k],
-                        );
+                        row[j * 3 + k] = f64::from(design.factors[sample * 2 + j] * design.embeddings[token * 3 + k]);
                     }
                 }
                 row[6 + token] = 1.0;
@@ -296,19 +234,13 @@ mod tests {
         solve_upper(&matrix, n, &mut solution);
         let found: Vec<f32> = got.matrix.iter().chain(&got.bias).copied().collect();
         for (got, expected) in found.iter().zip(&solution) {
-            assert!(
-                (f64::from(*got) - expected).abs() <= 2e-3,
-                "{found:?} for {solution:?}"
-            );
+            assert!((f64::from(*got) - expected).abs() <= 2e-3, "{found:?} for {solution:?}");
         }
     }
 
     #[test]
     fn threads_do_not_change_a_bit() {
-        let penalty = Penalty {
-            matrix: 5.0,
-            bias: 2.0,
-        };
+        let penalty = Penalty { matrix: 5.0, bias: 2.0 };
         let solve = |threads| {
             let (design, targets) = design(threads);
             design.solve(&targets, penalty, None)

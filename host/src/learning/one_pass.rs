@@ -34,10 +34,7 @@ const MATRIX_PENALTIES: [f64; 6] = [3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0];
 const BIAS_PENALTIES: [f64; 4] = [3.0, 10.0, 30.0, 100.0];
 
 /// Penalties while directions are looked for.
-const START: Penalty = Penalty {
-    matrix: 300.0,
-    bias: 10.0,
-};
+const START: Penalty = Penalty { matrix: 300.0, bias: 10.0 };
 
 /// One pair of a state and a next token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,10 +54,7 @@ pub fn taken(weights: &Weights, states: &States) -> Vec<Sample> {
         states.rows(rollout, &mut rows);
         values.clear();
         look_ahead::values(weights, &rows, &mut values);
-        let pairs = states
-            .range(rollout)
-            .zip(states.tokens(rollout))
-            .zip(values.array_windows());
+        let pairs = states.range(rollout).zip(states.tokens(rollout)).zip(values.array_windows());
         out.extend(pairs.map(|((state, &token), [before, after])| Sample {
             state: state as u32,
             token,
@@ -123,74 +117,39 @@ pub fn fit(
         embeddings: Embeddings::new(learn, tune, embedding, options.threads)?,
     };
     let alone = space.state_alone(learn);
-    let (learn, tune) = (
-        Sorted::new(learn, &space, &alone),
-        Sorted::new(tune, &space, &alone),
-    );
+    let (learn, tune) = (Sorted::new(learn, &space, &alone), Sorted::new(tune, &space, &alone));
 
     let mut directions: Vec<Vec<f64>> = Vec::new();
     let mut design = learn.design(&space, &directions, options.threads);
     for share in STAGES {
-        let add =
-            ((options.rank as f64 * share).round() as usize).min(options.rank - directions.len());
-        let rest = subtract(
-            &learn.targets,
-            &design.predict(&design.solve(&learn.targets, START, None)),
-        );
+        let add = ((options.rank as f64 * share).round() as usize).min(options.rank - directions.len());
+        let rest = subtract(&learn.targets, &design.predict(&design.solve(&learn.targets, START, None)));
         directions.extend(space.directions(&learn, &rest, add, options.seed));
         design = learn.design(&space, &directions, options.threads);
     }
-    let chosen = choose(
-        &design,
-        &learn,
-        &tune.design(&space, &directions, options.threads),
-        &tune,
-    );
-    let (bias_design, bias_tune) = (
-        learn.design(&space, &[], options.threads),
-        tune.design(&space, &[], options.threads),
-    );
+    let chosen = choose(&design, &learn, &tune.design(&space, &directions, options.threads), &tune);
+    let (bias_design, bias_tune) =
+        (learn.design(&space, &[], options.threads), tune.design(&space, &[], options.threads));
     let by_bias = choose(&bias_design, &learn, &bias_tune, &tune);
     let head = space.head(&learn, &directions, &chosen.solution, embedding, options);
-    let Chosen {
-        penalty, explained, ..
-    } = chosen;
-    Ok(Fit {
-        head,
-        penalty,
-        explained,
-        explained_by_bias: by_bias.explained,
-    })
+    let Chosen { penalty, explained, .. } = chosen;
+    Ok(Fit { head, penalty, explained, explained_by_bias: by_bias.explained })
 }
 
 fn check(pairs: Pairs<'_>, covariance: &Covariance, options: Options) -> Result<(), RidgeError> {
-    let refuse = |what, expected: String, got: String| {
-        Err(RidgeError::Request {
-            what,
-            expected,
-            got,
-        })
-    };
+    let refuse = |what, expected: String, got: String| Err(RidgeError::Request { what, expected, got });
     let Pairs { states, samples } = pairs;
     if !(1..=64).contains(&options.rank) {
         return refuse("rank", "1 to 64".into(), options.rank.to_string());
     }
     if covariance.width < states.width() {
-        return refuse(
-            "covariance",
-            format!("of {} features", states.width() - 1),
-            covariance.width.to_string(),
-        );
+        return refuse("covariance", format!("of {} features", states.width() - 1), covariance.width.to_string());
     }
     if samples.len() < 2 {
         return refuse("pairs", "at least 2".into(), samples.len().to_string());
     }
-    for (sample, before) in samples
-        .iter()
-        .zip(std::iter::once(&samples[0]).chain(samples))
-    {
-        let known = (sample.state as usize) < states.count()
-            && (sample.token as usize) < options.vocabulary;
+    for (sample, before) in samples.iter().zip(std::iter::once(&samples[0]).chain(samples)) {
+        let known = (sample.state as usize) < states.count() && (sample.token as usize) < options.vocabulary;
         if !(known && sample.target.is_finite() && before.state <= sample.state) {
             let expected = "finite, of known states ascending and tokens of the vocabulary".into();
             return refuse("pairs", expected, format!("{sample:?}"));
@@ -200,10 +159,7 @@ fn check(pairs: Pairs<'_>, covariance: &Covariance, options: Options) -> Result<
 }
 
 fn subtract(left: &[f32], right: &[f32]) -> Vec<f32> {
-    left.iter()
-        .zip(right)
-        .map(|(left, right)| left - right)
-        .collect()
+    left.iter().zip(right).map(|(left, right)| left - right).collect()
 }
 
 /// Embeddings of the tokens that occur in pairs, in whitened coordinates.
@@ -222,11 +178,7 @@ impl Embeddings {
         threads: usize,
     ) -> Result<Self, RidgeError> {
         let hidden = learn.states.hidden();
-        let mut counts: BTreeMap<u32, usize> = tune
-            .samples
-            .iter()
-            .map(|sample| (sample.token, 0))
-            .collect();
+        let mut counts: BTreeMap<u32, usize> = tune.samples.iter().map(|sample| (sample.token, 0)).collect();
         for sample in learn.samples {
             *counts.entry(sample.token).or_default() += 1;
         }
@@ -242,11 +194,7 @@ impl Embeddings {
         }
         let covariance = moments.finish();
         let whitening = Whitening::new(&covariance, hidden)?;
-        let mut out = Self {
-            whitening,
-            mean: covariance.mean,
-            known: BTreeMap::new(),
-        };
+        let mut out = Self { whitening, mean: covariance.mean, known: BTreeMap::new() };
         for &token in counts.keys() {
             let point = out.coordinates(token, embedding);
             out.known.insert(token, point);
@@ -263,17 +211,8 @@ impl Embeddings {
     fn coordinates(&self, token: u32, embedding: &mut dyn FnMut(u32, &mut [f32])) -> Vec<f32> {
         let mut row = vec![0.0; self.mean.len()];
         embedding(token, &mut row);
-        let point: Vec<f64> = row
-            .iter()
-            .zip(&self.mean)
-            .map(|(&x, mean)| f64::from(x) - mean)
-            .collect();
-        self.whitening
-            .apply(&point)
-            .into_iter()
-            .chain([1.0])
-            .map(|x| x as f32)
-            .collect()
+        let point: Vec<f64> = row.iter().zip(&self.mean).map(|(&x, mean)| f64::from(x) - mean).collect();
+        self.whitening.apply(&point).into_iter().chain([1.0]).map(|x| x as f32).collect()
     }
 
     /// Raw weights and constant of a function of the coordinates.
@@ -310,10 +249,7 @@ impl<'a> Sorted<'a> {
         let mut order: Vec<usize> = (0..pairs.samples.len()).collect();
         order.sort_by_key(|&index| pairs.samples[index].token);
         let mut place = vec![0; order.len()];
-        order
-            .iter()
-            .enumerate()
-            .for_each(|(at, &index)| place[index] = at);
+        order.iter().enumerate().for_each(|(at, &index)| place[index] = at);
         let mut targets = vec![0.0; order.len()];
         space.for_each(pairs, |index, sample, features| {
             targets[place[index]] = sample.target - super::bilinear::dot(alone, features);
@@ -329,39 +265,24 @@ impl<'a> Sorted<'a> {
                 }
             }
         }
-        Self {
-            pairs,
-            place,
-            targets,
-            tokens,
-            segments,
-        }
+        Self { pairs, place, targets, tokens, segments }
     }
 
     /// `[n, 1 + directions]`: the constant 1, whose row of B predicts a bias from the embedding, and the
     /// projections of the state.
     fn factors(&self, space: &Space, directions: &[Vec<f64>]) -> Vec<f32> {
         let rank = 1 + directions.len();
-        let rows: Vec<Vec<f32>> = directions
-            .iter()
-            .map(|direction| space.raw_direction(direction))
-            .collect();
+        let rows: Vec<Vec<f32>> = directions.iter().map(|direction| space.raw_direction(direction)).collect();
         let mut out = vec![1.0; self.targets.len() * rank];
         space.for_each(self.pairs, |index, _, features| {
             let factors = &mut out[self.place[index] * rank + 1..][..rank - 1];
-            factors
-                .iter_mut()
-                .zip(&rows)
-                .for_each(|(out, row)| *out = super::bilinear::dot(row, features));
+            factors.iter_mut().zip(&rows).for_each(|(out, row)| *out = super::bilinear::dot(row, features));
         });
         out
     }
 
     fn design(&self, space: &Space, directions: &[Vec<f64>], threads: usize) -> Design {
-        let known = self
-            .tokens
-            .iter()
-            .filter_map(|token| space.embeddings.known.get(token));
+        let known = self.tokens.iter().filter_map(|token| space.embeddings.known.get(token));
         Design {
             factors: self.factors(space, directions),
             rank: 1 + directions.len(),
@@ -381,22 +302,15 @@ impl Space {
         let mut next = 0;
         for rollout in 0..states.rollouts() {
             let range = states.range(rollout);
-            let count =
-                samples[next..].partition_point(|sample| (sample.state as usize) < range.end);
+            let count = samples[next..].partition_point(|sample| (sample.state as usize) < range.end);
             if count == 0 {
                 continue;
             }
             states.rows(rollout, &mut rows);
             for (index, sample) in samples.iter().enumerate().skip(next).take(count) {
                 let row = &rows[(sample.state as usize - range.start) * states.width()..];
-                let centred = row
-                    .iter()
-                    .zip(&self.mean)
-                    .map(|(&x, mean)| (f64::from(x) - mean) as f32);
-                features
-                    .iter_mut()
-                    .zip(centred)
-                    .for_each(|(out, x)| *out = x);
+                let centred = row.iter().zip(&self.mean).map(|(&x, mean)| (f64::from(x) - mean) as f32);
+                features.iter_mut().zip(centred).for_each(|(out, x)| *out = x);
                 call(index, sample, &features);
             }
             next += count;
@@ -404,11 +318,7 @@ impl Space {
     }
 
     fn raw_direction(&self, direction: &[f64]) -> Vec<f32> {
-        self.whitening
-            .raw_weights(direction)
-            .iter()
-            .map(|&x| x as f32)
-            .collect()
+        self.whitening.raw_weights(direction).iter().map(|&x| x as f32).collect()
     }
 
     /// Weights of the centred features that best explain targets by the state alone. With whitened
@@ -417,24 +327,15 @@ impl Space {
         let mut sum = vec![0.0_f64; self.mean.len()];
         self.for_each(pairs, |_, sample, features| {
             let target = f64::from(sample.target);
-            sum.iter_mut()
-                .zip(features)
-                .for_each(|(sum, &x)| *sum += target * f64::from(x));
+            sum.iter_mut().zip(features).for_each(|(sum, &x)| *sum += target * f64::from(x));
         });
-        sum.iter_mut()
-            .for_each(|x| *x /= pairs.samples.len() as f64);
+        sum.iter_mut().for_each(|x| *x /= pairs.samples.len() as f64);
         self.raw_direction(&self.whitening.apply(&sum))
     }
 
     /// The leading directions, in whitened state features, of the cross moment of `rest` with state and
     /// embedding, scaled so that the projection varies by about 1.
-    fn directions(
-        &self,
-        sorted: &Sorted<'_>,
-        rest: &[f32],
-        count: usize,
-        seed: u64,
-    ) -> Vec<Vec<f64>> {
+    fn directions(&self, sorted: &Sorted<'_>, rest: &[f32], count: usize, seed: u64) -> Vec<Vec<f64>> {
         let width = self.mean.len();
         let mut token_of = vec![0; rest.len()];
         for (token, segment) in sorted.segments.iter().enumerate() {
@@ -445,9 +346,7 @@ impl Space {
         self.for_each(sorted.pairs, |index, _, features| {
             let (place, scale) = (sorted.place[index], rest[sorted.place[index]]);
             let sum = &mut sums[token_of[place] * width..][..width];
-            sum.iter_mut()
-                .zip(features)
-                .for_each(|(sum, x)| *sum += scale * x);
+            sum.iter_mut().zip(features).for_each(|(sum, x)| *sum += scale * x);
         });
         let mut cross = vec![0.0_f64; self.embeddings.width() * width];
         for (token, sum) in sorted.tokens.iter().zip(sums.chunks_exact(width)) {
@@ -455,15 +354,10 @@ impl Space {
                 continue;
             };
             for (row, &x) in cross.chunks_exact_mut(width).zip(embedding) {
-                row.iter_mut()
-                    .zip(sum)
-                    .for_each(|(out, &y)| *out += f64::from(x) * f64::from(y));
+                row.iter_mut().zip(sum).for_each(|(out, &y)| *out += f64::from(x) * f64::from(y));
             }
         }
-        let whitened: Vec<f64> = cross
-            .chunks_exact(width)
-            .flat_map(|row| self.whitening.apply(row))
-            .collect();
+        let whitened: Vec<f64> = cross.chunks_exact(width).flat_map(|row| self.whitening.apply(row)).collect();
         leading_directions(&whitened, self.whitening.width(), count, seed)
     }
 
@@ -477,10 +371,7 @@ impl Space {
         options: Options,
     ) -> OnePassHead {
         let width = self.embeddings.width();
-        let mut rows = solution
-            .matrix
-            .chunks_exact(width)
-            .map(|row| self.embeddings.raw(row));
+        let mut rows = solution.matrix.chunks_exact(width).map(|row| self.embeddings.raw(row));
         let (predicted, constant) = rows.next().unwrap_or_default();
         // The other rows' constants weigh the state alone.
         let mut matrix: Vec<f32> = rows.flat_map(|(raw, _)| raw).collect();
@@ -509,17 +400,8 @@ impl Space {
             state = vec![0.0; self.mean.len() + 1];
         }
         matrix.resize(rank * self.embeddings.mean.len(), 0.0);
-        let token_bias = bias
-            .into_iter()
-            .map(|x| f16::from_f32(x.clamp(-60_000.0, 60_000.0)))
-            .collect();
-        OnePassHead {
-            tap: 0,
-            rank,
-            state,
-            embedding: matrix,
-            token_bias,
-        }
+        let token_bias = bias.into_iter().map(|x| f16::from_f32(x.clamp(-60_000.0, 60_000.0))).collect();
+        OnePassHead { tap: 0, rank, state, embedding: matrix, token_bias }
     }
 }
 
@@ -531,62 +413,26 @@ struct Chosen {
 
 /// The penalty with the least error on the tune pairs: B's first, then the biases'.
 fn choose(design: &Design, learn: &Sorted<'_>, tune_design: &Design, tune: &Sorted<'_>) -> Chosen {
-    let power: f64 = tune
-        .targets
-        .iter()
-        .map(|&x| f64::from(x) * f64::from(x))
-        .sum();
-    let places: BTreeMap<u32, usize> = learn
-        .tokens
-        .iter()
-        .enumerate()
-        .map(|(at, &token)| (token, at))
-        .collect();
+    let power: f64 = tune.targets.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    let places: BTreeMap<u32, usize> = learn.tokens.iter().enumerate().map(|(at, &token)| (token, at)).collect();
     let attempt = |penalty: Penalty, start: Option<&Solution>| {
         let solution = design.solve(&learn.targets, penalty, start);
-        let own = |token| {
-            places
-                .get(token)
-                .map_or(0.0, |&at: &usize| solution.bias[at])
-        };
-        let for_tune = Solution {
-            matrix: solution.matrix.clone(),
-            bias: tune.tokens.iter().map(own).collect(),
-        };
+        let own = |token| places.get(token).map_or(0.0, |&at: &usize| solution.bias[at]);
+        let for_tune = Solution { matrix: solution.matrix.clone(), bias: tune.tokens.iter().map(own).collect() };
         let rest = subtract(&tune.targets, &tune_design.predict(&for_tune));
         let error: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        let explained = if power > 0.0 {
-            1.0 - error / power
-        } else {
-            0.0
-        };
-        Chosen {
-            solution,
-            penalty,
-            explained,
-        }
+        let explained = if power > 0.0 { 1.0 - error / power } else { 0.0 };
+        Chosen { solution, penalty, explained }
     };
     let mut best = attempt(START, None);
-    for matrix in MATRIX_PENALTIES
-        .into_iter()
-        .filter(|&matrix| matrix != START.matrix)
-    {
+    for matrix in MATRIX_PENALTIES.into_iter().filter(|&matrix| matrix != START.matrix) {
         let next = attempt(Penalty { matrix, ..START }, Some(&best.solution));
         if next.explained > best.explained {
             best = next;
         }
     }
-    for bias in BIAS_PENALTIES
-        .into_iter()
-        .filter(|&bias| bias != START.bias)
-    {
-        let next = attempt(
-            Penalty {
-                bias,
-                matrix: best.penalty.matrix,
-            },
-            Some(&best.solution),
-        );
+    for bias in BIAS_PENALTIES.into_iter().filter(|&bias| bias != START.bias) {
+        let next = attempt(Penalty { bias, matrix: best.penalty.matrix }, Some(&best.solution));
         if next.explained > best.explained {
             best = next;
         }
@@ -597,22 +443,11 @@ fn choose(design: &Design, learn: &Sorted<'_>, tune_design: &Design, tune: &Sort
 /// The head's value of a token after a state with features `row` `[2H + 2]`: the plain reference.
 pub fn value(head: &OnePassHead, row: &[f32], token: u32, embedding: &[f32]) -> f64 {
     let product = |left: &[f32], right: &[f32]| -> f64 {
-        left.iter()
-            .zip(right)
-            .map(|(&l, &r)| f64::from(l) * f64::from(r))
-            .sum()
+        left.iter().zip(right).map(|(&l, &r)| f64::from(l) * f64::from(r)).sum()
     };
-    let rows = head
-        .state
-        .chunks_exact(row.len().max(1))
-        .zip(head.embedding.chunks_exact(embedding.len().max(1)));
-    let bias = head
-        .token_bias
-        .get(token as usize)
-        .map_or(0.0, |bias| f64::from(bias.to_f32()));
-    rows.map(|(state, matrix)| product(state, row) * product(matrix, embedding))
-        .sum::<f64>()
-        + bias
+    let rows = head.state.chunks_exact(row.len().max(1)).zip(head.embedding.chunks_exact(embedding.len().max(1)));
+    let bias = head.token_bias.get(token as usize).map_or(0.0, |bias| f64::from(bias.to_f32()));
+    rows.map(|(state, matrix)| product(state, row) * product(matrix, embedding)).sum::<f64>() + bias
 }
 
 #[cfg(test)]
@@ -636,8 +471,7 @@ mod tests {
 
     fn embedding(token: u32, out: &mut [f32]) {
         let mut random = SplitMix::new(u64::from(token) + 77);
-        out.iter_mut()
-            .for_each(|x| *x = 0.05 * signed(&mut random) + 0.02);
+        out.iter_mut().for_each(|x| *x = 0.05 * signed(&mut random) + 0.02);
     }
 
     /// Two products of a state direction and an embedding direction, a bias, and something of the state.
@@ -645,11 +479,7 @@ mod tests {
         let mut e = [0.0; HIDDEN];
         embedding(token, &mut e);
         let own = signed(&mut SplitMix::new(u64::from(token)));
-        (row[0] - row[8]) * 10.0 * (e[0] + e[3])
-            + 8.0 * row[2] * (e[1] - e[5])
-            + 0.3 * own
-            + 6.0 * e[2]
-            + row[4]
+        (row[0] - row[8]) * 10.0 * (e[0] + e[3]) + 8.0 * row[2] * (e[1] - e[5]) + 0.3 * own + 6.0 * e[2] + row[4]
     }
 
     /// Rollouts of 8 tokens; tokens up to `tokens` occur.
@@ -671,11 +501,7 @@ mod tests {
             for (position, &token) in drawn.iter().enumerate() {
                 let row = &rows[position * (2 * HIDDEN + 2)..][..2 * HIDDEN + 2];
                 let state = (states.count() + position) as u32;
-                samples.push(Sample {
-                    state,
-                    token,
-                    target: planted(row, token),
-                });
+                samples.push(Sample { state, token, target: planted(row, token) });
             }
             states.push(&drawn, &rows).expect("fits");
         }
@@ -686,46 +512,19 @@ mod tests {
         let zeros = vec![0.0; learn.states.rollouts()];
         let covariance = moments(Layout::plain(HIDDEN), &learn.states, &[&zeros], 1)?;
         fn pairs(world: &World) -> Pairs<'_> {
-            Pairs {
-                states: &world.states,
-                samples: &world.samples,
-            }
+            Pairs { states: &world.states, samples: &world.samples }
         }
-        let options = Options {
-            rank: 4,
-            vocabulary: VOCABULARY,
-            threads,
-            seed: 5,
-        };
-        fit(
-            pairs(learn),
-            pairs(tune),
-            &covariance,
-            &mut embedding,
-            options,
-        )
+        let options = Options { rank: 4, vocabulary: VOCABULARY, threads, seed: 5 };
+        fit(pairs(learn), pairs(tune), &covariance, &mut embedding, options)
     }
 
     #[test]
     fn a_planted_low_rank_model_is_recovered() {
         let (learn, tune) = (world(1, 800, 60), world(2, 100, 60));
         let fit = fit_worlds(&learn, &tune, 2).expect("fits");
-        assert!(
-            fit.explained > 0.97 && fit.explained_by_bias < 0.8,
-            "{} {}",
-            fit.explained,
-            fit.explained_by_bias
-        );
-        let HeadShape {
-            rank,
-            state,
-            embedding: matrix,
-            bias,
-        } = HeadShape::of(&fit.head);
-        assert_eq!(
-            (rank, state, matrix, bias),
-            (4, 4 * (2 * HIDDEN + 2), 4 * HIDDEN, VOCABULARY)
-        );
+        assert!(fit.explained > 0.97 && fit.explained_by_bias < 0.8, "{} {}", fit.explained, fit.explained_by_bias);
+        let HeadShape { rank, state, embedding: matrix, bias } = HeadShape::of(&fit.head);
+        assert_eq!((rank, state, matrix, bias), (4, 4 * (2 * HIDDEN + 2), 4 * HIDDEN, VOCABULARY));
         // Differences between candidates of one state, tokens that never occurred included.
         let (mut rows, mut e) = (Vec::new(), [0.0; HIDDEN]);
         let (mut error, mut power) = (0.0, 0.0);
@@ -734,10 +533,7 @@ mod tests {
             for row in rows.chunks_exact(2 * HIDDEN + 2).skip(2) {
                 let difference = |token: u32, e: &mut [f32; HIDDEN]| {
                     embedding(token, e);
-                    (
-                        value(&fit.head, row, token, e),
-                        f64::from(planted(row, token)),
-                    )
+                    (value(&fit.head, row, token, e), f64::from(planted(row, token)))
                 };
                 for token in 1..60 {
                     let (got, expected) = difference(token, &mut e);
@@ -747,19 +543,11 @@ mod tests {
                 }
             }
         }
-        assert!(
-            error / power <= 0.03,
-            "{} of the differences missed",
-            error / power
-        );
+        assert!(error / power <= 0.03, "{} of the differences missed", error / power);
         let mut unseen = [0.0; HIDDEN];
         embedding(VOCABULARY as u32 - 1, &mut unseen);
         let got = fit.head.token_bias[VOCABULARY - 1].to_f32();
-        assert!(
-            got != 0.0 && (got - 6.0 * unseen[2]).abs() < 0.4,
-            "{got} for {}",
-            6.0 * unseen[2]
-        );
+        assert!(got != 0.0 && (got - 6.0 * unseen[2]).abs() < 0.4, "{got} for {}", 6.0 * unseen[2]);
     }
 
     /// Lengths of a head's parts.
@@ -772,19 +560,8 @@ mod tests {
 
     impl HeadShape {
         fn of(head: &OnePassHead) -> Self {
-            let OnePassHead {
-                rank,
-                state,
-                embedding,
-                token_bias,
-                ..
-            } = head;
-            Self {
-                rank: *rank,
-                state: state.len(),
-                embedding: embedding.len(),
-                bias: token_bias.len(),
-            }
+            let OnePassHead { rank, state, embedding, token_bias, .. } = head;
+            Self { rank: *rank, state: state.len(), embedding: embedding.len(), bias: token_bias.len() }
         }
     }
 
@@ -797,76 +574,29 @@ mod tests {
     #[test]
     fn pairs_of_taken_tokens_have_the_change_of_value() {
         let World { states, .. } = world(5, 3, 10);
-        let unit: Vec<f32> = (0..HIDDEN)
-            .map(|at| if at == 1 { 1.0 } else { 0.0 })
-            .collect();
-        let head = LinearHead {
-            tap: 0,
-            residual: unit,
-            mean: vec![0.0; HIDDEN],
-            remaining: 0.0,
-            bias: 9.0,
-        };
-        let samples = taken(
-            &Weights {
-                head,
-                share: vec![],
-            },
-            &states,
-        );
+        let unit: Vec<f32> = (0..HIDDEN).map(|at| if at == 1 { 1.0 } else { 0.0 }).collect();
+        let head = LinearHead { tap: 0, residual: unit, mean: vec![0.0; HIDDEN], remaining: 0.0, bias: 9.0 };
+        let samples = taken(&Weights { head, share: vec![] }, &states);
         assert_eq!(samples.len(), 24);
         let mut rows = Vec::new();
         states.rows(1, &mut rows);
         let expected = rows[3 * states.width() + 1] - rows[2 * states.width() + 1];
         let sample = samples[10];
         assert_eq!((sample.state, sample.token), (9 + 2, states.tokens(1)[2]));
-        assert!(
-            (sample.target - expected).abs() <= 1e-6,
-            "{sample:?} for {expected}"
-        );
+        assert!((sample.target - expected).abs() <= 1e-6, "{sample:?} for {expected}");
     }
 
     #[test]
     fn wrong_pairs_are_refused() {
         let (learn, mut tune) = (world(6, 30, 30), world(7, 10, 30));
         for (at, bad) in [
-            (
-                5,
-                Sample {
-                    token: VOCABULARY as u32,
-                    ..tune.samples[5]
-                },
-            ),
-            (
-                5,
-                Sample {
-                    state: 10_000,
-                    ..tune.samples[5]
-                },
-            ),
-            (
-                5,
-                Sample {
-                    state: 0,
-                    ..tune.samples[5]
-                },
-            ),
-            (
-                5,
-                Sample {
-                    target: f32::NAN,
-                    ..tune.samples[5]
-                },
-            ),
+            (5, Sample { token: VOCABULARY as u32, ..tune.samples[5] }),
+            (5, Sample { state: 10_000, ..tune.samples[5] }),
+            (5, Sample { state: 0, ..tune.samples[5] }),
+            (5, Sample { target: f32::NAN, ..tune.samples[5] }),
         ] {
             let good = std::mem::replace(&mut tune.samples[at], bad);
-            assert!(
-                matches!(
-                    fit_worlds(&learn, &tune, 1),
-                    Err(RidgeError::Request { what: "pairs", .. })
-                ),
-                "{bad:?}"
-            );
+            assert!(matches!(fit_worlds(&learn, &tune, 1), Err(RidgeError::Request { what: "pairs", .. })), "{bad:?}");
             tune.samples[at] = good;
         }
     }

@@ -29,26 +29,17 @@ impl Whitening {
     /// Coordinates for the first `features` columns of a covariance.
     pub fn new(covariance: &Covariance, features: usize) -> Result<Self, RidgeError> {
         let deviations = covariance.deviations(features);
-        let kept: Vec<usize> = (0..features)
-            .filter(|&feature| deviations[feature] > 0.0)
-            .collect();
+        let kept: Vec<usize> = (0..features).filter(|&feature| deviations[feature] > 0.0).collect();
         let n = kept.len();
         let mut matrix = vec![0.0; n * n];
         for (i, &row) in kept.iter().enumerate() {
             for (j, &column) in kept.iter().enumerate().take(i + 1) {
-                matrix[i * n + j] =
-                    covariance.at(row, column) / (deviations[row] * deviations[column]);
+                matrix[i * n + j] = covariance.at(row, column) / (deviations[row] * deviations[column]);
             }
             matrix[i * n + i] += RIDGE;
         }
-        factor(&mut matrix, n).map_err(|column| RidgeError::Singular {
-            column: kept[column],
-        })?;
-        Ok(Self {
-            kept,
-            deviations,
-            factor: matrix,
-        })
+        factor(&mut matrix, n).map_err(|column| RidgeError::Singular { column: kept[column] })?;
+        Ok(Self { kept, deviations, factor: matrix })
     }
 
     /// Whitened coordinates.
@@ -58,11 +49,7 @@ impl Whitening {
 
     /// The coordinates of a point, `[features]` → `[width]`.
     pub fn apply(&self, point: &[f64]) -> Vec<f64> {
-        let mut out: Vec<f64> = self
-            .kept
-            .iter()
-            .map(|&feature| point[feature] / self.deviations[feature])
-            .collect();
+        let mut out: Vec<f64> = self.kept.iter().map(|&feature| point[feature] / self.deviations[feature]).collect();
         solve_lower(&self.factor, self.width(), &mut out);
         out
     }
@@ -82,35 +69,22 @@ impl Whitening {
 
 /// The `count` leading right singular vectors of a matrix `[rows, columns]`, row by row, orthonormal, by
 /// subspace iteration from a seeded start. Fewer come back where the matrix has fewer.
-pub fn leading_directions(
-    matrix: &[f64],
-    columns: usize,
-    count: usize,
-    seed: u64,
-) -> Vec<Vec<f64>> {
+pub fn leading_directions(matrix: &[f64], columns: usize, count: usize, seed: u64) -> Vec<Vec<f64>> {
     let rows = matrix.len() / columns.max(1);
     let mut square = vec![0.0; columns * columns];
     for row in matrix.chunks_exact(columns.max(1)) {
         for (i, &x) in row.iter().enumerate() {
-            square[i * columns..][..columns]
-                .iter_mut()
-                .zip(row)
-                .for_each(|(sum, y)| *sum += x * y);
+            square[i * columns..][..columns].iter_mut().zip(row).for_each(|(sum, y)| *sum += x * y);
         }
     }
     let mut random = SplitMix::new(seed);
     // A few more than asked for make the wanted ones converge.
     let tracked = (count + 8).min(columns).min(rows.max(1));
-    let mut basis: Vec<Vec<f64>> = (0..tracked)
-        .map(|_| (0..columns).map(|_| random.unit() - 0.5).collect())
-        .collect();
+    let mut basis: Vec<Vec<f64>> = (0..tracked).map(|_| (0..columns).map(|_| random.unit() - 0.5).collect()).collect();
     orthonormalize(&mut basis);
     for _ in 0..ROUNDS {
         for direction in &mut basis {
-            *direction = square
-                .chunks_exact(columns)
-                .map(|row| dot(row, direction))
-                .collect();
+            *direction = square.chunks_exact(columns).map(|row| dot(row, direction)).collect();
         }
         orthonormalize(&mut basis);
     }
@@ -126,10 +100,7 @@ fn orthonormalize(basis: &mut Vec<Vec<f64>>) {
         for _ in 0..2 {
             for other in &done {
                 let share = dot(&direction, other);
-                direction
-                    .iter_mut()
-                    .zip(other)
-                    .for_each(|(x, y)| *x -= share * y);
+                direction.iter_mut().zip(other).for_each(|(x, y)| *x -= share * y);
             }
         }
         let length = dot(&direction, &direction).sqrt();
@@ -162,33 +133,18 @@ mod tests {
         assert_eq!(whitening.width(), 3);
         let centred: Vec<Vec<f64>> = rows
             .chunks_exact(4)
-            .map(|row| {
-                row.iter()
-                    .zip(&covariance.mean)
-                    .map(|(&x, mean)| f64::from(x) - mean)
-                    .collect()
-            })
+            .map(|row| row.iter().zip(&covariance.mean).map(|(&x, mean)| f64::from(x) - mean).collect())
             .collect();
         let whitened: Vec<Vec<f64>> = centred.iter().map(|row| whitening.apply(row)).collect();
         for axis in 0..2 {
-            let variance = whitened
-                .iter()
-                .map(|row| row[axis] * row[axis])
-                .sum::<f64>()
-                / 4_000.0;
-            assert!(
-                (variance - 1.0).abs() <= 0.05,
-                "axis {axis} varies by {variance}"
-            );
+            let variance = whitened.iter().map(|row| row[axis] * row[axis]).sum::<f64>() / 4_000.0;
+            assert!((variance - 1.0).abs() <= 0.05, "axis {axis} varies by {variance}");
         }
         let weights = [0.3, -2.0, 1.1];
         let raw = whitening.raw_weights(&weights);
         for (row, white) in centred.iter().zip(&whitened).take(20) {
             let (got, expected) = (dot(&raw, row), dot(&weights, white));
-            assert!(
-                (got - expected).abs() <= 1e-9 * (1.0 + expected.abs()),
-                "{got} for {expected}"
-            );
+            assert!((got - expected).abs() <= 1e-9 * (1.0 + expected.abs()), "{got} for {expected}");
         }
     }
 
@@ -197,9 +153,7 @@ mod tests {
         // 3 u1 v1' + 1 u2 v2' with orthogonal v.
         let (v1, v2) = ([0.6, 0.8, 0.0], [0.0, 0.0, 1.0]);
         let (u1, u2) = ([1.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.5, 0.5]);
-        let matrix: Vec<f64> = (0..4)
-            .flat_map(|i| (0..3).map(move |j| 3.0 * u1[i] * v1[j] + u2[i] * v2[j]))
-            .collect();
+        let matrix: Vec<f64> = (0..4).flat_map(|i| (0..3).map(move |j| 3.0 * u1[i] * v1[j] + u2[i] * v2[j])).collect();
         let found = leading_directions(&matrix, 3, 2, 1);
         assert_eq!(found.len(), 2);
         assert!((dot(&found[0], &v1).abs() - 1.0).abs() <= 1e-9, "{found:?}");
