@@ -14,7 +14,7 @@ use std::ops::Range;
 const ITERATIONS_MAX: usize = 40;
 
 /// A solve stops when the preconditioned residual has fallen to this share of its start.
-const TOLERANCE: f64 = 1e-4;
+const TOLERANCE: f64 = 1e-3;
 
 /// Samples grouped by token.
 #[derive(Debug, Clone)]

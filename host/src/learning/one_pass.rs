@@ -27,14 +27,17 @@ use super::whitening::{Whitening, leading_directions};
 /// Shares of the rank that each stage adds.
 pub const STAGES: [f64; 3] = [0.5, 0.25, 0.25];
 
-/// Penalties on B that are tried, in samples.
-const MATRIX_PENALTIES: [f64; 6] = [3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0];
+/// Penalties on B that are tried, falling, in samples for each of B's entries: with 1, B is expected to
+/// explain as much as it leaves.
+const MATRIX_PENALTIES: [f64; 8] = [30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01];
 
-/// Penalties on token biases that are tried, in samples.
-const BIAS_PENALTIES: [f64; 4] = [3.0, 10.0, 30.0, 100.0];
+/// Penalties on token biases that are tried, falling, in samples.
+const BIAS_PENALTIES: [f64; 5] = [300.0, 100.0, 30.0, 10.0, 3.0];
 
 /// Penalties while directions are looked for.
-const START: Penalty = Penalty { matrix: 300.0, bias: 10.0 };
+fn start_penalty(design: &Design) -> Penalty {
+    Penalty { matrix: (design.rank * design.width) as f64, bias: 10.0 }
+}
 
 /// One pair of a state and a next token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -123,7 +126,8 @@ pub fn fit(
     let mut design = learn.design(&space, &directions, options.threads);
     for share in STAGES {
         let add = ((options.rank as f64 * share).round() as usize).min(options.rank - directions.len());
-        let rest = subtract(&learn.targets, &design.predict(&design.solve(&learn.targets, START, None)));
+        let rest =
+            subtract(&learn.targets, &design.predict(&design.solve(&learn.targets, start_penalty(&design), None)));
         directions.extend(space.directions(&learn, &rest, add, options.seed));
         design = learn.design(&space, &directions, options.threads);
     }
@@ -405,6 +409,7 @@ impl Space {
     }
 }
 
+#[derive(Clone)]
 struct Chosen {
     solution: Solution,
     penalty: Penalty,
@@ -424,19 +429,26 @@ fn choose(design: &Design, learn: &Sorted<'_>, tune_design: &Design, tune: &Sort
         let explained = if power > 0.0 { 1.0 - error / power } else { 0.0 };
         Chosen { solution, penalty, explained }
     };
-    let mut best = attempt(START, None);
-    for matrix in MATRIX_PENALTIES.into_iter().filter(|&matrix| matrix != START.matrix) {
-        let next = attempt(Penalty { matrix, ..START }, Some(&best.solution));
-        if next.explained > best.explained {
-            best = next;
+    let start = start_penalty(design);
+    let mut best = attempt(start, None);
+    // Falling penalties from the largest: the error has one valley, so the first rise ends the search.
+    let mut search = |penalties: &mut dyn Iterator<Item = Penalty>| {
+        let mut last: Option<Chosen> = None;
+        for penalty in penalties {
+            let next = attempt(penalty, Some(last.as_ref().map_or(&best.solution, |last| &last.solution)));
+            let fallen = last.as_ref().is_some_and(|last| next.explained < last.explained);
+            if next.explained > best.explained {
+                best = next.clone();
+            }
+            if fallen {
+                break;
+            }
+            last = Some(next);
         }
-    }
-    for bias in BIAS_PENALTIES.into_iter().filter(|&bias| bias != START.bias) {
-        let next = attempt(Penalty { bias, matrix: best.penalty.matrix }, Some(&best.solution));
-        if next.explained > best.explained {
-            best = next;
-        }
-    }
+        best.penalty
+    };
+    let chosen = search(&mut MATRIX_PENALTIES.iter().map(|share| Penalty { matrix: share * start.matrix, ..start }));
+    search(&mut BIAS_PENALTIES.iter().map(|&bias| Penalty { bias, ..chosen }));
     best
 }
 
