@@ -1,5 +1,2 @@
 //! The one integration-test binary.
-
-mod loader;
-mod policies;
-mod rebuild;
+mod hostile;
