@@ -1,5 +1,6 @@
 //! The one integration-test binary.
 
+mod loader;
 mod policies;
 mod rebuild;
 mod sketches;
