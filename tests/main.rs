@@ -3,3 +3,4 @@
 mod loader;
 mod policies;
 mod rebuild;
+mod sketches;

@@ -17,6 +17,7 @@ use super::words::clean;
 use super::{Sandbox, Shared};
 use crate::token::Token;
 use sha2::{Digest, Sha256};
+use std::fmt;
 use std::sync::Arc;
 use wasmtime::Store;
 use wasmtime::component::{
@@ -26,6 +27,12 @@ use wasmtime::component::{
 /// A policy's component, checked and compiled. Clones share it.
 #[derive(Clone)]
 pub struct CompiledPolicy(Arc<Compiled>);
+
+impl fmt::Debug for CompiledPolicy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("CompiledPolicy").field("name", &self.0.name).finish_non_exhaustive()
+    }
+}
 
 pub(super) struct Compiled {
     pub(super) name: String,

@@ -17,6 +17,7 @@ use super::manifest::Manifest;
 use super::plan::Plan;
 use super::values::Deciding;
 use crate::token::Token;
+use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -118,6 +119,14 @@ pub struct Instance {
     wanted: usize,
     fuel_used: u64,
     started_fuel: u64,
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut instance = formatter.debug_struct("Instance");
+        instance.field("policy", &self.compiled.name).field("fault", &self.fault());
+        instance.field("suspended", &self.is_suspended()).finish_non_exhaustive()
+    }
 }
 
 enum State {
