@@ -11,6 +11,8 @@
 mod attention;
 mod cache;
 mod device;
+#[cfg(test)]
+mod device_tests;
 mod disjoint;
 mod features;
 mod isa;

@@ -49,7 +49,10 @@ pub(super) unsafe fn multiply(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lan
     match tile.format {
         Format::Q4_0 => by_rows!(nibbles, 0),
         Format::Q4_1 => by_rows!(nibbles, 1),
-        Format::Q8_0 => by_rows!(bytes, 0),
+        Format::Q8_0 => {
+            // SAFETY: the caller's promise.
+            unsafe { bytes(tile, panel, out) }
+        }
         Format::F16 => by_rows!(plain, 16),
         Format::F32 => by_rows!(plain, 32),
     }
@@ -71,6 +74,7 @@ unsafe fn load_scales(scales: *const half::f16, at: usize) -> __m256 {
 /// # Safety
 /// As for [`multiply`], with a 4-bit tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 unsafe fn nibbles<const M: usize, const MINIMA: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
@@ -142,14 +146,35 @@ unsafe fn nibbles<const M: usize, const MINIMA: usize>(
     }
 }
 
-/// Q8_0, for panels of M rows, four at a time.
+/// Q8_0, for panels of any size, at most four rows at a time.
 ///
 /// # Safety
-/// As for [`multiply`], with a Q8_0 tile and a panel of M rows.
+/// As for [`multiply`], with a Q8_0 tile.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn bytes<const M: usize, const UNUSED: usize>(
+unsafe fn bytes(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+    for (index, out) in out.chunks_mut(4).enumerate() {
+        // SAFETY: the caller's promise; the chunk's rows are rows of the panel, from 4 times its index.
+        unsafe {
+            match out.len() {
+                1 => bytes_of_rows::<1>(tile, panel, 4 * index, out),
+                2 => bytes_of_rows::<2>(tile, panel, 4 * index, out),
+                3 => bytes_of_rows::<3>(tile, panel, 4 * index, out),
+                _ => bytes_of_rows::<4>(tile, panel, 4 * index, out),
+            }
+        }
+    }
+}
+
+/// Q8_0, for M rows of a panel from row `first`.
+///
+/// # Safety
+/// As for [`multiply`], with a Q8_0 tile, M outputs, and `first + M` rows in the panel.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn bytes_of_rows<const M: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
+    first: usize,
     out: &mut [Lanes],
 ) {
     let ones = _mm256_set1_epi16(1);
@@ -157,32 +182,33 @@ unsafe fn bytes<const M: usize, const UNUSED: usize>(
         let mut acc = [_mm256_setzero_ps(); M];
         for b in 0..tile.blocks {
             // SAFETY: block b is below `tile.blocks`, for which quants, scales and panel were checked: 8 loads of
-            // 32 bytes in 512, 8 scales of this block, M times 8 groups and 4 sums.
+            // 32 bytes in 512, 8 scales of this block, 8 groups and 4 sums for each row of the panel.
             unsafe {
                 let quants = tile
                     .quants
                     .as_ptr()
                     .add(b * quant_bytes(Format::Q8_0) + half * 32);
                 let d = load_scales(tile.scales.as_ptr().add(b * TILE + half * HALF), 0);
-                let words = panel.quantized.as_ptr().add(b * M * ROW_WORDS);
-                for from in (0..M).step_by(4) {
-                    let until = if from + 4 < M { from + 4 } else { M };
-                    let mut sums = [_mm256_setzero_si256(); 4];
-                    for g in 0..8 {
-                        let w = _mm256_load_si256(quants.add(g * 64).cast());
-                        let magnitude = _mm256_abs_epi8(w);
-                        for r in from..until {
-                            let q = _mm256_set1_epi32(words.add(r * 8 + g).read().cast_signed());
-                            let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(q, w));
-                            sums[r - from] =
-                                _mm256_add_epi32(sums[r - from], _mm256_madd_epi16(products, ones));
-                        }
+                let words = panel.quantized.as_ptr().add(b * panel.rows * ROW_WORDS);
+                let groups = words.add(first * 8);
+                let scales = words.add(panel.rows * 8 + first);
+                let mut sums = [_mm256_setzero_si256(); M];
+                for g in 0..8 {
+                    let w = _mm256_load_si256(quants.add(g * 64).cast());
+                    let magnitude = _mm256_abs_epi8(w);
+                    for r in 0..M {
+                        let q = _mm256_set1_epi32(groups.add(r * 8 + g).read().cast_signed());
+                        let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(q, w));
+                        sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(products, ones));
                     }
-                    for r in from..until {
-                        let scale = _mm256_set1_ps(f32::from_bits(words.add(M * 8 + r).read()));
-                        let s = _mm256_cvtepi32_ps(sums[r - from]);
-                        acc[r] = _mm256_fmadd_ps(s, _mm256_mul_ps(d, scale), acc[r]);
-                    }
+                }
+                for r in 0..M {
+                    let scale = _mm256_set1_ps(f32::from_bits(scales.add(r).read()));
+                    acc[r] = _mm256_fmadd_ps(
+                        _mm256_cvtepi32_ps(sums[r]),
+                        _mm256_mul_ps(d, scale),
+                        acc[r],
+                    );
                 }
             }
         }
@@ -198,6 +224,7 @@ unsafe fn bytes<const M: usize, const UNUSED: usize>(
 /// # Safety
 /// As for [`multiply`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
@@ -223,12 +250,9 @@ pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
                     } else {
                         _mm256_loadu_ps(at.cast())
                     };
-                    for (r, part) in part.iter_mut().enumerate() {
-                        *part = _mm256_fmadd_ps(
-                            w,
-                            _mm256_set1_ps(values.add(r * BLOCK + i).read()),
-                            *part,
-                        );
+                    for r in 0..M {
+                        let value = _mm256_set1_ps(values.add(r * BLOCK + i).read());
+                        part[r] = _mm256_fmadd_ps(w, value, part[r]);
                     }
                 }
             }
