@@ -10,6 +10,11 @@
 //! machine that others use too, *best*, the fastest pass, and *processor*, the mean time that this thread really
 //! ran (Linux only), say more.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "a benchmark reports on standard output"
+)]
+
 use std::time::Instant;
 
 use vassal_kernels::cpu::{Cpu, CpuCache, Isa, Logits, Matrix, Rows, Vector};

@@ -56,7 +56,7 @@ impl Format {
 
     /// Bytes of a row of `k` elements; `None` where `k` is not a multiple of the block or the size overflows.
     pub const fn row_bytes(self, k: usize) -> Option<usize> {
-        if k % self.block_elements() != 0 {
+        if !k.is_multiple_of(self.block_elements()) {
             return None;
         }
         (k / self.block_elements()).checked_mul(self.block_bytes())

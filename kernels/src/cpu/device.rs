@@ -5,7 +5,11 @@
 
 use std::ops::Range;
 
+use super::buffers::{CpuCache, Logits, Rows, Vector, zeroed};
 use super::cache::Cache;
+use super::checks::{
+    Bounds, check_below, check_equal, check_matrix, check_one_pass, check_within, refuse,
+};
 use super::disjoint::Disjoint;
 use super::linear;
 use super::pack::Matrix;
@@ -16,7 +20,7 @@ use super::tile::Lanes;
 use super::{Cpu, attention, features, norm, sample, top_k};
 use crate::device::{
     CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead,
-    PAGE_TOKENS, Plan, Projections, TopK, VocabularyBias,
+    Plan, Projections, TopK, VocabularyBias,
 };
 use crate::format::Format;
 
@@ -25,191 +29,6 @@ pub(super) const NORM_EPSILON_BEFORE_ANY_CACHE: f32 = 1e-5;
 
 /// Rows that one item takes of work that costs about a microsecond a row.
 const ROWS_AN_ITEM: usize = 8;
-
-/// A vector of f32.
-pub struct Vector(Vec<f32>);
-
-/// Activations `[rows_max, width]`, f32, row-major.
-pub struct Rows {
-    rows_max: usize,
-    width: usize,
-    data: Vec<f32>,
-}
-
-/// Keys, values and feature sums of one model, and what its passes need besides.
-pub struct CpuCache {
-    cache: Cache,
-    rope: Rope,
-    model: ModelShape,
-}
-
-/// Logits `[slots, V]`, f32, row-major.
-pub struct Logits {
-    slots: usize,
-    vocabulary: usize,
-    data: Vec<f32>,
-}
-
-/// The largest of everything in a plan, each plus one, so that checks need no walk over its rows.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bounds {
-    tokens: usize,
-    positions: usize,
-    slots: usize,
-    pages: usize,
-}
-
-fn refuse<T>(
-    operation: &'static str,
-    what: &'static str,
-    expected: impl ToString,
-    got: impl ToString,
-) -> Result<T, DeviceError> {
-    Err(DeviceError::Shape {
-        operation,
-        what,
-        expected: expected.to_string(),
-        got: got.to_string(),
-    })
-}
-
-fn check_equal(
-    operation: &'static str,
-    what: &'static str,
-    expected: usize,
-    got: usize,
-) -> Result<(), DeviceError> {
-    if got == expected {
-        Ok(())
-    } else {
-        refuse(operation, what, expected, got)
-    }
-}
-
-fn check_below(
-    operation: &'static str,
-    what: &'static str,
-    bound: usize,
-    got: usize,
-) -> Result<(), DeviceError> {
-    if got < bound {
-        Ok(())
-    } else {
-        refuse(operation, what, format!("below {bound}"), got)
-    }
-}
-
-/// Bounds are one more than the largest, so they may reach the size.
-fn check_within(
-    operation: &'static str,
-    what: &'static str,
-    size: usize,
-    bound: usize,
-) -> Result<(), DeviceError> {
-    if bound <= size {
-        Ok(())
-    } else {
-        refuse(operation, what, format!("below {size}"), bound - 1)
-    }
-}
-
-impl Bounds {
-    fn of(plan: &Plan) -> Result<Bounds, DeviceError> {
-        let mut bounds = Bounds::default();
-        for row in &plan.rows {
-            check_below(
-                "begin",
-                "a row's sequence",
-                plan.block_tables.len(),
-                row.sequence as usize,
-            )?;
-            let position = row.position as usize;
-            let table = &plan.block_tables[row.sequence as usize];
-            if table.len().saturating_mul(PAGE_TOKENS) < position {
-                return refuse(
-                    "begin",
-                    "a sequence's pages",
-                    position.div_ceil(PAGE_TOKENS),
-                    table.len(),
-                );
-            }
-            if row.response_count as usize > position + 1 {
-                return refuse(
-                    "begin",
-                    "a row's response count",
-                    format!("at most {}", position + 1),
-                    row.response_count,
-                );
-            }
-            bounds.tokens = bounds.tokens.max(row.token as usize + 1);
-            bounds.positions = bounds.positions.max(position + 1);
-            bounds.slots = bounds.slots.max(row.slot as usize + 1);
-        }
-        let pages = plan.block_tables.iter().flatten();
-        bounds.pages = pages.map(|&page| page as usize + 1).max().unwrap_or(0);
-        Ok(bounds)
-    }
-}
-
-impl Rows {
-    fn check(
-        &self,
-        operation: &'static str,
-        what: &'static str,
-        rows: usize,
-        width: usize,
-    ) -> Result<(), DeviceError> {
-        check_equal(operation, what, width, self.width)?;
-        if rows <= self.rows_max {
-            Ok(())
-        } else {
-            refuse(operation, what, format!("{rows} rows"), self.rows_max)
-        }
-    }
-
-    fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.width..][..self.width]
-    }
-}
-
-impl CpuCache {
-    /// Checks that a pass fits the cache and one of its layers.
-    fn check(
-        &self,
-        operation: &'static str,
-        bounds: &Bounds,
-        layer: usize,
-    ) -> Result<(), DeviceError> {
-        check_below(operation, "the layer", self.model.layers, layer)?;
-        self.check_plan(operation, bounds)
-    }
-
-    fn check_tap(
-        &self,
-        operation: &'static str,
-        bounds: &Bounds,
-        tap: usize,
-    ) -> Result<(), DeviceError> {
-        check_below(operation, "the tap", self.cache.taps().len(), tap)?;
-        self.check_plan(operation, bounds)
-    }
-
-    fn check_plan(&self, operation: &'static str, bounds: &Bounds) -> Result<(), DeviceError> {
-        check_within(operation, "a row's slot", self.cache.slots(), bounds.slots)?;
-        check_within(
-            operation,
-            "a sequence's page",
-            self.cache.pages(),
-            bounds.pages,
-        )?;
-        check_within(
-            operation,
-            "a row's position",
-            self.model.context_tokens,
-            bounds.positions,
-        )
-    }
-}
 
 impl Cpu {
     fn plan(&self, operation: &'static str) -> Result<&Plan, DeviceError> {
@@ -257,23 +76,6 @@ fn plan_of<'a>(plan: &'a Option<Plan>, operation: &'static str) -> Result<&'a Pl
             "outside a pass",
         ),
     }
-}
-
-fn check_matrix(
-    operation: &'static str,
-    matrix: &Matrix,
-    n: usize,
-    k: usize,
-) -> Result<(), DeviceError> {
-    if (matrix.n(), matrix.k()) == (n, k) {
-        return Ok(());
-    }
-    refuse(
-        operation,
-        "a matrix",
-        format!("{n} by {k}"),
-        format!("{} by {}", matrix.n(), matrix.k()),
-    )
 }
 
 /// Combines the results of a tile with as many outputs as there are. A whole tile, which almost every one is,
@@ -329,7 +131,7 @@ impl Device for Cpu {
     }
 
     fn cache(&mut self, model: &ModelShape, shape: &CacheShape) -> Result<CpuCache, DeviceError> {
-        let grouped = model.kv_heads > 0 && model.heads % model.kv_heads == 0;
+        let grouped = model.kv_heads > 0 && model.heads.is_multiple_of(model.kv_heads);
         if !grouped {
             return refuse(
                 "cache",
@@ -338,7 +140,7 @@ impl Device for Cpu {
                 model.heads,
             );
         }
-        if model.head_width == 0 || model.head_width % 2 != 0 {
+        if model.head_width == 0 || !model.head_width.is_multiple_of(2) {
             return refuse(
                 "cache",
                 "the width of a head",
@@ -848,48 +650,5 @@ impl Device for Cpu {
         out.clear();
         out.extend_from_slice(&x.data[..rows * x.width]);
         Ok(())
-    }
-}
-
-impl Logits {
-    fn slot(&self, operation: &'static str, slot: u32) -> Result<&[f32], DeviceError> {
-        check_below(operation, "the slot", self.slots, slot as usize)?;
-        Ok(&self.data[slot as usize * self.vocabulary..][..self.vocabulary])
-    }
-}
-
-fn check_one_pass(
-    operation: &'static str,
-    head: &OnePassHead,
-    hidden: usize,
-) -> Result<(), DeviceError> {
-    let rank = head.rank;
-    if !(1..=64).contains(&rank) {
-        return refuse(operation, "the head's rank", "from 1 to 64", rank);
-    }
-    check_equal(
-        operation,
-        "the head's state matrix",
-        rank * (2 * hidden + 2),
-        head.state.len(),
-    )?;
-    check_equal(
-        operation,
-        "the head's embedding matrix",
-        rank * hidden,
-        head.embedding.len(),
-    )
-}
-
-fn zeroed(what: &'static str, rows: usize, width: usize) -> Result<Vec<f32>, DeviceError> {
-    match rows.checked_mul(width) {
-        // Zeroed memory comes from the system as it is touched.
-        Some(size) if size <= isize::MAX as usize / 4 => Ok(vec![0.0; size]),
-        _ => refuse(
-            "allocation",
-            what,
-            "a size that fits the address space",
-            format!("{rows} by {width}"),
-        ),
     }
 }

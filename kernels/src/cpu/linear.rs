@@ -79,14 +79,14 @@ pub(crate) fn run<const W: usize>(
                 for (matrix, results) in matrices.iter().zip(&mut results) {
                     tile::multiply(isa, &matrix.tile(index), &panel, &mut results[..panel.rows]);
                 }
-                for row in 0..panel.rows {
+                (0..panel.rows).for_each(|row| {
                     let place = Place {
                         job,
                         row: panel.first + row,
                         columns: columns.clone(),
                     };
                     sink(place, std::array::from_fn(|w| &results[w][row]));
-                }
+                });
             }
         }
     });

@@ -9,7 +9,9 @@
 //! So the scalar code is the readable definition, and tests compare the fast code with it bit for bit.
 
 mod attention;
+mod buffers;
 mod cache;
+mod checks;
 mod device;
 #[cfg(test)]
 mod device_tests;
@@ -39,7 +41,7 @@ mod tile_vnni;
 mod top_k;
 mod vocabulary;
 
-pub use device::{CpuCache, Logits, Rows, Vector};
+pub use buffers::{CpuCache, Logits, Rows, Vector};
 pub use isa::Isa;
 pub use pack::Matrix;
 
@@ -58,7 +60,7 @@ pub struct Cpu {
     /// The rows of the pass, between `begin` and `end`.
     plan: Option<Plan>,
     /// What [`Cpu::begin`](crate::Device::begin) learned about the plan.
-    bounds: device::Bounds,
+    bounds: checks::Bounds,
     activations: Activations,
     /// Keys and values of the pass before they go to the cache, `[R, KV * D]` each.
     keys: Vec<f32>,
@@ -97,7 +99,7 @@ impl Cpu {
             isa,
             pool: Pool::new(threads),
             plan: None,
-            bounds: device::Bounds::default(),
+            bounds: checks::Bounds::default(),
             activations: Activations::default(),
             keys: Vec::new(),
             values: Vec::new(),

@@ -228,8 +228,7 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
 /// The most rows of a panel: what accumulators fit the registers.
 pub(crate) fn panel_rows_max(isa: Isa) -> usize {
     match isa {
-        Isa::Scalar | Isa::Avx2 => 8,
-        Isa::AvxVnni => 6,
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni => 6,
         Isa::Avx512Vnni => 12,
     }
 }

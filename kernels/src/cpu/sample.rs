@@ -16,9 +16,7 @@ use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, exp, for_every_isa};
 use super::pool::Pool;
-use super::vocabulary::{
-    Eights, biased, biased_one, clean, clean_one, largest, normalizer, scaled, scaled_one,
-};
+use super::vocabulary::{Eights, biased, biased_one, clean, clean_one, largest, log_sum, scaled, scaled_one};
 use crate::device::{DeviceError, Draw, Drawn};
 use crate::sampling::{self, NucleusCut, WEIGHT_BITS};
 
@@ -27,13 +25,12 @@ const CHUNK: usize = 512;
 
 /// Floors of exp(z - z*) down to which tokens are listed for a nucleus, tried in turn. Powers of two, so that
 /// the integer weights of a listed and an unlisted token never tie.
-const FLOORS: [f32; 4] = [
-    1.0 / (1 << 7) as f32,
-    1.0 / (1 << 12) as f32,
-    1.0 / (1 << 18) as f32,
-    0.0,
-];
+const FLOORS: [f32; 8] =
+    [pow2(4), pow2(6), pow2(8), pow2(10), pow2(12), pow2(15), pow2(20), 0.0];
 
+const fn pow2(negative: u32) -> f32 {
+    1.0 / (1u32 << negative) as f32
+}
 /// Draws one token from each; `logits`: `[slots, vocabulary]`. [`DeviceError::Shape`] where a draw names a
 /// slot or token that is not there; nothing is drawn then.
 pub(crate) fn sample(
@@ -86,6 +83,8 @@ struct Scratch {
     z: Vec<f32>,
     /// The tokens of a masked draw, ascending.
     tokens: Vec<u32>,
+    /// exp(z - z*) of all tokens, where a nucleus asks for it.
+    relatives: Vec<[f32; 8]>,
     /// Weights by chunk of [`CHUNK`] tokens.
     chunks: Vec<u64>,
     /// Tokens and weights above a floor, in order of token.
@@ -112,7 +111,7 @@ struct Choice {
 
 fn sample_one(isa: Detected, row: &[f32], draw: &Draw, scratch: &mut Scratch) -> Option<Drawn> {
     adjust(isa, row, draw, scratch);
-    let base = normalizer(isa, row, 1.0).log();
+    let base = log_sum(isa, row, 1.0);
     let logit = |token: u32| f64::from(clean_one(row[token as usize]));
     if !(draw.temperature > 0.0) {
         let token = greedy(isa, draw, scratch)?;
@@ -313,34 +312,35 @@ fn find_in_chunks<S: Simd>(
     None
 }
 
-/// Lists the tokens above the first floor above which the weights reach `target`, in order of token.
+/// Lists the tokens above the highest floor above which the weights reach `target`, in order of token.
 #[inline(always)]
 fn list_heaviest<S: Simd>(s: S, top: f32, target: u64, scratch: &mut Scratch) {
-    let Scratch { z, list, .. } = scratch;
+    let Scratch { z, list, relatives, .. } = scratch;
     let all = Eights::new(z);
+    relatives.resize(all.count(), [0.0; 8]);
+    for (i, to) in relatives.iter_mut().enumerate() {
+        s.store(relative(s, all.at(s, i), top), to);
+    }
+    // The number just below a floor, so that the floor itself passes.
+    let mut below = s.splat(0.0);
     for floor in FLOORS {
-        list.clear();
-        let mut sum = 0;
-        // The number just below the floor, so that the floor itself passes.
-        let below = s.splat(f32::from_bits(floor.to_bits().saturating_sub(1)));
-        for i in 0..all.count() {
-            let relative = relative(s, all.at(s, i), top);
-            let mut passed = s.above(relative, below);
-            if passed == 0 {
-                continue;
-            }
-            let mut e = [0.0; 8];
-            s.store(relative, &mut e);
-            while passed != 0 {
-                let lane = passed.trailing_zeros() as usize;
-                let weight = sampling::weight_of(e[lane]);
-                sum += weight;
-                list.push(((8 * i + lane) as u32, weight));
-                passed &= passed - 1;
-            }
+        below = s.splat(f32::from_bits(floor.to_bits().saturating_sub(1)));
+        let mut sum = s.weights_zero();
+        for eight in &*relatives {
+            let relative = s.load(eight);
+            sum = s.weights_add(sum, s.where_above(relative, below, relative));
         }
-        if sum >= target {
-            return;
+        if s.weights_sum(sum) >= target {
+            break;
+        }
+    }
+    list.clear();
+    for (i, eight) in relatives.iter().enumerate() {
+        let mut passed = s.above(s.load(eight), below);
+        while passed != 0 {
+            let lane = passed.trailing_zeros() as usize;
+            list.push(((8 * i + lane) as u32, sampling::weight_of(eight[lane])));
+            passed &= passed - 1;
         }
     }
 }
@@ -450,7 +450,7 @@ fn divergence(
     let before = if temperature == 1.0 {
         base
     } else {
-        normalizer(isa, row, temperature).log()
+        log_sum(isa, row, temperature)
     };
     (shift / total - after + before).max(0.0)
 }

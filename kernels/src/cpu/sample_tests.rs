@@ -415,7 +415,7 @@ fn nothing_is_drawn_where_everything_is_forbidden() {
 #[test]
 fn kl_is_zero_exactly_where_nothing_changes() {
     let mut random = Random(5);
-    let logits = logits(1000, &mut random);
+    let logits = random.bells(1000, 1.0);
     for temperature in [1.0, 0.6, 3.0] {
         let plain = Draw {
             temperature,

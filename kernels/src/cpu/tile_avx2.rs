@@ -39,9 +39,7 @@ pub(super) unsafe fn multiply(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lan
                     4 => $kernel::<4, $format>(tile, panel, out),
                     5 => $kernel::<5, $format>(tile, panel, out),
                     6 => $kernel::<6, $format>(tile, panel, out),
-                    7 => $kernel::<7, $format>(tile, panel, out),
-                    8 => $kernel::<8, $format>(tile, panel, out),
-                    rows => assert!(rows == 0, "panels have at most 8 rows"),
+                    rows => assert!(rows == 0, "panels have at most 6 rows"),
                 }
             }
         };

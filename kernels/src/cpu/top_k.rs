@@ -31,7 +31,7 @@ pub(crate) fn top_k(
         pool.for_each(2, &|item| match item {
             0 => {
                 **found.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(normalizer(isa, row, 1.0))
+                    Some(normalizer(isa, row))
             }
             _ => choose(
                 isa,

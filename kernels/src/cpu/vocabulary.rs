@@ -90,12 +90,23 @@ pub(crate) fn biased_one(biases: &[VocabularyBias], token: u32, x: f32) -> f32 {
 /// The largest of a row, cleaned; −∞ where there is none.
 #[inline(always)]
 pub(crate) fn largest<S: Simd>(s: S, row: &[f32]) -> f32 {
-    let row = Eights::new(row);
-    let mut four = [s.splat(f32::NEG_INFINITY); 4];
-    for i in 0..row.count() {
-        four[i % 4] = s.max(four[i % 4], row.at(s, i));
+    let (eights, rest) = row.as_chunks::<8>();
+    let (fours, left) = eights.as_chunks::<4>();
+    let mut most = [s.splat(f32::NEG_INFINITY); 4];
+    // NaN loses as the first operand, so only the result needs cleaning.
+    for four in fours {
+        for c in 0..4 {
+            most[c] = s.max(s.load(&four[c]), most[c]);
+        }
     }
-    s.largest(s.max(s.max(four[0], four[1]), s.max(four[2], four[3])))
+    for eight in left {
+        most[0] = s.max(s.load(eight), most[0]);
+    }
+    let most = s.largest(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])));
+    clean_one(
+        rest.iter()
+            .fold(most, |most, x| if *x > most { *x } else { most }),
+    )
 }
 
 /// What softmax(row / temperature) is normalised by, before the logarithm.
@@ -137,12 +148,27 @@ impl Normalizer {
 }
 
 for_every_isa! {
-    /// The normaliser of a row at a temperature above 0.
-    pub(crate) fn normalizer(row: &[f32], temperature: f32) -> Normalizer = normalize;
+    /// The normaliser of a row at temperature 1, and what its entropy takes.
+    pub(crate) fn normalizer(row: &[f32]) -> Normalizer = normalize_with_moment;
+}
+
+for_every_isa! {
+    /// ln Σ exp(logit / temperature) at a temperature above 0.
+    pub(crate) fn log_sum(row: &[f32], temperature: f32) -> f64 = log_sum_with;
 }
 
 #[inline(always)]
-pub(crate) fn normalize<S: Simd>(s: S, row: &[f32], temperature: f32) -> Normalizer {
+fn normalize_with_moment<S: Simd>(s: S, row: &[f32]) -> Normalizer {
+    normalize::<S, true>(s, row, 1.0)
+}
+
+#[inline(always)]
+fn log_sum_with<S: Simd>(s: S, row: &[f32], temperature: f32) -> f64 {
+    normalize::<S, false>(s, row, temperature).log()
+}
+
+#[inline(always)]
+fn normalize<S: Simd, const MOMENT: bool>(s: S, row: &[f32], temperature: f32) -> Normalizer {
     let top = scaled_one(largest(s, row), temperature);
     let (mut sum, mut moment) = (s.wide_zero(), s.wide_zero());
     if top == f32::NEG_INFINITY {
@@ -155,11 +181,13 @@ pub(crate) fn normalize<S: Simd>(s: S, row: &[f32], temperature: f32) -> Normali
         } else {
             scaled(s, row.at(s, i), temperature)
         };
-        // exp is 0 long before -100, and 0 · −∞ would be NaN.
-        let difference = s.max(s.sub(z, s.splat(top)), s.splat(-100.0));
+        let difference = s.sub(z, s.splat(top));
         let e = exp(s, difference);
         sum = s.wide_add(sum, e);
-        moment = s.wide_mul_add(moment, e, difference);
+        if MOMENT {
+            // exp is 0 long before -100, and 0 · −∞ would be NaN.
+            moment = s.wide_mul_add(moment, e, s.max(difference, s.splat(-100.0)));
+        }
     }
     Normalizer {
         largest: top,
