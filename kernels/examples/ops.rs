@@ -82,7 +82,12 @@ impl World {
         cpu.begin(&plan((0..PAGE_TOKENS).map(|i| row(i, i)).collect()))?;
         cpu.embed(&table, &mut x)?;
         for layer in 0..model.layers {
-            let weights = Projections { query: &query, key: &key, value: &value, biases: None };
+            let weights = Projections {
+                query: &query,
+                key: &key,
+                value: &value,
+                biases: None,
+            };
             cpu.norm_qkv_store(&x, &gain, weights, &mut cache, layer, &mut q)?;
         }
         cpu.end()?;
@@ -310,7 +315,12 @@ fn main() -> Result<(), DeviceError> {
     for threads in [1, 2] {
         let mut cpu = Cpu::with(Isa::best(), threads)?;
         // Setting up takes longer than many a line.
-        let excluded = |others: [&str; 2]| options.words.iter().any(|word| others.iter().any(|o| word.starts_with(o)));
+        let excluded = |others: [&str; 2]| {
+            options
+                .words
+                .iter()
+                .any(|word| others.iter().any(|o| word.starts_with(o)))
+        };
         if !excluded(["top_k", "sample"]) {
             attention(&options, &mut cpu)?;
         }

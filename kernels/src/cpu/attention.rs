@@ -24,7 +24,7 @@ use std::ops::Range;
 use super::cache::{Cache, PANEL};
 use super::disjoint::Disjoint;
 use super::isa::Detected;
-use super::lanes::{Simd, exp, for_every_isa};
+use super::lanes::{Simd, exp_of_difference, for_every_isa};
 use super::pool::Pool;
 use crate::device::{PAGE_TOKENS, Plan};
 
@@ -304,7 +304,7 @@ impl State<'_> {
             let largest = s.splat(self.largest[first + g]);
             let mut p = scores;
             for p in &mut p {
-                *p = exp(s, s.sub(*p, largest));
+                *p = exp_of_difference(s, s.sub(*p, largest));
             }
             let sum = s.add(s.add(p[0], p[1]), s.add(p[2], p[3]));
             let lanes = &mut self.sums[first + g];
@@ -445,7 +445,10 @@ impl Scratch {
                 .map(|x| &mut x.as_chunks_mut::<8>().0[first / 8]);
             let (before, here) = (s.load(largest), s.load(&scores));
             let upper = s.max(before, here);
-            let (decay, weight) = (exp(s, s.sub(before, upper)), exp(s, s.sub(here, upper)));
+            let (decay, weight) = (
+                exp_of_difference(s, s.sub(before, upper)),
+                exp_of_difference(s, s.sub(here, upper)),
+            );
             let sum = s.mul_add(s.load(&sums), decay, weight);
             s.store(s.div(decay, sum), largest);
             s.store(s.div(weight, sum), own);

@@ -14,9 +14,11 @@ use std::cell::RefCell;
 
 use super::disjoint::Disjoint;
 use super::isa::Detected;
-use super::lanes::{Simd, exp, for_every_isa};
+use super::lanes::{Simd, exp_of_difference, for_every_isa};
 use super::pool::Pool;
-use super::vocabulary::{Eights, biased, biased_one, clean, clean_one, largest, log_sum, scaled, scaled_one};
+use super::vocabulary::{
+    Eights, biased, biased_one, clean, clean_one, largest, log_sum, scaled, scaled_one,
+};
 use crate::device::{DeviceError, Draw, Drawn};
 use crate::sampling::{self, NucleusCut, WEIGHT_BITS};
 
@@ -25,12 +27,21 @@ const CHUNK: usize = 512;
 
 /// Floors of exp(z - z*) down to which tokens are listed for a nucleus, tried in turn. Powers of two, so that
 /// the integer weights of a listed and an unlisted token never tie.
-const FLOORS: [f32; 8] =
-    [pow2(4), pow2(6), pow2(8), pow2(10), pow2(12), pow2(15), pow2(20), 0.0];
+const FLOORS: [f32; 8] = [
+    pow2(4),
+    pow2(6),
+    pow2(8),
+    pow2(10),
+    pow2(12),
+    pow2(15),
+    pow2(20),
+    0.0,
+];
 
 const fn pow2(negative: u32) -> f32 {
     1.0 / (1u32 << negative) as f32
 }
+
 /// Draws one token from each; `logits`: `[slots, vocabulary]`. [`DeviceError::Shape`] where a draw names a
 /// slot or token that is not there; nothing is drawn then.
 pub(crate) fn sample(
@@ -80,6 +91,7 @@ fn check(draw: &Draw, slots: usize, vocabulary: usize) -> Result<(), DeviceError
 #[derive(Default)]
 struct Scratch {
     /// z of the tokens that can be drawn, all or those of `tokens`; filled up with −∞ to a multiple of eight.
+    /// Neither NaN nor +∞.
     z: Vec<f32>,
     /// The tokens of a masked draw, ascending.
     tokens: Vec<u32>,
@@ -134,7 +146,7 @@ fn sample_one(isa: Detected, row: &[f32], draw: &Draw, scratch: &mut Scratch) ->
 }
 
 for_every_isa! {
-    /// Step 1: z of every token that can be drawn, into `scratch.z`. It may hold NaN or +∞ still.
+    /// Step 1: z of every token that can be drawn, into `scratch.z`.
     fn adjust(row: &[f32], draw: &Draw, scratch: &mut Scratch) = adjust_with;
 }
 
@@ -148,26 +160,30 @@ fn adjust_with<S: Simd>(s: S, row: &[f32], draw: &Draw, scratch: &mut Scratch) {
         z.clear();
         z.resize(tokens.len().next_multiple_of(8), f32::NEG_INFINITY);
         for (z, token) in z.iter_mut().zip(&*tokens) {
-            *z = biased_one(&draw.vocabulary, *token, clean_one(row[*token as usize]));
+            *z = clean_one(biased_one(
+                &draw.vocabulary,
+                *token,
+                clean_one(row[*token as usize]),
+            ));
         }
         for (token, delta) in &draw.deltas {
             if let Ok(at) = tokens.binary_search(token) {
-                z[at] += delta;
+                z[at] = clean_one(z[at] + delta);
             }
         }
     } else {
         let row = Eights::new(row);
         z.resize(8 * row.count(), 0.0);
         for (i, to) in z.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            s.store(biased(s, &draw.vocabulary, i, row.at(s, i)), to);
+            s.store(clean(s, biased(s, &draw.vocabulary, i, row.at(s, i))), to);
         }
         for (token, delta) in &draw.deltas {
-            z[*token as usize] += delta;
+            z[*token as usize] = clean_one(z[*token as usize] + delta);
         }
     }
     if draw.temperature > 0.0 && draw.temperature != 1.0 {
         for eight in z.as_chunks_mut::<8>().0 {
-            s.store(scaled(s, clean(s, s.load(eight)), draw.temperature), eight);
+            s.store(scaled(s, s.load(eight), draw.temperature), eight);
         }
     }
 }
@@ -183,7 +199,7 @@ fn greedy_with<S: Simd>(s: S, draw: &Draw, scratch: &Scratch) -> Option<u32> {
     if top == f32::NEG_INFINITY {
         return None;
     }
-    let at = scratch.z.iter().position(|z| clean_one(*z) == top)?;
+    let at = scratch.z.iter().position(|z| *z == top)?;
     Some(if draw.only.is_some() {
         scratch.tokens[at]
     } else {
@@ -253,7 +269,7 @@ fn list_masked(top: f32, scratch: &mut Scratch) -> u64 {
     list.clear();
     let mut sum = 0;
     for (token, z) in tokens.iter().zip(&*z) {
-        let weight = sampling::weight(clean_one(*z) - top);
+        let weight = sampling::weight(*z - top);
         sum += weight;
         list.push((*token, weight));
     }
@@ -263,7 +279,7 @@ fn list_masked(top: f32, scratch: &mut Scratch) -> u64 {
 /// exp(z - z*) of eight tokens.
 #[inline(always)]
 fn relative<S: Simd>(s: S, z: S::F, top: f32) -> S::F {
-    exp(s, s.sub(z, s.splat(top)))
+    exp_of_difference(s, s.sub(z, s.splat(top)))
 }
 
 /// Sums the weights of each chunk of tokens into `scratch.chunks`; the sum of all.
@@ -272,12 +288,11 @@ fn sum_chunks<S: Simd>(s: S, top: f32, scratch: &mut Scratch) -> u64 {
     let Scratch { z, chunks, .. } = scratch;
     chunks.clear();
     for chunk in z.chunks(CHUNK) {
-        let chunk = Eights::new(chunk);
-        let mut sum = s.weights_zero();
-        for i in 0..chunk.count() {
-            sum = s.weights_add(sum, relative(s, chunk.at(s, i), top));
+        let mut sum = s.wide_zero();
+        for eight in chunk.as_chunks::<8>().0 {
+            sum = s.weights_add(sum, relative(s, s.load(eight), top));
         }
-        chunks.push(s.weights_sum(sum));
+        chunks.push(s.wide_sum(sum) as u64);
     }
     chunks.iter().sum()
 }
@@ -297,10 +312,10 @@ fn find_in_chunks<S: Simd>(
         passed
     })?;
     let first = chunk * CHUNK;
-    let chunk = Eights::new(&scratch.z[first..scratch.z.len().min(first + CHUNK)]);
-    for i in 0..chunk.count() {
+    let (eights, _) = scratch.z[first..].as_chunks::<8>();
+    for (i, eight) in eights.iter().take(CHUNK / 8).enumerate() {
         let mut e = [0.0; 8];
-        s.store(relative(s, chunk.at(s, i), top), &mut e);
+        s.store(relative(s, s.load(eight), top), &mut e);
         for (lane, e) in e.into_iter().enumerate() {
             let weight = sampling::weight_of(e);
             running += weight;
@@ -315,22 +330,28 @@ fn find_in_chunks<S: Simd>(
 /// Lists the tokens above the highest floor above which the weights reach `target`, in order of token.
 #[inline(always)]
 fn list_heaviest<S: Simd>(s: S, top: f32, target: u64, scratch: &mut Scratch) {
-    let Scratch { z, list, relatives, .. } = scratch;
-    let all = Eights::new(z);
-    relatives.resize(all.count(), [0.0; 8]);
-    for (i, to) in relatives.iter_mut().enumerate() {
-        s.store(relative(s, all.at(s, i), top), to);
+    let Scratch {
+        z, list, relatives, ..
+    } = scratch;
+    let (eights, _) = z.as_chunks::<8>();
+    relatives.resize(eights.len(), [0.0; 8]);
+    for (eight, to) in eights.iter().zip(&mut *relatives) {
+        s.store(relative(s, s.load(eight), top), to);
     }
     // The number just below a floor, so that the floor itself passes.
     let mut below = s.splat(0.0);
     for floor in FLOORS {
         below = s.splat(f32::from_bits(floor.to_bits().saturating_sub(1)));
-        let mut sum = s.weights_zero();
-        for eight in &*relatives {
-            let relative = s.load(eight);
-            sum = s.weights_add(sum, s.where_above(relative, below, relative));
+        let mut total = 0;
+        for chunk in relatives.chunks(CHUNK) {
+            let mut sum = s.wide_zero();
+            for eight in chunk {
+                let relative = s.load(eight);
+                sum = s.weights_add(sum, s.where_above(relative, below, relative));
+            }
+            total += s.wide_sum(sum) as u64;
         }
-        if s.weights_sum(sum) >= target {
+        if total >= target {
             break;
         }
     }

@@ -30,8 +30,7 @@ pub(crate) fn top_k(
         let (keys, found) = (Mutex::new(&mut keys), Mutex::new(&mut found));
         pool.for_each(2, &|item| match item {
             0 => {
-                **found.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(normalizer(isa, row))
+                **found.lock().unwrap_or_else(PoisonError::into_inner) = Some(normalizer(isa, row))
             }
             _ => choose(
                 isa,

@@ -4,7 +4,7 @@
 //! +∞ as the largest finite number, and no later difference of two of them is NaN. Sums run in f64, eight
 //! lanes, in order of token.
 
-use super::lanes::{Simd, exp, for_every_isa};
+use super::lanes::{Simd, exp_of_difference, for_every_isa};
 use crate::device::VocabularyBias;
 
 /// NaN becomes −∞, +∞ the largest finite f32.
@@ -182,7 +182,7 @@ fn normalize<S: Simd, const MOMENT: bool>(s: S, row: &[f32], temperature: f32) -
             scaled(s, row.at(s, i), temperature)
         };
         let difference = s.sub(z, s.splat(top));
-        let e = exp(s, difference);
+        let e = exp_of_difference(s, difference);
         sum = s.wide_add(sum, e);
         if MOMENT {
             // exp is 0 long before -100, and 0 · −∞ would be NaN.
