@@ -41,11 +41,7 @@ impl Rows {
         width: usize,
     ) -> Result<(), DeviceError> {
         check_equal(operation, what, width, self.width)?;
-        if rows <= self.rows_max {
-            Ok(())
-        } else {
-            refuse(operation, what, format!("{rows} rows"), self.rows_max)
-        }
+        if rows <= self.rows_max { Ok(()) } else { refuse(operation, what, format!("{rows} rows"), self.rows_max) }
     }
 
     pub(super) fn row(&self, index: usize) -> &[f32] {
@@ -55,44 +51,20 @@ impl Rows {
 
 impl CpuCache {
     /// Checks that a pass fits the cache and one of its layers.
-    pub(super) fn check(
-        &self,
-        operation: &'static str,
-        bounds: &Bounds,
-        layer: usize,
-    ) -> Result<(), DeviceError> {
+    pub(super) fn check(&self, operation: &'static str, bounds: &Bounds, layer: usize) -> Result<(), DeviceError> {
         check_below(operation, "the layer", self.model.layers, layer)?;
         self.check_plan(operation, bounds)
     }
 
-    pub(super) fn check_tap(
-        &self,
-        operation: &'static str,
-        bounds: &Bounds,
-        tap: usize,
-    ) -> Result<(), DeviceError> {
+    pub(super) fn check_tap(&self, operation: &'static str, bounds: &Bounds, tap: usize) -> Result<(), DeviceError> {
         check_below(operation, "the tap", self.cache.taps().len(), tap)?;
         self.check_plan(operation, bounds)
     }
 
-    pub(super) fn check_plan(
-        &self,
-        operation: &'static str,
-        bounds: &Bounds,
-    ) -> Result<(), DeviceError> {
+    pub(super) fn check_plan(&self, operation: &'static str, bounds: &Bounds) -> Result<(), DeviceError> {
         check_within(operation, "a row's slot", self.cache.slots(), bounds.slots)?;
-        check_within(
-            operation,
-            "a sequence's page",
-            self.cache.pages(),
-            bounds.pages,
-        )?;
-        check_within(
-            operation,
-            "a row's position",
-            self.model.context_tokens,
-            bounds.positions,
-        )
+        check_within(operation, "a sequence's page", self.cache.pages(), bounds.pages)?;
+        check_within(operation, "a row's position", self.model.context_tokens, bounds.positions)
     }
 }
 
@@ -103,19 +75,10 @@ impl Logits {
     }
 }
 
-pub(super) fn zeroed(
-    what: &'static str,
-    rows: usize,
-    width: usize,
-) -> Result<Vec<f32>, DeviceError> {
+pub(super) fn zeroed(what: &'static str, rows: usize, width: usize) -> Result<Vec<f32>, DeviceError> {
     match rows.checked_mul(width) {
         // Zeroed memory comes from the system as it is touched.
         Some(size) if size <= isize::MAX as usize / 4 => Ok(vec![0.0; size]),
-        _ => refuse(
-            "allocation",
-            what,
-            "a size that fits the address space",
-            format!("{rows} by {width}"),
-        ),
+        _ => refuse("allocation", what, "a size that fits the address space", format!("{rows} by {width}")),
     }
 }

@@ -25,12 +25,7 @@ pub(super) fn refuse<T>(
     expected: impl ToString,
     got: impl ToString,
 ) -> Result<T, DeviceError> {
-    Err(DeviceError::Shape {
-        operation,
-        what,
-        expected: expected.to_string(),
-        got: got.to_string(),
-    })
+    Err(DeviceError::Shape { operation, what, expected: expected.to_string(), got: got.to_string() })
 }
 
 pub(super) fn check_equal(
@@ -39,11 +34,7 @@ pub(super) fn check_equal(
     expected: usize,
     got: usize,
 ) -> Result<(), DeviceError> {
-    if got == expected {
-        Ok(())
-    } else {
-        refuse(operation, what, expected, got)
-    }
+    if got == expected { Ok(()) } else { refuse(operation, what, expected, got) }
 }
 
 pub(super) fn check_below(
@@ -52,11 +43,7 @@ pub(super) fn check_below(
     bound: usize,
     got: usize,
 ) -> Result<(), DeviceError> {
-    if got < bound {
-        Ok(())
-    } else {
-        refuse(operation, what, format!("below {bound}"), got)
-    }
+    if got < bound { Ok(()) } else { refuse(operation, what, format!("below {bound}"), got) }
 }
 
 /// Bounds are one more than the largest, so they may reach the size.
@@ -66,32 +53,18 @@ pub(super) fn check_within(
     size: usize,
     bound: usize,
 ) -> Result<(), DeviceError> {
-    if bound <= size {
-        Ok(())
-    } else {
-        refuse(operation, what, format!("below {size}"), bound - 1)
-    }
+    if bound <= size { Ok(()) } else { refuse(operation, what, format!("below {size}"), bound - 1) }
 }
 
 impl Bounds {
     pub(super) fn of(plan: &Plan) -> Result<Bounds, DeviceError> {
         let mut bounds = Bounds::default();
         for row in &plan.rows {
-            check_below(
-                "begin",
-                "a row's sequence",
-                plan.block_tables.len(),
-                row.sequence as usize,
-            )?;
+            check_below("begin", "a row's sequence", plan.block_tables.len(), row.sequence as usize)?;
             let position = row.position as usize;
             let table = &plan.block_tables[row.sequence as usize];
             if table.len().saturating_mul(PAGE_TOKENS) < position {
-                return refuse(
-                    "begin",
-                    "a sequence's pages",
-                    position.div_ceil(PAGE_TOKENS),
-                    table.len(),
-                );
+                return refuse("begin", "a sequence's pages", position.div_ceil(PAGE_TOKENS), table.len());
             }
             if row.response_count as usize > position + 1 {
                 return refuse(
@@ -111,42 +84,18 @@ impl Bounds {
     }
 }
 
-pub(super) fn check_matrix(
-    operation: &'static str,
-    matrix: &Matrix,
-    n: usize,
-    k: usize,
-) -> Result<(), DeviceError> {
+pub(super) fn check_matrix(operation: &'static str, matrix: &Matrix, n: usize, k: usize) -> Result<(), DeviceError> {
     if (matrix.n(), matrix.k()) == (n, k) {
         return Ok(());
     }
-    refuse(
-        operation,
-        "a matrix",
-        format!("{n} by {k}"),
-        format!("{} by {}", matrix.n(), matrix.k()),
-    )
+    refuse(operation, "a matrix", format!("{n} by {k}"), format!("{} by {}", matrix.n(), matrix.k()))
 }
 
-pub(super) fn check_one_pass(
-    operation: &'static str,
-    head: &OnePassHead,
-    hidden: usize,
-) -> Result<(), DeviceError> {
+pub(super) fn check_one_pass(operation: &'static str, head: &OnePassHead, hidden: usize) -> Result<(), DeviceError> {
     let rank = head.rank;
     if !(1..=64).contains(&rank) {
         return refuse(operation, "the head's rank", "from 1 to 64", rank);
     }
-    check_equal(
-        operation,
-        "the head's state matrix",
-        rank * (2 * hidden + 2),
-        head.state.len(),
-    )?;
-    check_equal(
-        operation,
-        "the head's embedding matrix",
-        rank * hidden,
-        head.embedding.len(),
-    )
+    check_equal(operation, "the head's state matrix", rank * (2 * hidden + 2), head.state.len())?;
+    check_equal(operation, "the head's embedding matrix", rank * hidden, head.embedding.len())
 }

@@ -7,9 +7,7 @@ use std::ops::Range;
 
 use super::buffers::{CpuCache, Logits, Rows, Vector, zeroed};
 use super::cache::Cache;
-use super::checks::{
-    Bounds, check_below, check_equal, check_matrix, check_one_pass, check_within, refuse,
-};
+use super::checks::{Bounds, check_below, check_equal, check_matrix, check_one_pass, check_within, refuse};
 use super::disjoint::Disjoint;
 use super::linear;
 use super::pack::Matrix;
@@ -19,8 +17,8 @@ use super::silu::silu_mul;
 use super::tile::Lanes;
 use super::{Cpu, attention, features, norm, sample, top_k};
 use crate::device::{
-    CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead,
-    Plan, Projections, TopK, VocabularyBias,
+    CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead, Plan, Projections,
+    TopK, VocabularyBias,
 };
 use crate::format::Format;
 
@@ -36,11 +34,7 @@ impl Cpu {
     }
 
     fn check_outside(&self, operation: &'static str) -> Result<(), DeviceError> {
-        if self.plan.is_none() {
-            Ok(())
-        } else {
-            refuse(operation, "the call", "outside a pass", "within one")
-        }
+        if self.plan.is_none() { Ok(()) } else { refuse(operation, "the call", "outside a pass", "within one") }
     }
 
     /// Prepares norms of some rows of x as the activations of `matrices`.
@@ -59,9 +53,7 @@ impl Cpu {
             isa,
             (rows, x.width),
             &formats,
-            Source::Computed(&|row, out| {
-                norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out)
-            }),
+            Source::Computed(&|row, out| norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out)),
         );
     }
 }
@@ -69,12 +61,7 @@ impl Cpu {
 fn plan_of<'a>(plan: &'a Option<Plan>, operation: &'static str) -> Result<&'a Plan, DeviceError> {
     match plan {
         Some(plan) => Ok(plan),
-        None => refuse(
-            operation,
-            "the call",
-            "between begin and end",
-            "outside a pass",
-        ),
+        None => refuse(operation, "the call", "between begin and end", "outside a pass"),
     }
 }
 
@@ -101,20 +88,10 @@ impl Device for Cpu {
     type Logits = Logits;
 
     fn info(&self) -> DeviceInfo {
-        DeviceInfo {
-            name: "cpu".into(),
-            isa: self.isa.isa().name().into(),
-            threads: self.pool.threads(),
-        }
+        DeviceInfo { name: "cpu".into(), isa: self.isa.isa().name().into(), threads: self.pool.threads() }
     }
 
-    fn matrix(
-        &mut self,
-        format: Format,
-        n: usize,
-        k: usize,
-        bytes: &[u8],
-    ) -> Result<Matrix, DeviceError> {
+    fn matrix(&mut self, format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Matrix, DeviceError> {
         Matrix::pack(format, n, k, bytes)
     }
 
@@ -123,51 +100,24 @@ impl Device for Cpu {
     }
 
     fn rows(&mut self, rows_max: usize, width: usize) -> Result<Rows, DeviceError> {
-        Ok(Rows {
-            rows_max,
-            width,
-            data: zeroed("rows", rows_max, width)?,
-        })
+        Ok(Rows { rows_max, width, data: zeroed("rows", rows_max, width)? })
     }
 
     fn cache(&mut self, model: &ModelShape, shape: &CacheShape) -> Result<CpuCache, DeviceError> {
         let grouped = model.kv_heads > 0 && model.heads.is_multiple_of(model.kv_heads);
         if !grouped {
-            return refuse(
-                "cache",
-                "the number of heads",
-                format!("a multiple of {}", model.kv_heads),
-                model.heads,
-            );
+            return refuse("cache", "the number of heads", format!("a multiple of {}", model.kv_heads), model.heads);
         }
         if model.head_width == 0 || !model.head_width.is_multiple_of(2) {
-            return refuse(
-                "cache",
-                "the width of a head",
-                "even and above 0",
-                model.head_width,
-            );
+            return refuse("cache", "the width of a head", "even and above 0", model.head_width);
         }
-        check_equal(
-            "cache",
-            "RoPE's frequencies",
-            model.head_width / 2,
-            model.rope_inverse_frequencies.len(),
-        )?;
+        check_equal("cache", "RoPE's frequencies", model.head_width / 2, model.rope_inverse_frequencies.len())?;
         self.norm_epsilon = model.norm_epsilon;
-        Ok(CpuCache {
-            cache: Cache::new(model, shape)?,
-            rope: Rope::new(model),
-            model: model.clone(),
-        })
+        Ok(CpuCache { cache: Cache::new(model, shape)?, rope: Rope::new(model), model: model.clone() })
     }
 
     fn logits(&mut self, slots: usize, vocabulary: usize) -> Result<Logits, DeviceError> {
-        Ok(Logits {
-            slots,
-            vocabulary,
-            data: zeroed("logits", slots, vocabulary)?,
-        })
+        Ok(Logits { slots, vocabulary, data: zeroed("logits", slots, vocabulary)? })
     }
 
     fn begin(&mut self, plan: &Plan) -> Result<(), DeviceError> {
@@ -214,11 +164,8 @@ impl Device for Cpu {
         let rows = self.plan(OPERATION)?.rows.len();
         cache.check(OPERATION, &self.bounds, layer)?;
         let model = &cache.model;
-        let (hidden, q_width, kv_width) = (
-            model.hidden,
-            model.heads * model.head_width,
-            model.kv_heads * model.head_width,
-        );
+        let (hidden, q_width, kv_width) =
+            (model.hidden, model.heads * model.head_width, model.kv_heads * model.head_width);
         x.check(OPERATION, "x", rows, hidden)?;
         q.check(OPERATION, "q", rows, q_width)?;
         check_equal(OPERATION, "the gain", hidden, gain.0.len())?;
@@ -237,33 +184,18 @@ impl Device for Cpu {
         self.keys.resize(rows * kv_width, 0.0);
         self.values.resize(rows * kv_width, 0.0);
         let widths = [q_width, kv_width, kv_width];
-        let outs = [
-            Disjoint::new(&mut q.data),
-            Disjoint::new(&mut self.keys),
-            Disjoint::new(&mut self.values),
-        ];
-        linear::run(
-            &self.pool,
-            self.isa,
-            &self.activations,
-            &matrices.map(|m| [m]),
-            &|place, [lanes]| {
-                let start = place.row * widths[place.job];
-                // SAFETY: every place comes once.
-                let out = unsafe {
-                    outs[place.job].part(start + place.columns.start..start + place.columns.end)
-                };
-                combine(out, lanes, |out, result| *out = result);
-                if let Some(biases) = weights.biases {
-                    for (out, bias) in out
-                        .iter_mut()
-                        .zip(&biases[place.job].0[place.columns.clone()])
-                    {
-                        *out += bias;
-                    }
+        let outs = [Disjoint::new(&mut q.data), Disjoint::new(&mut self.keys), Disjoint::new(&mut self.values)];
+        linear::run(&self.pool, self.isa, &self.activations, &matrices.map(|m| [m]), &|place, [lanes]| {
+            let start = place.row * widths[place.job];
+            // SAFETY: every place comes once.
+            let out = unsafe { outs[place.job].part(start + place.columns.start..start + place.columns.end) };
+            combine(out, lanes, |out, result| *out = result);
+            if let Some(biases) = weights.biases {
+                for (out, bias) in out.iter_mut().zip(&biases[place.job].0[place.columns.clone()]) {
+                    *out += bias;
                 }
-            },
-        );
+            }
+        });
 
         cache.rope.reserve(self.bounds.positions);
         let plan = plan_of(&self.plan, OPERATION)?;
@@ -273,34 +205,19 @@ impl Device for Cpu {
             for row in item * ROWS_AN_ITEM..rows.min((item + 1) * ROWS_AN_ITEM) {
                 let position = plan.rows[row].position as usize;
                 // SAFETY: every item has rows of its own.
-                rope.apply(position, unsafe {
-                    queries.part(row * q_width..(row + 1) * q_width)
-                });
+                rope.apply(position, unsafe { queries.part(row * q_width..(row + 1) * q_width) });
                 // SAFETY: as above.
-                rope.apply(position, unsafe {
-                    keys.part(row * kv_width..(row + 1) * kv_width)
-                });
+                rope.apply(position, unsafe { keys.part(row * kv_width..(row + 1) * kv_width) });
             }
         });
         for (row, plan_row) in plan.rows.iter().enumerate() {
             let range = row * kv_width..(row + 1) * kv_width;
-            cache.cache.store(
-                layer,
-                plan_row.slot as usize,
-                &self.keys[range.clone()],
-                &self.values[range],
-            );
+            cache.cache.store(layer, plan_row.slot as usize, &self.keys[range.clone()], &self.values[range]);
         }
         Ok(())
     }
 
-    fn attend(
-        &mut self,
-        q: &Rows,
-        cache: &CpuCache,
-        layer: usize,
-        out: &mut Rows,
-    ) -> Result<(), DeviceError> {
+    fn attend(&mut self, q: &Rows, cache: &CpuCache, layer: usize, out: &mut Rows) -> Result<(), DeviceError> {
         let plan = self.plan("attend")?;
         let rows = plan.rows.len();
         cache.check("attend", &self.bounds, layer)?;
@@ -308,24 +225,11 @@ impl Device for Cpu {
         q.check("attend", "q", rows, width)?;
         out.check("attend", "out", rows, width)?;
         let size = rows * width;
-        attention::attend(
-            self.isa,
-            &self.pool,
-            plan,
-            &q.data[..size],
-            &cache.cache,
-            layer,
-            &mut out.data[..size],
-        );
+        attention::attend(self.isa, &self.pool, plan, &q.data[..size], &cache.cache, layer, &mut out.data[..size]);
         Ok(())
     }
 
-    fn linear_add(
-        &mut self,
-        input: &Rows,
-        weight: &Matrix,
-        x: &mut Rows,
-    ) -> Result<(), DeviceError> {
+    fn linear_add(&mut self, input: &Rows, weight: &Matrix, x: &mut Rows) -> Result<(), DeviceError> {
         let rows = self.plan("linear_add")?.rows.len();
         input.check("linear_add", "the input", rows, weight.k())?;
         x.check("linear_add", "x", rows, weight.n())?;
@@ -338,18 +242,12 @@ impl Device for Cpu {
         );
         let width = x.width;
         let x = Disjoint::new(&mut x.data);
-        linear::run(
-            &self.pool,
-            self.isa,
-            &self.activations,
-            &[[weight]],
-            &|place, [lanes]| {
-                let start = place.row * width;
-                // SAFETY: every place comes once.
-                let x = unsafe { x.part(start + place.columns.start..start + place.columns.end) };
-                combine(x, lanes, |x, result| *x += result);
-            },
-        );
+        linear::run(&self.pool, self.isa, &self.activations, &[[weight]], &|place, [lanes]| {
+            let start = place.row * width;
+            // SAFETY: every place comes once.
+            let x = unsafe { x.part(start + place.columns.start..start + place.columns.end) };
+            combine(x, lanes, |x, result| *x += result);
+        });
         Ok(())
     }
 
@@ -369,87 +267,40 @@ impl Device for Cpu {
         self.prepare_norm(rows, &|row| row, x, gain, &[gate, up]);
         let (isa, width) = (self.isa, out.width);
         let out = Disjoint::new(&mut out.data);
-        linear::run(
-            &self.pool,
-            isa,
-            &self.activations,
-            &[[gate, up]],
-            &|place, [gate, up]| {
-                let start = place.row * width;
-                // SAFETY: every place comes once.
-                let out =
-                    unsafe { out.part(start + place.columns.start..start + place.columns.end) };
-                combine(out, &silu_mul(isa, gate, up), |out, result| *out = result);
-            },
-        );
+        linear::run(&self.pool, isa, &self.activations, &[[gate, up]], &|place, [gate, up]| {
+            let start = place.row * width;
+            // SAFETY: every place comes once.
+            let out = unsafe { out.part(start + place.columns.start..start + place.columns.end) };
+            combine(out, &silu_mul(isa, gate, up), |out, result| *out = result);
+        });
         Ok(())
     }
 
-    fn accumulate(
-        &mut self,
-        x: &Rows,
-        tap: usize,
-        cache: &mut CpuCache,
-    ) -> Result<(), DeviceError> {
+    fn accumulate(&mut self, x: &Rows, tap: usize, cache: &mut CpuCache) -> Result<(), DeviceError> {
         let plan = self.plan("accumulate")?;
         cache.check_tap("accumulate", &self.bounds, tap)?;
         x.check("accumulate", "x", plan.rows.len(), cache.model.hidden)?;
-        cache
-            .cache
-            .accumulate(plan, tap, &x.data[..plan.rows.len() * x.width]);
+        cache.cache.accumulate(plan, tap, &x.data[..plan.rows.len() * x.width]);
         Ok(())
     }
 
-    fn values(
-        &mut self,
-        x: &Rows,
-        cache: &CpuCache,
-        head: &LinearHead,
-    ) -> Result<Vec<f32>, DeviceError> {
+    fn values(&mut self, x: &Rows, cache: &CpuCache, head: &LinearHead) -> Result<Vec<f32>, DeviceError> {
         let plan = self.plan("values")?;
         let hidden = cache.model.hidden;
         cache.check_tap("values", &self.bounds, head.tap)?;
         x.check("values", "x", plan.rows.len(), hidden)?;
-        check_equal(
-            "values",
-            "the head's weights of the residual stream",
-            hidden,
-            head.residual.len(),
-        )?;
-        check_equal(
-            "values",
-            "the head's weights of the mean",
-            hidden,
-            head.mean.len(),
-        )?;
-        Ok(features::values(
-            self.isa,
-            plan,
-            &x.data[..plan.rows.len() * hidden],
-            &cache.cache,
-            head,
-        ))
+        check_equal("values", "the head's weights of the residual stream", hidden, head.residual.len())?;
+        check_equal("values", "the head's weights of the mean", hidden, head.mean.len())?;
+        Ok(features::values(self.isa, plan, &x.data[..plan.rows.len() * hidden], &cache.cache, head))
     }
 
-    fn project(
-        &mut self,
-        x: &Rows,
-        cache: &CpuCache,
-        head: &OnePassHead,
-    ) -> Result<Vec<f32>, DeviceError> {
+    fn project(&mut self, x: &Rows, cache: &CpuCache, head: &OnePassHead) -> Result<Vec<f32>, DeviceError> {
         let plan = self.plan("project")?;
         let hidden = cache.model.hidden;
         cache.check_tap("project", &self.bounds, head.tap)?;
         x.check("project", "x", plan.rows.len(), hidden)?;
         check_one_pass("project", head, hidden)?;
-        Ok(features::project(
-            self.isa,
-            &self.pool,
-            plan,
-            &x.data[..plan.rows.len() * hidden],
-            &cache.cache,
-            head,
-        ))
+        Ok(features::project(self.isa, &self.pool, plan, &x.data[..plan.rows.len() * hidden], &cache.cache, head))
     }
 
     fn score_tokens(
@@ -461,100 +312,47 @@ impl Device for Cpu {
     ) -> Result<Vec<f32>, DeviceError> {
         let hidden = table.k();
         check_one_pass("score_tokens", head, hidden)?;
-        check_equal(
-            "score_tokens",
-            "the projection",
-            head.rank,
-            projection.len(),
-        )?;
+        check_equal("score_tokens", "the projection", head.rank, projection.len())?;
         let mut embeddings = vec![0.0; tokens.len() * hidden];
         for (&token, out) in tokens.iter().zip(embeddings.chunks_exact_mut(hidden)) {
             check_below("score_tokens", "a token", table.n(), token as usize)?;
             table.read_row(token as usize, out)?;
         }
-        Ok(features::score(
-            self.isa,
-            head,
-            projection,
-            &embeddings,
-            tokens,
-        ))
+        Ok(features::score(self.isa, head, projection, &embeddings, tokens))
     }
 
-    fn read_features(
-        &mut self,
-        x: &Rows,
-        tap: usize,
-        cache: &CpuCache,
-        out: &mut Vec<f32>,
-    ) -> Result<(), DeviceError> {
+    fn read_features(&mut self, x: &Rows, tap: usize, cache: &CpuCache, out: &mut Vec<f32>) -> Result<(), DeviceError> {
         let plan = self.plan("read_features")?;
         let hidden = cache.model.hidden;
         cache.check_tap("read_features", &self.bounds, tap)?;
         x.check("read_features", "x", plan.rows.len(), hidden)?;
-        features::read_features(
-            plan,
-            &x.data[..plan.rows.len() * hidden],
-            hidden,
-            &cache.cache,
-            tap,
-            out,
-        );
+        features::read_features(plan, &x.data[..plan.rows.len() * hidden], hidden, &cache.cache, tap, out);
         Ok(())
     }
 
-    fn copy_rows(
-        &mut self,
-        from: &Rows,
-        rows: &[u32],
-        to: &mut Rows,
-        start: usize,
-    ) -> Result<(), DeviceError> {
+    fn copy_rows(&mut self, from: &Rows, rows: &[u32], to: &mut Rows, start: usize) -> Result<(), DeviceError> {
         self.check_outside("copy_rows")?;
         check_equal("copy_rows", "the target's width", from.width, to.width)?;
         if start > to.rows_max || rows.len() > to.rows_max - start {
             let got = format!("{} rows from {start}", rows.len());
-            return refuse(
-                "copy_rows",
-                "the target's range",
-                format!("within {} rows", to.rows_max),
-                got,
-            );
+            return refuse("copy_rows", "the target's range", format!("within {} rows", to.rows_max), got);
         }
         for &row in rows {
             check_below("copy_rows", "a row", from.rows_max, row as usize)?;
         }
-        for (&row, to) in rows
-            .iter()
-            .zip(to.data[start * from.width..].chunks_exact_mut(from.width.max(1)))
-        {
+        for (&row, to) in rows.iter().zip(to.data[start * from.width..].chunks_exact_mut(from.width.max(1))) {
             to.copy_from_slice(from.row(row as usize));
         }
         Ok(())
     }
 
-    fn commit(
-        &mut self,
-        cache: &mut CpuCache,
-        copies: &[(u32, u32)],
-        layers: Range<usize>,
-    ) -> Result<(), DeviceError> {
+    fn commit(&mut self, cache: &mut CpuCache, copies: &[(u32, u32)], layers: Range<usize>) -> Result<(), DeviceError> {
         self.check_outside("commit")?;
         if layers.start > layers.end || layers.end > cache.model.layers {
-            return refuse(
-                "commit",
-                "the layers",
-                format!("within 0..{}", cache.model.layers),
-                format!("{layers:?}"),
-            );
+            return refuse("commit", "the layers", format!("within 0..{}", cache.model.layers), format!("{layers:?}"));
         }
         for &(from, to) in copies {
-            check_below(
-                "commit",
-                "a slot",
-                cache.cache.slots(),
-                from.max(to) as usize,
-            )?;
+            check_below("commit", "a slot", cache.cache.slots(), from.max(to) as usize)?;
         }
         cache.cache.commit(copies, layers);
         Ok(())
@@ -570,21 +368,11 @@ impl Device for Cpu {
     ) -> Result<(), DeviceError> {
         x.check("head", "x", 0, table.k())?;
         check_equal("head", "the gain", x.width, gain.0.len())?;
-        check_equal(
-            "head",
-            "the logits' vocabulary",
-            table.n(),
-            logits.vocabulary,
-        )?;
+        check_equal("head", "the logits' vocabulary", table.n(), logits.vocabulary)?;
         let mut slots: Vec<u32> = rows.iter().map(|&(_, slot)| slot).collect();
         slots.sort_unstable();
         if let Some(pair) = slots.windows(2).find(|pair| pair[0] == pair[1]) {
-            return refuse(
-                "head",
-                "a slot",
-                "written once",
-                format!("{} twice", pair[0]),
-            );
+            return refuse("head", "a slot", "written once", format!("{} twice", pair[0]));
         }
         for &(row, slot) in rows {
             check_below("head", "a row", x.rows_max, row as usize)?;
@@ -593,19 +381,12 @@ impl Device for Cpu {
         self.prepare_norm(rows.len(), &|row| rows[row].0 as usize, x, gain, &[table]);
         let vocabulary = logits.vocabulary;
         let logits = Disjoint::new(&mut logits.data);
-        linear::run(
-            &self.pool,
-            self.isa,
-            &self.activations,
-            &[[table]],
-            &|place, [lanes]| {
-                let start = rows[place.row].1 as usize * vocabulary;
-                // SAFETY: every place comes once, and no slot occurs twice.
-                let out =
-                    unsafe { logits.part(start + place.columns.start..start + place.columns.end) };
-                combine(out, lanes, |out, result| *out = result);
-            },
-        );
+        linear::run(&self.pool, self.isa, &self.activations, &[[table]], &|place, [lanes]| {
+            let start = rows[place.row].1 as usize * vocabulary;
+            // SAFETY: every place comes once, and no slot occurs twice.
+            let out = unsafe { logits.part(start + place.columns.start..start + place.columns.end) };
+            combine(out, lanes, |out, result| *out = result);
+        });
         Ok(())
     }
 
@@ -616,29 +397,14 @@ impl Device for Cpu {
         k: usize,
         vocabulary: &[VocabularyBias],
     ) -> Result<TopK, DeviceError> {
-        Ok(top_k::top_k(
-            self.isa,
-            &self.pool,
-            logits.slot("top_k", slot)?,
-            k,
-            vocabulary,
-        ))
+        Ok(top_k::top_k(self.isa, &self.pool, logits.slot("top_k", slot)?, k, vocabulary))
     }
 
-    fn sample(
-        &mut self,
-        logits: &Logits,
-        draws: &[Draw],
-    ) -> Result<Vec<Option<Drawn>>, DeviceError> {
+    fn sample(&mut self, logits: &Logits, draws: &[Draw]) -> Result<Vec<Option<Drawn>>, DeviceError> {
         sample::sample(self.isa, &self.pool, &logits.data, logits.vocabulary, draws)
     }
 
-    fn read_logits(
-        &mut self,
-        logits: &Logits,
-        slot: u32,
-        out: &mut Vec<f32>,
-    ) -> Result<(), DeviceError> {
+    fn read_logits(&mut self, logits: &Logits, slot: u32, out: &mut Vec<f32>) -> Result<(), DeviceError> {
         let row = logits.slot("read_logits", slot)?;
         out.clear();
         out.extend_from_slice(row);
