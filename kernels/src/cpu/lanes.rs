@@ -195,10 +195,7 @@ impl Simd for Scalar {
     }
     fn largest(self, x: [f32; 8]) -> f32 {
         let half = |a: f32, b: f32| if a > b { a } else { b };
-        half(
-            half(half(x[0], x[4]), half(x[2], x[6])),
-            half(half(x[1], x[5]), half(x[3], x[7])),
-        )
+        half(half(half(x[0], x[4]), half(x[2], x[6])), half(half(x[1], x[5]), half(x[3], x[7])))
     }
     fn wide_zero(self) -> [f64; 8] {
         [0.0; 8]
@@ -207,21 +204,13 @@ impl Simd for Scalar {
         each(acc, x.map(f64::from), |a, b| a + b)
     }
     fn wide_mul_add(self, acc: [f64; 8], a: [f32; 8], b: [f32; 8]) -> [f64; 8] {
-        each(
-            acc,
-            each(a, b, |a, b| f64::from(a) * f64::from(b)),
-            |a, b| a + b,
-        )
+        each(acc, each(a, b, |a, b| f64::from(a) * f64::from(b)), |a, b| a + b)
     }
     fn wide_sum(self, acc: [f64; 8]) -> f64 {
         tree!(acc)
     }
     fn weights_add(self, acc: [f64; 8], e: [f32; 8]) -> [f64; 8] {
-        each(
-            acc,
-            e.map(|e| crate::sampling::weight_of(e) as f64),
-            |acc, w| acc + w,
-        )
+        each(acc, e.map(|e| crate::sampling::weight_of(e) as f64), |acc, w| acc + w)
     }
 }
 
@@ -324,12 +313,7 @@ mod avx2 {
     #[inline(always)]
     unsafe fn widen(x: __m256) -> [__m256d; 2] {
         // SAFETY: the caller's.
-        unsafe {
-            [
-                _mm256_cvtps_pd(_mm256_castps256_ps128(x)),
-                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(x)),
-            ]
-        }
+        unsafe { [_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(x))] }
     }
 }
 
@@ -375,13 +359,7 @@ mod tests {
             let mut plain = [0.0; 8];
             s.store(result, &mut plain);
             // A NaN's payload is nobody's business.
-            out.extend(plain.map(|x| {
-                if x.is_nan() {
-                    u64::MAX
-                } else {
-                    u64::from(x.to_bits())
-                }
-            }));
+            out.extend(plain.map(|x| if x.is_nan() { u64::MAX } else { u64::from(x.to_bits()) }));
         }
         out.push(u64::from(s.above(a, b)));
         out.extend([s.sum(b), s.largest(b)].map(|x| u64::from(x.to_bits())));
@@ -396,28 +374,14 @@ mod tests {
     #[test]
     fn every_operation_gives_the_same_bits_everywhere() {
         let mut random = Random(1);
-        let special = [
-            f32::NAN,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            0.0,
-            -0.0,
-            f32::MAX,
-            1e-40,
-        ];
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::MAX, 1e-40];
         for _ in 0..2000 {
             let mut x: [f32; 8] = std::array::from_fn(|_| 20.0 * random.bell());
             x[random.below(8)] = special[random.below(special.len())];
             let y: [f32; 8] = std::array::from_fn(|_| 20.0 * random.bell());
             let half: [u16; 8] = std::array::from_fn(|_| random.next() as u16);
-            let all: Vec<_> = every_isa()
-                .into_iter()
-                .map(|isa| everything(isa, &x, &y, &half))
-                .collect();
-            assert!(
-                all.windows(2).all(|pair| pair[0] == pair[1]),
-                "{x:?} {y:?} {half:?}"
-            );
+            let all: Vec<_> = every_isa().into_iter().map(|isa| everything(isa, &x, &y, &half)).collect();
+            assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{x:?} {y:?} {half:?}");
         }
     }
 
@@ -427,16 +391,7 @@ mod tests {
         for round in 0..20_000 {
             let mut x: [f32; 8] = std::array::from_fn(|_| -100.0 * random.symmetric());
             if round % 50 == 0 {
-                x = [
-                    0.0,
-                    -0.0,
-                    f32::NAN,
-                    f32::INFINITY,
-                    f32::NEG_INFINITY,
-                    EXP_FLOOR,
-                    EXP_CEILING,
-                    f32::MIN,
-                ];
+                x = [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, EXP_FLOOR, EXP_CEILING, f32::MIN];
             }
             for isa in every_isa() {
                 let mut out = [f32::NAN; 8];
@@ -455,20 +410,10 @@ mod tests {
         let mut random = Random(3);
         for length in (0..70).chain([576, 1153]) {
             let (a, b) = (random.bells(length, 1.0), random.bells(length, 1.0));
-            let expected: f64 = a
-                .iter()
-                .zip(&b)
-                .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                .sum();
-            let found: Vec<f32> = every_isa()
-                .into_iter()
-                .map(|isa| product(isa, &a, &b))
-                .collect();
+            let expected: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let found: Vec<f32> = every_isa().into_iter().map(|isa| product(isa, &a, &b)).collect();
             assert!((f64::from(found[0]) - expected).abs() <= 1e-4, "{length}");
-            assert!(
-                found.iter().all(|x| x.to_bits() == found[0].to_bits()),
-                "{length}"
-            );
+            assert!(found.iter().all(|x| x.to_bits() == found[0].to_bits()), "{length}");
         }
     }
 }

@@ -86,10 +86,7 @@ impl Cpu {
     pub fn with(isa: Isa, threads: usize) -> Result<Cpu, DeviceError> {
         let Some(detected) = Detected::new(isa) else {
             let message = format!("this processor has no {}", isa.name());
-            return Err(DeviceError::Failed {
-                operation: "cpu",
-                message,
-            });
+            return Err(DeviceError::Failed { operation: "cpu", message });
         };
         Ok(Cpu::on(detected, threads))
     }

@@ -16,11 +16,7 @@ pub(crate) fn clean<S: Simd>(s: S, x: S::F) -> S::F {
 /// [`clean`] of one number.
 #[inline(always)]
 pub(crate) fn clean_one(x: f32) -> f32 {
-    let number = if x > f32::NEG_INFINITY {
-        x
-    } else {
-        f32::NEG_INFINITY
-    };
+    let number = if x > f32::NEG_INFINITY { x } else { f32::NEG_INFINITY };
     if number < f32::MAX { number } else { f32::MAX }
 }
 
@@ -40,11 +36,7 @@ impl<'a> Eights<'a> {
         let (whole, rest) = row.as_chunks::<8>();
         let mut last = [f32::NEG_INFINITY; 8];
         last[..rest.len()].copy_from_slice(rest);
-        Eights {
-            whole,
-            last,
-            count: row.len().div_ceil(8),
-        }
+        Eights { whole, last, count: row.len().div_ceil(8) }
     }
 
     /// How many there are, the last one filled up.
@@ -65,10 +57,7 @@ impl<'a> Eights<'a> {
 pub(crate) fn biased<S: Simd>(s: S, biases: &[VocabularyBias], i: usize, x: S::F) -> S::F {
     let mut x = x;
     for bias in biases {
-        let bits = bias
-            .bits
-            .get(i / 8)
-            .map_or(0, |word| (word >> (i % 8 * 8)) as u8);
+        let bits = bias.bits.get(i / 8).map_or(0, |word| (word >> (i % 8 * 8)) as u8);
         x = s.add(x, s.pick(bits, s.splat(bias.set), s.splat(bias.unset)));
     }
     x
@@ -79,11 +68,7 @@ pub(crate) fn biased<S: Simd>(s: S, biases: &[VocabularyBias], i: usize, x: S::F
 pub(crate) fn biased_one(biases: &[VocabularyBias], token: u32, x: f32) -> f32 {
     biases.iter().fold(x, |x, bias| {
         let word = bias.bits.get(token as usize / 64).copied().unwrap_or(0);
-        x + if word >> (token % 64) & 1 == 1 {
-            bias.set
-        } else {
-            bias.unset
-        }
+        x + if word >> (token % 64) & 1 == 1 { bias.set } else { bias.unset }
     })
 }
 
@@ -103,10 +88,7 @@ pub(crate) fn largest<S: Simd>(s: S, row: &[f32]) -> f32 {
         most[0] = s.max(s.load(eight), most[0]);
     }
     let most = s.largest(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])));
-    clean_one(
-        rest.iter()
-            .fold(most, |most, x| if *x > most { *x } else { most }),
-    )
+    clean_one(rest.iter().fold(most, |most, x| if *x > most { *x } else { most }))
 }
 
 /// What softmax(row / temperature) is normalised by, before the logarithm.
@@ -122,28 +104,16 @@ pub(crate) struct Normalizer {
 
 impl Normalizer {
     /// Of a row without a finite logit.
-    pub(crate) const NONE: Normalizer = Normalizer {
-        largest: f32::NEG_INFINITY,
-        sum: 0.0,
-        moment: 0.0,
-    };
+    pub(crate) const NONE: Normalizer = Normalizer { largest: f32::NEG_INFINITY, sum: 0.0, moment: 0.0 };
 
     /// ln Σ exp(z); −∞ for a row without a finite logit.
     pub(crate) fn log(&self) -> f64 {
-        if self.sum > 0.0 {
-            f64::from(self.largest) + self.sum.ln()
-        } else {
-            f64::NEG_INFINITY
-        }
+        if self.sum > 0.0 { f64::from(self.largest) + self.sum.ln() } else { f64::NEG_INFINITY }
     }
 
     /// Entropy of softmax(z) in nats; 0 for a row without a finite logit.
     pub(crate) fn entropy(&self) -> f64 {
-        if self.sum > 0.0 {
-            (self.sum.ln() - self.moment / self.sum).max(0.0)
-        } else {
-            0.0
-        }
+        if self.sum > 0.0 { (self.sum.ln() - self.moment / self.sum).max(0.0) } else { 0.0 }
     }
 }
 
@@ -176,11 +146,7 @@ fn normalize<S: Simd, const MOMENT: bool>(s: S, row: &[f32], temperature: f32) -
     }
     let row = Eights::new(row);
     for i in 0..row.count() {
-        let z = if temperature == 1.0 {
-            row.at(s, i)
-        } else {
-            scaled(s, row.at(s, i), temperature)
-        };
+        let z = if temperature == 1.0 { row.at(s, i) } else { scaled(s, row.at(s, i), temperature) };
         let difference = s.sub(z, s.splat(top));
         let e = exp_of_difference(s, difference);
         sum = s.wide_add(sum, e);
@@ -189,11 +155,7 @@ fn normalize<S: Simd, const MOMENT: bool>(s: S, row: &[f32], temperature: f32) -
             moment = s.wide_mul_add(moment, e, s.max(difference, s.splat(-100.0)));
         }
     }
-    Normalizer {
-        largest: top,
-        sum: s.wide_sum(sum),
-        moment: s.wide_sum(moment),
-    }
+    Normalizer { largest: top, sum: s.wide_sum(sum), moment: s.wide_sum(moment) }
 }
 
 /// Logits over a temperature above 0, cleaned.
