@@ -7,6 +7,8 @@
 //! measured (`attend`, `threads=2`, `draws=8`). The median and the fastest time are given; the fastest says
 //! more on a machine that others use too.
 
+#![allow(clippy::print_stdout, reason = "a benchmark reports on standard output")]
+
 use std::time::Instant;
 
 use vassal_kernels::cpu::{Cpu, CpuCache, Isa, Logits, Rows};
