@@ -7,9 +7,10 @@
 
 Three things are measured, each as the median over short rounds in which the two programs take turns:
   plain       one token after a prefix of 128, one row of logits;
-  rows20      20 tokens in one batch after that prefix, logits for one row (for llama.cpp the faster of
-              20 successive tokens and 20 sequences that share the prefix and have one token each);
+  rows20      20 tokens in one batch after that prefix, logits for one row;
   prefill512  512 tokens into an empty cache, logits for the last.
+llama.cpp's figure is its fastest variant: with flash attention or without, and for rows20 as 20
+successive tokens of one sequence or as 20 sequences that share the prefix and have one token each.
 vassal measures itself (`vassal bench decode --json`); llama.cpp is driven here through its C interface,
 so no Python runs inside a measured step. A speedup is llama.cpp's median over vassal's.
 
@@ -87,13 +88,15 @@ def choose_isa(args):
         fail(f"no build of llama.cpp matches the instruction set {args.isa!r}; known: {', '.join(ISAS)}")
     missing = ISAS[args.isa][0] - flags
     if missing:
-        fail(f"this CPU lacks {', '.join(sorted(missing))}, which --isa {args.isa} needs; usable: {', '.join(usable) or 'none'}")
+        lacking, others = ", ".join(sorted(missing)), ", ".join(usable) or "none"
+        fail(f"this CPU lacks {lacking}, which {args.isa} needs; instruction sets it has: {others}")
     return args.isa
 
 
 def environment(folder, isa):
     """The Python of the virtual environment for `isa`; builds the environment unless it is complete."""
-    switches = COMMON_SWITCHES + [f"{switch}={'ON' if switch in ISAS[isa][1] else 'OFF'}" for switch in sorted(OPTIONAL_SWITCHES)]
+    chosen = ISAS[isa][1]
+    switches = COMMON_SWITCHES + [f"{name}={'ON' if name in chosen else 'OFF'}" for name in sorted(OPTIONAL_SWITCHES)]
     pins = REQUIREMENTS.read_bytes() + BUILD_REQUIREMENTS.read_bytes()
     fingerprint = hashlib.sha256(pins + " ".join(switches).encode()).hexdigest()
     home, python = folder / isa, folder / isa / "bin" / "python"
@@ -107,15 +110,19 @@ def environment(folder, isa):
     note(f"building llama.cpp for {isa} under {home}: some minutes, once")
     started = time.monotonic()
     # Flags from outside could turn on other instructions than the switches say.
-    clean = {name: value for name, value in os.environ.items() if name not in ("CFLAGS", "CXXFLAGS", "CMAKE_ARGS", "PYTHONPATH")}
+    clean = dict(os.environ)
+    for name in ("CFLAGS", "CXXFLAGS", "CMAKE_ARGS", "PYTHONPATH"):
+        clean.pop(name, None)
     clean["PATH"] = f"{python.parent}{os.pathsep}{clean['PATH']}"
     clean["CMAKE_ARGS"] = " ".join(f"-D{switch}" for switch in switches)
     clean["CMAKE_BUILD_PARALLEL_LEVEL"] = str(len(os.sched_getaffinity(0)))
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
     source = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-r", REQUIREMENTS]
     folder.mkdir(parents=True, exist_ok=True)
-    step("make a virtual environment (is Python's venv module there, with pip?)", [sys.executable, "-m", "venv", "--clear", home], clean)
-    step("fetch the build tools (is a package index within reach?)", [*pip, "--only-binary", ":all:", "-r", BUILD_REQUIREMENTS], clean)
+    venv = [sys.executable, "-m", "venv", "--clear", home]
+    tools = [*pip, "--only-binary", ":all:", "-r", BUILD_REQUIREMENTS]
+    step("make a virtual environment (is Python's venv module there, with pip?)", venv, clean)
+    step("fetch the build tools (is a package index within reach?)", tools, clean)
     step("fetch and compile llama.cpp", [*pip, *source], clean)
     record.write_text(json.dumps({"fingerprint": fingerprint, "build_seconds": round(time.monotonic() - started)}))
     return python
@@ -123,7 +130,8 @@ def environment(folder, isa):
 
 def step(what, words, env):
     """Runs one step of the build at low priority; a failure says what it was and the end of its output."""
-    done = subprocess.run(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=lambda: os.nice(10))
+    words = ["nice", *words]
+    done = subprocess.run(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         fail(f"could not {what}:\n" + "\n".join(done.stdout.splitlines()[-25:]))
 
@@ -131,31 +139,38 @@ def step(what, words, env):
 # --- vassal ---------------------------------------------------------------------------------------
 
 
-def vassal_json(args, *words):
-    """What a vassal command prints with --json."""
+def vassal_json(args, fields, *words):
+    """What a vassal command prints with --json; it must have `fields`."""
+    spelled = f"vassal {' '.join(map(str, words))} --json"
     try:
         done = subprocess.run([args.vassal, *words, "--json"], capture_output=True, text=True)
     except OSError as error:
-        fail(f"cannot run {args.vassal}: {error.strerror}; build it with `cargo build --release`, or name it with --vassal")
+        hint = "build it with `cargo build --release`, or name it with --vassal"
+        fail(f"cannot run {args.vassal}: {error.strerror}; {hint}")
     if done.returncode != 0:
-        fail(f"`vassal {' '.join(map(str, words))} --json` ended with {done.returncode}:\n{done.stderr.strip()}")
+        fail(f"`{spelled}` ended with {done.returncode}:\n{done.stderr.strip()}")
     try:
-        return json.loads(done.stdout)
+        result = json.loads(done.stdout)
     except ValueError as error:
-        fail(f"`vassal {' '.join(map(str, words))} --json` did not print JSON: {error}")
+        fail(f"`{spelled}` did not print JSON: {error}")
+    missing = [field for field in fields if field not in result]
+    if missing:
+        fail(f"`{spelled}` printed no {', '.join(missing)}")
+    return result
 
 
 def run_vassal(args, model):
     """One run of vassal's own benchmark, milliseconds by name."""
+    fields = ["isa", *(f"{measure}_ms" for measure in MEASURES)]
     isa = [] if args.isa == "auto" else ["--isa", args.isa]
-    return vassal_json(args, "bench", "decode", "--model", model, "--threads", str(args.threads), *isa)
+    return vassal_json(args, fields, "bench", "decode", "--model", model, "--threads", str(args.threads), *isa)
 
 
 # --- llama.cpp, inside its environment ------------------------------------------------------------
 
 
 class Llama:
-    """One model in llama.cpp with a context for each shape of work; `round` times all of them."""
+    """One model in llama.cpp, with its contexts and batches made once; `round` times every variant."""
 
     def __init__(self, library, path, threads):
         self.library, self.threads = library, threads
@@ -163,28 +178,39 @@ class Llama:
         if not self.model:
             fail(f"llama.cpp cannot load {path}")
         self.vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.model))
-        self.one, self.many, self.empty = self.context(1), self.context(ROWS), self.context(1)
-        prefix = self.batch([(0, position) for position in range(PREFIX_TOKENS)])
-        self.decode(self.one, prefix)
-        self.decode(self.many, prefix)
-        for sequence in range(1, ROWS):
-            library.llama_memory_seq_cp(library.llama_get_memory(self.many), 0, sequence, -1, -1)
-        self.step = self.batch([(0, PREFIX_TOKENS)])
-        self.successive = self.batch([(0, PREFIX_TOKENS + row) for row in range(ROWS)])
-        self.shared = self.batch([(row, PREFIX_TOKENS) for row in range(ROWS)])
-        self.prompt = self.batch([(0, position) for position in range(PREFILL_TOKENS)])
+        prompt = self.batch([(0, position) for position in range(PREFILL_TOKENS)])
+        step = self.batch([(0, PREFIX_TOKENS)])
+        successive = self.batch([(0, PREFIX_TOKENS + row) for row in range(ROWS)])
+        shared = self.batch([(row, PREFIX_TOKENS) for row in range(ROWS)])
+        self.contexts, self.variants = [], {}
+        for attention, flash in (("plain attention", 0), ("flash attention", 1)):
+            prefixed, empty = self.prefixed_context(flash), self.context(flash)
+            self.variants |= {
+                ("plain", attention): (prefixed, step, PREFIX_TOKENS, 15),
+                ("rows20", f"successive tokens, {attention}"): (prefixed, successive, PREFIX_TOKENS, 5),
+                ("rows20", f"sequences sharing the prefix, {attention}"): (prefixed, shared, PREFIX_TOKENS, 5),
+                ("prefill512", attention): (empty, prompt, 0, 1),
+            }
 
-    def context(self, sequences):
-        """A context whose cache holds the prefill; `sequences` share one cache, as a shared prefix needs."""
+    def context(self, flash):
+        """An empty context. Its sequences share one cache (`kv_unified`), as a shared prefix needs."""
         params = self.library.llama_context_default_params()
         params.n_ctx = 2 * PREFILL_TOKENS
         params.n_batch = params.n_ubatch = PREFILL_TOKENS
         params.n_threads = params.n_threads_batch = self.threads
-        params.n_seq_max, params.kv_unified = sequences, True
-        params.flash_attn_type = int(os.environ.get("FA","-1"))
+        params.n_seq_max, params.kv_unified, params.flash_attn_type = ROWS, True, flash
         context = self.library.llama_init_from_model(self.model, params)
         if not context:
             fail("llama.cpp cannot make a context")
+        self.contexts.append(context)
+        return context
+
+    def prefixed_context(self, flash):
+        """A context in which every sequence has the same prefix, held once."""
+        context = self.context(flash)
+        self.decode(context, self.batch([(0, position) for position in range(PREFIX_TOKENS)]))
+        for sequence in range(1, ROWS):
+            self.library.llama_memory_seq_cp(self.library.llama_get_memory(context), 0, sequence, -1, -1)
         return context
 
     def batch(self, rows):
@@ -216,17 +242,12 @@ class Llama:
         return statistics.median(times)
 
     def round(self):
-        """Milliseconds by measure, rows20 in both of its shapes; a second or two in all."""
-        return {
-            "plain_ms": self.timed(self.one, self.step, PREFIX_TOKENS, 15),
-            "rows20_successive_ms": self.timed(self.one, self.successive, PREFIX_TOKENS, 5),
-            "rows20_shared_ms": self.timed(self.many, self.shared, PREFIX_TOKENS, 5),
-            "prefill512_ms": self.timed(self.empty, self.prompt, 0, 1),
-        }
+        """Milliseconds by (measure, variant)."""
+        return {variant: self.timed(*work) for variant, work in self.variants.items()}
 
     def close(self):
-        """Frees the batches' contexts and the model, so that the next file does not compete for memory."""
-        for context in (self.one, self.many, self.empty):
+        """Frees the contexts and the model, so that the next file does not compete for memory."""
+        for context in self.contexts:
             self.library.llama_free(context)
         self.library.llama_model_free(self.model)
 
@@ -239,7 +260,9 @@ def load_library(isa):
     llama_cpp.llama_log_set(quiet, None)
     llama_cpp.quiet_callback = quiet  # ctypes does not keep it alive
     llama_cpp.llama_backend_init()
-    on = {word.split("=")[0].split(":")[-1].strip() for word in llama_cpp.llama_print_system_info().decode().split("|") if "= 1" in word}
+    # Of the form "CPU : SSE3 = 1 | AVX = 1 | …".
+    features = llama_cpp.llama_print_system_info().decode().split(":", 1)[-1].split("|")
+    on = {feature.split("=")[0].strip() for feature in features if feature.strip().endswith("= 1")}
     wanted = {"AVX2", "FMA", "F16C"} | {switch.removeprefix("GGML_") for switch in ISAS[isa][1]}
     unwanted = {switch.removeprefix("GGML_") for switch in OPTIONAL_SWITCHES} - wanted
     if not wanted <= on or on & unwanted:
@@ -249,15 +272,16 @@ def load_library(isa):
 
 def in_format(library, source, name, folder):
     """The model in a format: the file itself where that is its format, else llama.cpp's quantisation of it."""
-    file_types = {"q4_0": library.LLAMA_FTYPE_MOSTLY_Q4_0, "q4_1": library.LLAMA_FTYPE_MOSTLY_Q4_1, "q8_0": library.LLAMA_FTYPE_MOSTLY_Q8_0}
+    file_type = getattr(library, f"LLAMA_FTYPE_MOSTLY_{name.upper()}")
     params = library.llama_model_default_params()
     params.vocab_only = True
     model = library.llama_model_load_from_file(os.fsencode(source), params)
     if not model:
         fail(f"llama.cpp cannot read {source}")
-    own = library.llama_model_ftype(model)
+    own = ctypes.create_string_buffer(16)
+    library.llama_model_meta_val_str(model, b"general.file_type", own, len(own))
     library.llama_model_free(model)
-    if own == file_types[name]:
+    if own.value == str(file_type).encode():
         return source
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     target = folder / "models" / f"{source.stem}.{digest}.{name}.gguf"
@@ -266,7 +290,7 @@ def in_format(library, source, name, folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")
         options = library.llama_model_quantize_default_params()
-        options.ftype, options.allow_requantize = file_types[name], True
+        options.ftype, options.allow_requantize = file_type, True
         # The embedding, which is the head too, stays as the default model has it.
         options.token_embedding_type = options.output_tensor_type = 8  # GGML_TYPE_Q8_0
         if library.llama_model_quantize(os.fsencode(source), os.fsencode(part), ctypes.byref(options)) != 0:
@@ -276,11 +300,6 @@ def in_format(library, source, name, folder):
 
 
 # --- the comparison -------------------------------------------------------------------------------
-
-
-def medians(rounds):
-    """The median over the rounds of every number of milliseconds."""
-    return {name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0] if name.endswith("_ms")}
 
 
 def compare(args, library, path):
@@ -295,24 +314,41 @@ def compare(args, library, path):
         for side in sorted(sides, reverse=index % 2 == 1):
             rounds[side].append(sides[side]())
     llama.close()
-    result = {side: medians(rounds[side]) for side in sides}
-    theirs = result["llama_cpp"]
-    faster = min(("successive", "shared"), key=lambda shape: theirs[f"rows20_{shape}_ms"])
-    theirs.update(rows20_ms=theirs[f"rows20_{faster}_ms"], rows20_shape=faster)
-    if not args.llama_only:
-        ratios = {f"{name}_speedup": theirs[f"{name}_ms"] / result["vassal"][f"{name}_ms"] for name in MEASURES}
-        result |= {name: round(ratio, 3) for name, ratio in ratios.items()}
+    theirs = fastest(rounds["llama_cpp"])
+    if args.llama_only:
+        return {"llama_cpp": theirs}
+    names = [name for name in rounds["vassal"][0] if name.endswith("_ms")]
+    ours = {name: median(rounds["vassal"], name) for name in names}
+    ratios = {f"{measure}_speedup": round(theirs[f"{measure}_ms"] / ours[f"{measure}_ms"], 3) for measure in MEASURES}
+    return {**ratios, "vassal": ours, "llama_cpp": theirs}
+
+
+def median(rounds, name):
+    """The median of one number over the rounds, in milliseconds."""
+    return round(statistics.median(one[name] for one in rounds), 3)
+
+
+def fastest(rounds):
+    """llama.cpp's medians: the best variant of each measure, and all of them."""
+    result = {"variants": {}}
+    for measure in MEASURES:
+        variants = {key[1]: median(rounds, key) for key in rounds[0] if key[0] == measure}
+        best = min(variants, key=variants.get)
+        result |= {f"{measure}_ms": variants[best], f"{measure}_variant": best}
+        result["variants"][measure] = variants
     return result
 
 
 def table(result):
     """The result as text: a row a format and measure."""
-    lines = [f"{result['model']}, {result['isa']}, {result['threads']} threads, {result['versions']}; ms, medians of {result['rounds']} rounds"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [f"{result['model']}, {result['isa']}, threads: {result['threads']}; {versions}"]
+    lines.append(f"Milliseconds, medians of {result['rounds']} rounds; speedup: llama.cpp's over vassal's.")
     lines.append(f"{'format':8}{'measure':14}{'llama.cpp':>12}{'vassal':>12}{'speedup':>10}")
     for name, one in result["formats"].items():
         for measure in MEASURES:
-            ours, ratio = one.get("vassal", {}).get(f"{measure}_ms", "-"), one.get(f"{measure}_speedup", "-")
-            lines.append(f"{name:8}{measure:14}{one['llama_cpp'][f'{measure}_ms']:>12}{ours:>12}{ratio:>10}")
+            theirs, ours = (one.get(side, {}).get(f"{measure}_ms", "-") for side in ("llama_cpp", "vassal"))
+            lines.append(f"{name:8}{measure:14}{theirs:>12}{ours:>12}{one.get(f'{measure}_speedup', '-'):>10}")
     if "worst" in result:
         lines.append("worst: " + ", ".join(f"{name} {ratio}" for name, ratio in result["worst"].items()))
     return "\n".join(lines)
@@ -320,16 +356,18 @@ def table(result):
 
 def arguments():
     """The command line."""
+    target = REPOSITORY / "target"
     parser = argparse.ArgumentParser(description="Compares vassal's decoding speed with llama.cpp's.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--llama-only", action="store_true", help="measure llama.cpp alone; needs --model")
-    parser.add_argument("--model", type=pathlib.Path, help="a GGUF file (default: what `vassal pull` names)")
-    parser.add_argument("--formats", default="q4_1,q4_0,q8_0", help="comma-separated, of q4_1, q4_0, q8_0 (default: all three)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both (default: the CPUs of this process)")
-    parser.add_argument("--isa", choices=["auto", *ISAS], default="auto", help="of both (default: what vassal takes by itself)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds a format (default: 7)")
-    parser.add_argument("--vassal", type=pathlib.Path, default=REPOSITORY / "target" / "release" / "vassal", help="the vassal binary")
-    parser.add_argument("--folder", type=pathlib.Path, default=REPOSITORY / "target" / "compare-venv", help="for environments and quantised files")
+    option = parser.add_argument
+    option("--json", action="store_true", help="print one JSON object")
+    option("--llama-only", action="store_true", help="measure llama.cpp alone")
+    option("--model", type=pathlib.Path, help="a GGUF file (default: the one that `vassal pull` fetches)")
+    option("--formats", default="q4_1,q4_0,q8_0", help="columns: some of q4_1,q4_0,q8_0 (default: all)")
+    option("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both (default: this process's CPUs)")
+    option("--isa", choices=["auto", *ISAS], default="auto", help="of both (default: what vassal takes by itself)")
+    option("--rounds", type=int, default=7, help="rounds a format (default: 7)")
+    option("--vassal", type=pathlib.Path, default=target / "release" / "vassal", help="the vassal binary")
+    option("--folder", type=pathlib.Path, default=target / "compare-venv", help="for environments and files made")
     args = parser.parse_args()
     args.formats = args.formats.split(",")
     if not set(args.formats) <= {"q4_1", "q4_0", "q8_0"}:
@@ -343,7 +381,7 @@ def main():
     """Outside the environment: settle the model and instruction set, build, start again inside. Inside: measure."""
     args = arguments()
     if args.model is None:
-        args.model = pathlib.Path(vassal_json(args, "pull")["path"])
+        args.model = pathlib.Path(vassal_json(args, ["path"], "pull")["path"])
     if not args.model.is_file():
         fail(f"no model at {args.model}")
     args.isa = choose_isa(args)
@@ -352,11 +390,13 @@ def main():
         os.execv(python, [python, "-P", __file__, *sys.argv[1:], "--isa", args.isa, "--model", args.model])
     library = load_library(args.isa)
     versions = {"llama_cpp_python": library.__version__}
-    result = {"versions": versions, "isa": args.isa, "threads": args.threads, "model": args.model.name, "rounds": args.rounds, "formats": {}}
+    result = {"versions": versions, "isa": args.isa, "threads": args.threads, "rounds": args.rounds}
+    result |= {"model": args.model.name, "formats": {}}
     for name in args.formats:
         result["formats"][name] = compare(args, library, in_format(library, args.model, name, args.folder))
     if not args.llama_only:
-        versions["vassal"] = subprocess.run([args.vassal, "--version"], capture_output=True, text=True).stdout.strip()
+        version = subprocess.run([args.vassal, "--version"], capture_output=True, text=True).stdout
+        versions["vassal"] = version.strip().removeprefix("vassal ")
         names = [f"{measure}_speedup" for measure in MEASURES]
         result["worst"] = {name: min(one[name] for one in result["formats"].values()) for name in names}
         result = {name: result["formats"][args.formats[0]][name] for name in names} | result
