@@ -59,11 +59,6 @@ def fail(message):
     sys.exit(f"llama_cpp.py: {message}")
 
 
-def note(message):
-    """Progress, on stderr so that stdout holds the result alone."""
-    print(message, file=sys.stderr, flush=True)
-
-
 # --- the environment ------------------------------------------------------------------------------
 
 
@@ -107,7 +102,7 @@ def environment(folder, isa):
         fail(f"Python 3.11 or later is needed for the pinned packages, this is {sys.version.split()[0]}")
     if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         fail("no C++ compiler found (c++, g++, clang++ or $CXX); llama.cpp is compiled from source")
-    note(f"building llama.cpp for {isa} under {home}: some minutes, once")
+    print(f"building llama.cpp for {isa} under {home}: some minutes, once", file=sys.stderr)
     started = time.monotonic()
     # Flags from outside could turn on other instructions than the switches say.
     clean = dict(os.environ)
@@ -117,8 +112,8 @@ def environment(folder, isa):
     clean["CMAKE_ARGS"] = " ".join(f"-D{switch}" for switch in switches)
     clean["CMAKE_BUILD_PARALLEL_LEVEL"] = str(len(os.sched_getaffinity(0)))
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
-    source = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-r", REQUIREMENTS]
-    folder.mkdir(parents=True, exist_ok=True)
+    # pip's cache would hand the build for one instruction set to the environment of another.
+    source = ["--no-cache-dir", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-r", REQUIREMENTS]
     venv = [sys.executable, "-m", "venv", "--clear", home]
     tools = [*pip, "--only-binary", ":all:", "-r", BUILD_REQUIREMENTS]
     step("make a virtual environment (is Python's venv module there, with pip?)", venv, clean)
@@ -286,7 +281,7 @@ def in_format(library, source, name, folder):
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     target = folder / "models" / f"{source.stem}.{digest}.{name}.gguf"
     if not target.is_file():
-        note(f"quantising {source.name} to {name}")
+        print(f"quantising {source.name} to {name}", file=sys.stderr)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")
         options = library.llama_model_quantize_default_params()
@@ -380,13 +375,12 @@ def arguments():
 def main():
     """Outside the environment: settle the model and instruction set, build, start again inside. Inside: measure."""
     args = arguments()
-    if args.model is None:
-        args.model = pathlib.Path(vassal_json(args, ["path"], "pull")["path"])
+    args.model = args.model or pathlib.Path(vassal_json(args, ["path"], "pull")["path"])
     if not args.model.is_file():
         fail(f"no model at {args.model}")
     args.isa = choose_isa(args)
     python = environment(args.folder.absolute(), args.isa)
-    if pathlib.Path(sys.prefix) != python.parents[1]:
+    if pathlib.Path(sys.prefix).resolve() != python.parents[1].resolve():
         os.execv(python, [python, "-P", __file__, *sys.argv[1:], "--isa", args.isa, "--model", args.model])
     library = load_library(args.isa)
     versions = {"llama_cpp_python": library.__version__}
