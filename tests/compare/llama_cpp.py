@@ -155,10 +155,11 @@ def vassal_json(args, fields, *words):
 
 
 def run_vassal(args, model):
-    """One run of vassal's own benchmark, milliseconds by name."""
+    """One run of vassal's own benchmark, milliseconds by name; it is short and warms itself up."""
     fields = ["isa", *(f"{measure}_ms" for measure in MEASURES)]
-    isa = [] if args.isa == "auto" else ["--isa", args.isa]
-    return vassal_json(args, fields, "bench", "decode", "--model", model, "--threads", str(args.threads), *isa)
+    options = ["--model", model, "--threads", str(args.threads), "--rounds", "2"]
+    options += [] if args.isa == "auto" else ["--isa", args.isa]
+    return vassal_json(args, fields, "bench", "decode", *options)
 
 
 # --- llama.cpp, inside its environment ------------------------------------------------------------
