@@ -3,6 +3,7 @@
 
 mod bench;
 mod display;
+mod evaluate;
 mod learn;
 mod pull;
 mod run;
@@ -37,6 +38,8 @@ enum Command {
     Rollout(learn::RolloutArguments),
     /// Fits a look-ahead head and a one-pass head to rollouts.
     Fit(learn::FitArguments),
+    /// Compares base, Best-of-16 and vas on test prompts.
+    Evaluate(evaluate::EvaluateArguments),
 }
 
 /// The model, and what it runs on.
@@ -107,6 +110,7 @@ pub fn main() -> std::process::ExitCode {
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => learn::rollout(arguments),
         Command::Fit(arguments) => learn::fit(arguments),
+        Command::Evaluate(arguments) => evaluate::evaluate(arguments),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
