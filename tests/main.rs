@@ -1,2 +1,6 @@
 //! The one integration-test binary.
+
 mod hostile;
+mod loader;
+mod policies;
+mod rebuild;

@@ -58,13 +58,7 @@ pub fn exp(x: f32) -> f32 {
     let n = (x * core::f32::consts::LOG2_E + 0.5).floor();
     let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4f32;
-    for coefficient in [
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        5.000_000_1e-1,
-    ] {
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
         p = p * r + coefficient;
     }
     let value = p * r * r + r + 1.0;
@@ -80,10 +74,7 @@ mod tests {
         let mut x = -86.9f32;
         while x < 87.9 {
             let (found, exact) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(
-                ((found - exact) / exact).abs() <= 2.4e-7,
-                "exp({x}) = {found}, not {exact}"
-            );
+            assert!(((found - exact) / exact).abs() <= 2.4e-7, "exp({x}) = {found}, not {exact}");
             x += 0.0137;
         }
         assert_eq!(exp(0.0), 1.0);

@@ -2,17 +2,14 @@
 //! types and the SDK's. Compiled for wasm32 only, and public only for the export macro's sake.
 //!
 //! The conversions move vectors and copy numbers, and cost some tens of instructions a call.
-#![allow(
-    missing_docs,
-    reason = "hidden from the documentation; an author sees the SDK's own types"
-)]
+#![allow(missing_docs, reason = "hidden from the documentation; an author sees the SDK's own types")]
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
 use crate::{
-    Baseline, Decision, HeadOffer, Manifest, NamedValue, Place, Plan, Policy, Request, Schedule,
-    Scope, SettingKind, SettingValue, Step, Tail, Token, ValueError,
+    Baseline, Decision, HeadOffer, Manifest, NamedValue, Place, Plan, Policy, Request, Schedule, Scope, SettingKind,
+    SettingValue, Step, Tail, Token, ValueError,
 };
 
 /// What wit-bindgen generates, alone in its module. Its unsafe code comes out of a macro of another
@@ -137,10 +134,7 @@ impl From<Decision> for types::Decision {
             Decision::Steer(steering) => types::Decision::Steer(types::Steering {
                 adjust: steering.adjust,
                 blend: steering.blend.into_iter().map(head_weight).collect(),
-                bias: steering.bias.map(|bias| types::TokenBias {
-                    tokens: bias.tokens,
-                    deltas: bias.deltas,
-                }),
+                bias: steering.bias.map(|bias| types::TokenBias { tokens: bias.tokens, deltas: bias.deltas }),
                 vocabulary: steering.vocabulary.map(|bias| types::VocabularyBias {
                     bits: bias.bits,
                     set: bias.set,
@@ -151,10 +145,9 @@ impl From<Decision> for types::Decision {
                     Tail::Mask => types::Tail::Mask,
                 },
             }),
-            Decision::Splice(splice) => types::Decision::Splice(types::Splice {
-                remove: splice.remove,
-                insert: splice.insert,
-            }),
+            Decision::Splice(splice) => {
+                types::Decision::Splice(types::Splice { remove: splice.remove, insert: splice.insert })
+            }
             Decision::Stop(reason) => types::Decision::Stop(reason),
         }
     }
@@ -175,11 +168,7 @@ fn head_weight(term: crate::HeadWeight) -> types::HeadWeight {
 
 impl From<wit::HeadOffer> for HeadOffer {
     fn from(offer: wit::HeadOffer) -> HeadOffer {
-        HeadOffer {
-            name: offer.name,
-            kind: offer.kind,
-            spread: offer.spread,
-        }
+        HeadOffer { name: offer.name, kind: offer.kind, spread: offer.spread }
     }
 }
 
@@ -191,10 +180,7 @@ impl From<wit::NamedValue> for NamedValue {
             wit::SettingValue::Choice(word) => SettingValue::Choice(word),
             wit::SettingValue::Text(text) => SettingValue::Text(text),
         };
-        NamedValue {
-            name: named.name,
-            value,
-        }
+        NamedValue { name: named.name, value }
     }
 }
 
@@ -240,15 +226,9 @@ impl From<Manifest> for wit::Manifest {
                 Scope::Request => wit::Scope::Request,
             },
             kind: match setting.kind {
-                SettingKind::Number {
-                    minimum,
-                    maximum,
-                    initial,
-                } => wit::SettingKind::Number(wit::NumberSetting {
-                    minimum,
-                    maximum,
-                    initial,
-                }),
+                SettingKind::Number { minimum, maximum, initial } => {
+                    wit::SettingKind::Number(wit::NumberSetting { minimum, maximum, initial })
+                }
                 SettingKind::Flag(initial) => wit::SettingKind::Flag(initial),
                 SettingKind::Choice(words) => wit::SettingKind::Choice(words),
                 SettingKind::Text(initial) => wit::SettingKind::Text(initial),

@@ -88,9 +88,7 @@ pub mod text {
 
     /// The pattern that is exactly this text, one letter a character.
     pub fn spell(text: &str) -> Vec<Vec<Vec<u8>>> {
-        text.chars()
-            .map(|letter| vec![letter.to_string().into_bytes()])
-            .collect()
+        text.chars().map(|letter| vec![letter.to_string().into_bytes()]).collect()
     }
 }
 

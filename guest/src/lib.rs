@@ -86,9 +86,8 @@ pub use host::{audit, text, values};
 pub use policy::Policy;
 pub use tokens::{Response, TokenSet};
 pub use types::{
-    Baseline, Decision, HeadOffer, HeadWeight, Manifest, NamedValue, Place, Plan, Request,
-    Schedule, Scope, Setting, SettingKind, SettingValue, Splice, Steering, Step, Tail, Token,
-    TokenBias, ValueError, VocabularyBias,
+    Baseline, Decision, HeadOffer, HeadWeight, Manifest, NamedValue, Place, Plan, Request, Schedule, Scope, Setting,
+    SettingKind, SettingValue, Splice, Steering, Step, Tail, Token, TokenBias, ValueError, VocabularyBias,
 };
 
 /// A small allocator: under fuel, the standard one costs a policy a tenth of its step.

@@ -45,9 +45,7 @@ pub struct TokenSet {
 impl TokenSet {
     /// The empty set over a vocabulary of this many tokens.
     pub fn empty(vocabulary_size: u32) -> TokenSet {
-        TokenSet {
-            words: vec![0; vocabulary_size.div_ceil(64) as usize],
-        }
+        TokenSet { words: vec![0; vocabulary_size.div_ceil(64) as usize] }
     }
 
     /// A set in the contract's form: bit i is token i, 64 a word, lowest bit first.
@@ -71,13 +69,14 @@ impl TokenSet {
 
     /// Whether the token is in the set.
     pub fn contains(&self, token: Token) -> bool {
-        self.words
-            .get(token as usize / 64)
-            .is_some_and(|word| word >> (token % 64) & 1 == 1)
+        self.words.get(token as usize / 64).is_some_and(|word| word >> (token % 64) & 1 == 1)
     }
 
     /// Adds every token of the other set over the same vocabulary.
     pub fn union(&mut self, other: &TokenSet) {
+        if self.words.len() < other.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
         for (word, more) in self.words.iter_mut().zip(&other.words) {
             *word |= more;
         }
@@ -85,10 +84,7 @@ impl TokenSet {
 
     /// How many tokens it has.
     pub fn len(&self) -> usize {
-        self.words
-            .iter()
-            .map(|word| word.count_ones() as usize)
-            .sum()
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     /// Whether it has none.
@@ -110,11 +106,7 @@ impl TokenSet {
 
     /// The bias that adds `delta` nats to the tokens of the set and nothing to the others.
     pub fn bias(&self, delta: f32) -> VocabularyBias {
-        VocabularyBias {
-            bits: self.words.clone(),
-            set: delta,
-            unset: 0.0,
-        }
+        VocabularyBias { bits: self.words.clone(), set: delta, unset: 0.0 }
     }
 
     /// The bias that forbids the tokens of the set.
@@ -124,11 +116,7 @@ impl TokenSet {
 
     /// The bias that forbids every token outside the set.
     pub fn allow_only(&self) -> VocabularyBias {
-        VocabularyBias {
-            bits: self.words.clone(),
-            set: 0.0,
-            unset: f32::NEG_INFINITY,
-        }
+        VocabularyBias { bits: self.words.clone(), set: 0.0, unset: f32::NEG_INFINITY }
     }
 }
 
@@ -152,15 +140,8 @@ mod tests {
     #[test]
     fn the_response_follows_splices() {
         let mut response = Response::default();
-        response.follow(&Step {
-            appended: vec![1, 2, 3],
-            ..Step::default()
-        });
-        response.follow(&Step {
-            kept: 1,
-            appended: vec![9],
-            ..Step::default()
-        });
+        response.follow(&Step { appended: vec![1, 2, 3], ..Step::default() });
+        response.follow(&Step { kept: 1, appended: vec![9], ..Step::default() });
         assert_eq!(response.tokens(), [1, 9]);
     }
 }

@@ -194,31 +194,13 @@ pub struct Setting {
 impl Setting {
     fn new(name: &str, summary: &str, kind: SettingKind) -> Setting {
         let (name, summary) = (name.to_owned(), summary.to_owned());
-        Setting {
-            name,
-            summary,
-            scope: Scope::Request,
-            kind,
-        }
+        Setting { name, summary, scope: Scope::Request, kind }
     }
 
     /// A number that a request may set, within `range`.
-    pub fn number(
-        name: &str,
-        summary: &str,
-        range: core::ops::RangeInclusive<f64>,
-        initial: f64,
-    ) -> Setting {
+    pub fn number(name: &str, summary: &str, range: core::ops::RangeInclusive<f64>, initial: f64) -> Setting {
         let (minimum, maximum) = range.into_inner();
-        Setting::new(
-            name,
-            summary,
-            SettingKind::Number {
-                minimum,
-                maximum,
-                initial,
-            },
-        )
+        Setting::new(name, summary, SettingKind::Number { minimum, maximum, initial })
     }
 
     /// A switch that a request may set.
@@ -239,10 +221,7 @@ impl Setting {
 
     /// The same setting, for the tenant's configuration alone.
     pub fn of_tenant(self) -> Setting {
-        Setting {
-            scope: Scope::Tenant,
-            ..self
-        }
+        Setting { scope: Scope::Tenant, ..self }
     }
 }
 
@@ -362,10 +341,7 @@ pub struct Request {
 
 impl Request {
     fn setting(&self, name: &str) -> Option<&SettingValue> {
-        self.settings
-            .iter()
-            .find(|setting| setting.name == name)
-            .map(|setting| &setting.value)
+        self.settings.iter().find(|setting| setting.name == name).map(|setting| &setting.value)
     }
 
     /// The number setting of this name.

@@ -64,9 +64,7 @@ pub struct Built {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// There is no crate.
-    #[error(
-        "{0} has no Cargo.toml: name the folder of a policy's crate (examples/policy-template is one to copy)"
-    )]
+    #[error("{0} has no Cargo.toml: name the folder of a policy's crate (examples/policy-template is one to copy)")]
     NoCrate(PathBuf),
     /// The compiler cannot be asked.
     #[error("`{0}` does not run ({1}): building a policy needs Rust, see https://rustup.rs")]
@@ -89,9 +87,7 @@ pub enum BuildError {
         output: String,
     },
     /// The crate makes no module.
-    #[error(
-        "{0} makes no WebAssembly module: its Cargo.toml needs [lib] crate-type = [\"cdylib\"]"
-    )]
+    #[error("{0} makes no WebAssembly module: its Cargo.toml needs [lib] crate-type = [\"cdylib\"]")]
     NoModule(PathBuf),
     /// The module is not one of the contract.
     #[error("the module makes no component: {0}; does the crate call vassal_guest::export! once?")]
@@ -107,11 +103,7 @@ pub enum BuildError {
 }
 
 fn shown(output: &str) -> String {
-    if output.is_empty() {
-        "; its messages are above".to_owned()
-    } else {
-        format!(":\n{output}")
-    }
+    if output.is_empty() { "; its messages are above".to_owned() } else { format!(":\n{output}") }
 }
 
 /// Builds the policy in `dir` and writes the component to `out`.
@@ -119,11 +111,7 @@ fn shown(output: &str) -> String {
 /// # Errors
 /// As [`Recipe::build`].
 pub fn build(dir: &Path, out: &Path) -> Result<Built, BuildError> {
-    Recipe {
-        dir: dir.to_owned(),
-        ..Recipe::default()
-    }
-    .build(out)
+    Recipe { dir: dir.to_owned(), ..Recipe::default() }.build(out)
 }
 
 impl Recipe {
@@ -140,10 +128,7 @@ impl Recipe {
         };
         fs::write(&part, &component).map_err(file_error(&part))?;
         fs::rename(&part, out).map_err(file_error(out))?;
-        Ok(Built {
-            path: out.to_owned(),
-            size_bytes: component.len(),
-        })
+        Ok(Built { path: out.to_owned(), size_bytes: component.len() })
     }
 
     /// The component's bytes.
@@ -155,19 +140,13 @@ impl Recipe {
         if !manifest.is_file() {
             return Err(BuildError::NoCrate(self.dir.clone()));
         }
-        let dir = self.dir.canonicalize().map_err(|error| BuildError::File {
-            path: self.dir.clone(),
-            error,
-        })?;
+        let dir = self.dir.canonicalize().map_err(|error| BuildError::File { path: self.dir.clone(), error })?;
         see_to_the_target(&dir)?;
         // Builds of one crate with other features share the module's file: one at a time in this process.
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let module_path = self.module(&dir)?;
-        let module = fs::read(&module_path).map_err(|error| BuildError::File {
-            path: module_path,
-            error,
-        })?;
+        let module = fs::read(&module_path).map_err(|error| BuildError::File { path: module_path, error })?;
         let encoded = encode(&module);
         encoded.map_err(|error| BuildError::NotAComponent(format!("{error:#}")))
     }
@@ -175,9 +154,7 @@ impl Recipe {
     /// Runs cargo, and finds the module in its messages.
     fn module(&self, dir: &Path) -> Result<PathBuf, BuildError> {
         let mut cargo = Command::new("cargo");
-        cargo
-            .current_dir(dir)
-            .args(["build", "--target", TARGET, "--profile", "policy"]);
+        cargo.current_dir(dir).args(["build", "--target", TARGET, "--profile", "policy"]);
         for line in PROFILE {
             cargo.arg("--config").arg(format!("profile.policy.{line}"));
         }
@@ -192,14 +169,8 @@ impl Recipe {
             cargo.arg("--locked");
         }
         cargo.args(["--message-format", "json-render-diagnostics"]);
-        cargo
-            .env("CARGO_ENCODED_RUSTFLAGS", flags(dir)?)
-            .stdin(Stdio::null());
-        cargo.stderr(if self.quiet {
-            Stdio::piped()
-        } else {
-            Stdio::inherit()
-        });
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(dir)?).stdin(Stdio::null());
+        cargo.stderr(if self.quiet { Stdio::piped() } else { Stdio::inherit() });
         cargo.stdout(Stdio::piped());
         let output = cargo
             .spawn()
@@ -207,17 +178,11 @@ impl Recipe {
             .map_err(|error| BuildError::NoRust("cargo", error.to_string()))?;
         if !output.status.success() {
             let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(BuildError::Cargo {
-                dir: self.dir.clone(),
-                output,
-            });
+            return Err(BuildError::Cargo { dir: self.dir.clone(), output });
         }
         let messages = String::from_utf8_lossy(&output.stdout);
         let wanted = dir.join("Cargo.toml");
-        let module = messages
-            .lines()
-            .filter_map(|line| module_of(line, &wanted, self.example.as_deref()))
-            .next_back();
+        let module = messages.lines().filter_map(|line| module_of(line, &wanted, self.example.as_deref())).next_back();
         module.ok_or_else(|| BuildError::NoModule(self.dir.clone()))
     }
 }
@@ -231,34 +196,22 @@ fn encode(module: &[u8]) -> anyhow::Result<Vec<u8>> {
 /// The module that one of cargo's messages tells of, if it is of this crate.
 fn module_of(line: &str, manifest: &Path, example: Option<&str>) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(line).ok()?;
-    let of_crate = message["manifest_path"]
-        .as_str()
-        .is_some_and(|path| Path::new(path) == manifest);
+    let of_crate = message["manifest_path"].as_str().is_some_and(|path| Path::new(path) == manifest);
     let target = &message["target"];
     let of_target = example.is_none_or(|example| target["name"] == example);
     if message["reason"] != "compiler-artifact" || !of_crate || !of_target {
         return None;
     }
     let files = message["filenames"].as_array()?;
-    files
-        .iter()
-        .filter_map(|file| file.as_str())
-        .find(|file| file.ends_with(".wasm"))
-        .map(PathBuf::from)
+    files.iter().filter_map(|file| file.as_str()).find(|file| file.ends_with(".wasm")).map(PathBuf::from)
 }
 
 /// The compiler's flags, in cargo's encoding: vectors for the arithmetic, a small stack, and no machine's paths.
 fn flags(dir: &Path) -> Result<OsString, BuildError> {
-    let mut flags: Vec<OsString> = vec![
-        "-Ctarget-feature=+simd128".into(),
-        format!("-Clink-arg=-zstack-size={STACK_BYTES}").into(),
-    ];
+    let mut flags: Vec<OsString> =
+        vec!["-Ctarget-feature=+simd128".into(), format!("-Clink-arg=-zstack-size={STACK_BYTES}").into()];
     let sysroot = PathBuf::from(ask(dir, "rustc", &["--print", "sysroot"])?);
-    let root = ask(
-        dir,
-        "cargo",
-        &["locate-project", "--workspace", "--message-format", "plain"],
-    )?;
+    let root = ask(dir, "cargo", &["locate-project", "--workspace", "--message-format", "plain"])?;
     let workspace = Path::new(&root).parent().unwrap_or(dir).to_owned();
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
@@ -283,22 +236,13 @@ fn flags(dir: &Path) -> Result<OsString, BuildError> {
 
 /// Where cargo keeps the sources of registries: the folder's name tells which, and by which mirror it came.
 fn registries(cargo_home: &Path) -> Vec<(PathBuf, String)> {
-    let entries = fs::read_dir(cargo_home.join("registry").join("src"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    entries
-        .map(|entry| (entry.path(), "registry".to_owned()))
-        .collect()
+    let entries = fs::read_dir(cargo_home.join("registry").join("src")).into_iter().flatten().flatten();
+    entries.map(|entry| (entry.path(), "registry".to_owned())).collect()
 }
 
 /// The first line that a tool of the Rust toolchain answers.
 fn ask(dir: &Path, tool: &'static str, arguments: &[&str]) -> Result<String, BuildError> {
-    let output = Command::new(tool)
-        .current_dir(dir)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output();
+    let output = Command::new(tool).current_dir(dir).args(arguments).stdin(Stdio::null()).output();
     let output = output.map_err(|error| BuildError::NoRust(tool, error.to_string()))?;
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -310,26 +254,16 @@ fn ask(dir: &Path, tool: &'static str, arguments: &[&str]) -> Result<String, Bui
 /// Installs the target where it is missing. Rustup's own automatic installation may be switched off, and is then
 /// silent, so nothing is left to it.
 fn see_to_the_target(dir: &Path) -> Result<(), BuildError> {
-    let libraries = ask(
-        dir,
-        "rustc",
-        &["--print", "target-libdir", "--target", TARGET],
-    )?;
+    let libraries = ask(dir, "rustc", &["--print", "target-libdir", "--target", TARGET])?;
     let installed = fs::read_dir(libraries).is_ok_and(|mut files| files.next().is_some());
     if installed {
         return Ok(());
     }
-    let output = Command::new("rustup")
-        .current_dir(dir)
-        .args(["target", "add", TARGET])
-        .stdin(Stdio::null())
-        .output();
+    let output = Command::new("rustup").current_dir(dir).args(["target", "add", TARGET]).stdin(Stdio::null()).output();
     match output {
         Err(_) => Err(BuildError::NoTarget),
         Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(BuildError::TargetInstallation(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        )),
+        Ok(output) => Err(BuildError::TargetInstallation(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
     }
 }
 
@@ -340,10 +274,7 @@ mod tests {
     #[test]
     fn a_folder_without_a_crate_is_named() {
         let error = build(Path::new("nowhere"), Path::new("out.wasm")).unwrap_err();
-        assert!(
-            matches!(&error, BuildError::NoCrate(dir) if dir == Path::new("nowhere")),
-            "{error}"
-        );
+        assert!(matches!(&error, BuildError::NoCrate(dir) if dir == Path::new("nowhere")), "{error}");
     }
 
     #[test]
@@ -352,10 +283,7 @@ mod tests {
             "filenames":["/t/libmine.rlib","/t/mine.wasm"]}"#;
         let line = line.replace('\n', "");
         let manifest = Path::new("/a/Cargo.toml");
-        assert_eq!(
-            module_of(&line, manifest, None),
-            Some("/t/mine.wasm".into())
-        );
+        assert_eq!(module_of(&line, manifest, None), Some("/t/mine.wasm".into()));
         assert_eq!(module_of(&line, manifest, Some("other")), None);
         assert_eq!(module_of(&line, Path::new("/b/Cargo.toml"), None), None);
         assert_eq!(module_of("not json", manifest, None), None);

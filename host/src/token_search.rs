@@ -98,30 +98,18 @@ impl TokenSearch {
     ///
     /// # Errors
     /// [`TooLarge`] above 4 GiB of bytes.
-    pub fn new<'a>(
-        size: usize,
-        bytes_of: impl Fn(u32) -> &'a [u8],
-    ) -> Result<TokenSearch, TooLarge> {
+    pub fn new<'a>(size: usize, bytes_of: impl Fn(u32) -> &'a [u8]) -> Result<TokenSearch, TooLarge> {
         let (mut bytes, mut ends, mut owners) = (Vec::new(), Vec::with_capacity(size), Vec::new());
         for token in 0..size as u32 {
             bytes.extend_from_slice(bytes_of(token));
             owners.resize(bytes.len(), token);
             ends.push(u32::try_from(bytes.len()).map_err(|_| TooLarge(bytes.len()))?);
         }
-        let mut search = TokenSearch {
-            bytes,
-            ends,
-            owners,
-            suffixes: Vec::new(),
-        };
+        let mut search = TokenSearch { bytes, ends, owners, suffixes: Vec::new() };
         // Most comparisons are settled by the first bytes as one number, which is what makes this quick.
-        let mut keyed: Vec<(u64, u32)> = (0..search.bytes.len() as u32)
-            .map(|at| (search.key(at), at))
-            .collect();
+        let mut keyed: Vec<(u64, u32)> = (0..search.bytes.len() as u32).map(|at| (search.key(at), at)).collect();
         keyed.sort_unstable_by(|a, b| {
-            a.0.cmp(&b.0)
-                .then_with(|| search.suffix(a.1).cmp(search.suffix(b.1)))
-                .then(a.1.cmp(&b.1))
+            a.0.cmp(&b.0).then_with(|| search.suffix(a.1).cmp(search.suffix(b.1))).then(a.1.cmp(&b.1))
         });
         search.suffixes = keyed.into_iter().map(|(_, at)| at).collect();
         Ok(search)
@@ -143,25 +131,14 @@ impl TokenSearch {
     }
 
     /// The set of the tokens that have the pattern at the place: bit i is token i, 64 a word, lowest
-    /// bit first. Takes what it costs from `fuel`, by the contract's rule: 1 a word of the answer, 32 a
+    /// bit first; no words at all where there is none. Takes what it costs from `fuel`, by the contract's rule: 1 a word of the answer, 32 a
     /// spelling tried, 1 for every 4 places found. An empty pattern lies in every token that has bytes.
     ///
     /// # Errors
     /// A pattern beyond its bounds, or too little fuel; then none is left.
-    pub fn find(
-        &self,
-        pattern: &Pattern,
-        place: Place,
-        fuel: &mut u64,
-    ) -> Result<Vec<u64>, FindError> {
+    pub fn find(&self, pattern: &Pattern, place: Place, fuel: &mut u64) -> Result<Vec<u64>, FindError> {
         check(pattern)?;
-        let mut words = vec![0u64; self.ends.len().div_ceil(64)];
-        charge(fuel, words.len() as u64)?;
-        let mut beginnings = vec![Beginning {
-            first: 0,
-            end: self.suffixes.len(),
-            depth: 0,
-        }];
+        let mut beginnings = vec![Beginning { first: 0, end: self.suffixes.len(), depth: 0 }];
         for letter in pattern {
             let mut longer = Vec::new();
             for beginning in &beginnings {
@@ -175,11 +152,10 @@ impl TokenSearch {
             longer.dedup();
             beginnings = longer;
         }
-        let places: usize = beginnings
-            .iter()
-            .map(|beginning| beginning.end - beginning.first)
-            .sum();
+        let places: usize = beginnings.iter().map(|beginning| beginning.end - beginning.first).sum();
         charge(fuel, (places as u64).div_ceil(PLACES_PER_FUEL))?;
+        let mut words = vec![0u64; self.ends.len().div_ceil(64)];
+        let mut found = false;
         for beginning in beginnings {
             for at in &self.suffixes[beginning.first..beginning.end] {
                 let token = self.owners[*at as usize] as usize;
@@ -195,18 +171,19 @@ impl TokenSearch {
                 // An empty pattern ends where it begins, so it lies at the end of any token.
                 if fits || (pattern.is_empty() && place == Place::End) {
                     words[token / 64] |= 1 << (token % 64);
+                    found = true;
                 }
             }
         }
+        if !found {
+            return Ok(Vec::new());
+        }
+        charge(fuel, words.len() as u64)?;
         Ok(words)
     }
 
     fn range(&self, token: usize) -> Range<usize> {
-        let start = if token == 0 {
-            0
-        } else {
-            self.ends[token - 1] as usize
-        };
+        let start = if token == 0 { 0 } else { self.ends[token - 1] as usize };
         start..self.ends[token] as usize
     }
 
@@ -220,11 +197,7 @@ impl TokenSearch {
         let skipped = suffixes.partition_point(|at| next(*at) < spelling);
         let found = suffixes[skipped..].partition_point(|at| next(*at) == spelling);
         let first = beginning.first + skipped;
-        let narrowed = Beginning {
-            first,
-            end: first + found,
-            depth: beginning.depth + spelling.len(),
-        };
+        let narrowed = Beginning { first, end: first + found, depth: beginning.depth + spelling.len() };
         (found > 0).then_some(narrowed)
     }
 }
@@ -235,19 +208,10 @@ fn check(pattern: &Pattern) -> Result<(), FindError> {
     }
     for (letter, spellings) in pattern.iter().enumerate() {
         if !(1..=SPELLINGS_MAX).contains(&spellings.len()) {
-            return Err(FindError::Spellings {
-                letter,
-                spellings: spellings.len(),
-            });
+            return Err(FindError::Spellings { letter, spellings: spellings.len() });
         }
-        if let Some(odd) = spellings
-            .iter()
-            .find(|spelling| !(1..=SPELLING_BYTES_MAX).contains(&spelling.len()))
-        {
-            return Err(FindError::SpellingBytes {
-                letter,
-                bytes: odd.len(),
-            });
+        if let Some(odd) = spellings.iter().find(|spelling| !(1..=SPELLING_BYTES_MAX).contains(&spelling.len())) {
+            return Err(FindError::SpellingBytes { letter, bytes: odd.len() });
         }
     }
     Ok(())
@@ -266,11 +230,8 @@ mod tests {
     /// Every byte string that the pattern spells.
     fn spelled(pattern: &Pattern) -> Vec<Vec<u8>> {
         pattern.iter().fold(vec![Vec::new()], |texts, letter| {
-            let longer = texts.iter().flat_map(|text| {
-                letter
-                    .iter()
-                    .map(move |spelling| [&text[..], spelling].concat())
-            });
+            let longer =
+                texts.iter().flat_map(|text| letter.iter().map(move |spelling| [&text[..], spelling].concat()));
             longer.collect()
         })
     }
@@ -281,22 +242,17 @@ mod tests {
                 Place::Whole => token == text,
                 Place::Start => token.starts_with(text),
                 Place::End => token.ends_with(text),
-                Place::Anywhere => {
-                    text.is_empty() || token.windows(text.len()).any(|window| window == text)
-                }
+                Place::Anywhere => text.is_empty() || token.windows(text.len()).any(|window| window == text),
             }
     }
 
     fn check_all(vocabulary: &[Vec<u8>], pattern: &Pattern) {
-        let search =
-            TokenSearch::new(vocabulary.len(), |token| &vocabulary[token as usize]).unwrap();
+        let search = TokenSearch::new(vocabulary.len(), |token| &vocabulary[token as usize]).unwrap();
         for place in [Place::Whole, Place::Start, Place::End, Place::Anywhere] {
             let words = search.find(pattern, place, &mut u64::MAX.clone()).unwrap();
             for (token, bytes) in vocabulary.iter().enumerate() {
-                let expected = spelled(pattern)
-                    .iter()
-                    .any(|text| matches(bytes, text, place));
-                let found = words[token / 64] >> (token % 64) & 1 == 1;
+                let expected = spelled(pattern).iter().any(|text| matches(bytes, text, place));
+                let found = words.get(token / 64).is_some_and(|word| word >> (token % 64) & 1 == 1);
                 assert_eq!(found, expected, "{bytes:?} {pattern:?} {place:?}");
             }
         }
@@ -313,9 +269,7 @@ mod tests {
             // Few letters, a zero byte among them, make many repeated suffixes.
             let mut text = |most: u32, least: u32| {
                 let length = least + next(most - least + 1);
-                (0..length)
-                    .map(|_| [0u8, b'a', b'b', 0xc3][next(4) as usize])
-                    .collect::<Vec<u8>>()
+                (0..length).map(|_| [0u8, b'a', b'b', 0xc3][next(4) as usize]).collect::<Vec<u8>>()
             };
             let vocabulary: Vec<Vec<u8>> = (0..150).map(|_| text(12, 0)).collect();
             let pattern: Vec<Vec<Vec<u8>>> = (0..3).map(|_| vec![text(3, 1), text(2, 1)]).collect();
@@ -330,27 +284,10 @@ mod tests {
         let vocabulary = [&b"ab"[..], b"abc", b""];
         let search = TokenSearch::new(3, |token| vocabulary[token as usize]).unwrap();
         let letter = |bytes: usize| vec![vec![b'a'; bytes]];
-        let find = |pattern: &Pattern, mut fuel: u64| {
-            search.find(pattern, Place::Start, &mut fuel).map(|_| fuel)
-        };
-        assert_eq!(
-            find(&vec![letter(1); 257], 1 << 20),
-            Err(FindError::Letters(257))
-        );
-        assert_eq!(
-            find(&[vec![]], 1 << 20),
-            Err(FindError::Spellings {
-                letter: 0,
-                spellings: 0
-            })
-        );
-        assert_eq!(
-            find(&[letter(17)], 1 << 20),
-            Err(FindError::SpellingBytes {
-                letter: 0,
-                bytes: 17
-            })
-        );
+        let find = |pattern: &Pattern, mut fuel: u64| search.find(pattern, Place::Start, &mut fuel).map(|_| fuel);
+        assert_eq!(find(&vec![letter(1); 257], 1 << 20), Err(FindError::Letters(257)));
+        assert_eq!(find(&[vec![]], 1 << 20), Err(FindError::Spellings { letter: 0, spellings: 0 }));
+        assert_eq!(find(&[letter(17)], 1 << 20), Err(FindError::SpellingBytes { letter: 0, bytes: 17 }));
         // A word of answer, two letters of one spelling each, and two places.
         let pattern = [vec![b"a".to_vec()], vec![b"b".to_vec()]];
         assert_eq!(find(&pattern, 1000), Ok(1000 - 1 - 64 - 1));
@@ -364,9 +301,7 @@ mod tests {
         // 16 spellings a letter spell 16^256 texts, of which only 16 are different beginnings.
         let letter: Vec<Vec<u8>> = (1..=16).map(|length| vec![b'a'; length]).collect();
         let mut fuel = 250_000;
-        let words = search
-            .find(&vec![letter; 16], Place::Anywhere, &mut fuel)
-            .unwrap();
+        let words = search.find(&vec![letter; 16], Place::Anywhere, &mut fuel).unwrap();
         assert_eq!(words, [u64::MAX]);
         assert!(fuel > 150_000, "{fuel}");
     }

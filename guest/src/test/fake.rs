@@ -37,10 +37,7 @@ impl FakeHost {
     /// Every value is 0 until [`values`](FakeHost::values) says otherwise.
     pub fn new<T: AsRef<[u8]>>(vocabulary: &[T]) -> FakeHost {
         FakeHost {
-            vocabulary: vocabulary
-                .iter()
-                .map(|token| token.as_ref().to_vec())
-                .collect(),
+            vocabulary: vocabulary.iter().map(|token| token.as_ref().to_vec()).collect(),
             end_of_text: Vec::new(),
             value: Rc::new(|_, _| 0.0),
             heads: 0,
@@ -78,11 +75,7 @@ impl FakeHost {
 
     /// The bytes of these tokens, one after the other.
     pub fn text(&self, tokens: &[Token]) -> Vec<u8> {
-        tokens
-            .iter()
-            .flat_map(|token| self.bytes_of(*token))
-            .copied()
-            .collect()
+        tokens.iter().flat_map(|token| self.bytes_of(*token)).copied().collect()
     }
 
     /// What the policy has noted.
@@ -91,16 +84,10 @@ impl FakeHost {
     }
 
     fn bytes_of(&self, token: Token) -> &[u8] {
-        self.vocabulary
-            .get(token as usize)
-            .map_or(&[], Vec::as_slice)
+        self.vocabulary.get(token as usize).map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn evaluate(
-        &mut self,
-        heads: &[u32],
-        tokens: &[Token],
-    ) -> Result<Vec<f32>, ValueError> {
+    pub(crate) fn evaluate(&mut self, heads: &[u32], tokens: &[Token]) -> Result<Vec<f32>, ValueError> {
         if !self.deciding {
             return Err(ValueError::NotNow);
         }
@@ -111,9 +98,7 @@ impl FakeHost {
         if tokens.is_empty() || tokens.len() > self.candidates as usize || !known_tokens {
             return Err(ValueError::InvalidTokens);
         }
-        let asked = heads
-            .iter()
-            .flat_map(|head| tokens.iter().map(move |token| (*head, *token)));
+        let asked = heads.iter().flat_map(|head| tokens.iter().map(move |token| (*head, *token)));
         let fresh: Vec<_> = asked.filter(|pair| !self.known.contains(pair)).collect();
         if !fresh.is_empty() {
             if self.evaluations == self.evaluations_max {
@@ -122,10 +107,7 @@ impl FakeHost {
             self.evaluations += 1;
             self.known.extend(fresh);
         }
-        Ok(heads
-            .iter()
-            .flat_map(|head| tokens.iter().map(|token| self.value(*head, &[*token])))
-            .collect())
+        Ok(heads.iter().flat_map(|head| tokens.iter().map(|token| self.value(*head, &[*token]))).collect())
     }
 
     pub(crate) fn current(&mut self, head: u32) -> Result<f32, ValueError> {
@@ -156,9 +138,7 @@ impl FakeHost {
                 let bytes = self.bytes_of(*token);
                 !bytes.is_empty() && left.starts_with(bytes)
             });
-            match fitting
-                .max_by_key(|token| (self.bytes_of(*token).len(), std::cmp::Reverse(*token)))
-            {
+            match fitting.max_by_key(|token| (self.bytes_of(*token).len(), std::cmp::Reverse(*token))) {
                 Some(token) => {
                     left = &left[self.bytes_of(token).len()..];
                     tokens.push(token);
@@ -175,32 +155,24 @@ impl FakeHost {
     /// If the pattern breaks a bound of the contract, where the real host faults the policy.
     pub fn find(&mut self, pattern: &[Vec<Vec<u8>>], place: Place) -> Vec<u64> {
         let letter_is_bounded = |letter: &Vec<Vec<u8>>| {
-            (1..=16).contains(&letter.len())
-                && letter
-                    .iter()
-                    .all(|spelling| (1..=16).contains(&spelling.len()))
+            (1..=16).contains(&letter.len()) && letter.iter().all(|spelling| (1..=16).contains(&spelling.len()))
         };
         let bounded = pattern.len() <= 256 && pattern.iter().all(letter_is_bounded);
-        assert!(
-            bounded,
-            "a pattern has at most 256 letters of 1 to 16 spellings of 1 to 16 bytes: {pattern:?}"
-        );
+        assert!(bounded, "a pattern has at most 256 letters of 1 to 16 spellings of 1 to 16 bytes: {pattern:?}");
         let mut words = vec![0u64; self.vocabulary.len().div_ceil(64)];
         for (token, bytes) in self.vocabulary.iter().enumerate() {
-            let last_start = if matches!(place, Place::Anywhere | Place::End) {
-                bytes.len()
-            } else {
-                1
-            };
+            let last_start = if matches!(place, Place::Anywhere | Place::End) { bytes.len() } else { 1 };
             let found = (0..last_start.min(bytes.len())).any(|start| {
                 let ends = ends_of(pattern, &bytes[start..]);
                 let to_the_end = matches!(place, Place::Whole | Place::End);
-                ends.iter()
-                    .any(|end| !to_the_end || start + end == bytes.len())
+                ends.iter().any(|end| !to_the_end || start + end == bytes.len())
             });
             if found {
                 words[token / 64] |= 1 << (token % 64);
             }
+        }
+        if words.iter().all(|word| *word == 0) {
+            words.clear();
         }
         words
     }
@@ -216,9 +188,7 @@ fn ends_of(pattern: &[Vec<Vec<u8>>], bytes: &[u8]) -> Vec<usize> {
     for letter in pattern {
         let mut next: Vec<usize> = Vec::new();
         for end in ends {
-            let fitting = letter
-                .iter()
-                .filter(|spelling| bytes[end..].starts_with(spelling));
+            let fitting = letter.iter().filter(|spelling| bytes[end..].starts_with(spelling));
             next.extend(fitting.map(|spelling| end + spelling.len()));
         }
         next.sort_unstable();

@@ -5,8 +5,8 @@
 
 use super::{FakeHost, lending};
 use crate::{
-    Decision, HeadOffer, Manifest, NamedValue, Plan, Policy, Request, Schedule, SettingKind,
-    SettingValue, Splice, Steering, Step, Tail, Token, blend,
+    Decision, HeadOffer, Manifest, NamedValue, Plan, Policy, Request, Schedule, SettingKind, SettingValue, Splice,
+    Steering, Step, Tail, Token, blend,
 };
 
 /// One policy, its host and its response.
@@ -58,24 +58,14 @@ impl From<&str> for SettingValue {
 impl<P: Policy> Harness<P> {
     /// A harness at temperature 1 without heads, with at most 1,000 tokens a response.
     pub fn new(host: FakeHost) -> Harness<P> {
-        let request = Request {
-            candidates: 256,
-            max_tokens: 1000,
-            temperature: 1.0,
-            top_p: 1.0,
-            ..Request::default()
-        };
+        let request = Request { candidates: 256, max_tokens: 1000, temperature: 1.0, top_p: 1.0, ..Request::default() };
         Harness {
             host,
             offers: Vec::new(),
             given: Vec::new(),
             request,
             manifest: Manifest::default(),
-            plan: Plan {
-                candidates: 0,
-                candidates_floor: 0.0,
-                prefetch: Vec::new(),
-            },
+            plan: Plan { candidates: 0, candidates_floor: 0.0, prefetch: Vec::new() },
             policy: None,
             shown: 0,
             kept: 0,
@@ -85,11 +75,7 @@ impl<P: Policy> Harness<P> {
 
     /// Offers a head; their order is the order of the calls.
     pub fn offer(mut self, name: &str, kind: &str, spread: f32) -> Harness<P> {
-        self.offers.push(HeadOffer {
-            name: name.to_owned(),
-            kind: kind.to_owned(),
-            spread,
-        });
+        self.offers.push(HeadOffer { name: name.to_owned(), kind: kind.to_owned(), spread });
         self
     }
 
@@ -112,11 +98,7 @@ impl<P: Policy> Harness<P> {
         self.request.settings = settings(&self.manifest, &self.given);
         let offer = |name: &String| offers.iter().find(|offer| offer.name == *name).cloned();
         self.request.heads = self.manifest.heads.iter().filter_map(offer).collect();
-        assert_eq!(
-            self.request.heads.len(),
-            self.manifest.heads.len(),
-            "a head that is not offered"
-        );
+        assert_eq!(self.request.heads.len(), self.manifest.heads.len(), "a head that is not offered");
         self.request.vocabulary_size = self.host.vocabulary_size();
         self.request.end_of_text = self.host.end_of_text.clone();
         self.host.heads = self.manifest.heads.len() as u32;
@@ -130,16 +112,9 @@ impl<P: Policy> Harness<P> {
             let plan = policy.plan(request);
             Ok::<_, String>((policy, plan))
         })?;
-        assert!(
-            (1..=self.manifest.candidates_max).contains(&plan.candidates),
-            "{plan:?}"
-        );
+        assert!((1..=self.manifest.candidates_max).contains(&plan.candidates), "{plan:?}");
         assert!((0.0..=1.0).contains(&plan.candidates_floor), "{plan:?}");
-        assert_eq!(
-            plan.prefetch.len(),
-            self.manifest.heads.len(),
-            "one schedule a head"
-        );
+        assert_eq!(plan.prefetch.len(), self.manifest.heads.len(), "one schedule a head");
         (self.policy, self.plan) = (Some(policy), plan);
         Ok(())
     }
@@ -149,11 +124,7 @@ impl<P: Policy> Harness<P> {
     pub fn step(&self, logits: &[f32]) -> Step {
         let mut order: Vec<usize> = (0..logits.len()).collect();
         order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
-        let log_normalizer = logits
-            .iter()
-            .map(|logit| f64::from(*logit).exp())
-            .sum::<f64>()
-            .ln() as f32;
+        let log_normalizer = logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln() as f32;
         let probability = |token: usize| (logits[token] - log_normalizer).exp();
         let floor = self.plan.candidates_floor;
         order.truncate(self.plan.candidates.min(self.request.candidates) as usize);
@@ -172,21 +143,14 @@ impl<P: Policy> Harness<P> {
             };
             if due {
                 prefetched |= 1 << head;
-                values.extend(
-                    candidates
-                        .iter()
-                        .map(|token| self.host.value(head, &[*token])),
-                );
+                values.extend(candidates.iter().map(|token| self.host.value(head, &[*token])));
             }
         }
         let terms = logits.iter().map(|logit| f64::from(logit - log_normalizer));
         Step {
             kept: self.kept,
             appended: self.response[self.kept as usize..].to_vec(),
-            logits: candidates
-                .iter()
-                .map(|token| logits[*token as usize])
-                .collect(),
+            logits: candidates.iter().map(|token| logits[*token as usize]).collect(),
             candidates,
             prefetched,
             values,
@@ -194,6 +158,12 @@ impl<P: Policy> Harness<P> {
             entropy: terms.map(|log| -log * log.exp()).sum::<f64>() as f32,
             ended: false,
         }
+    }
+
+    /// The step in which the response would end.
+    pub fn ending(&self) -> Step {
+        let appended = self.response[self.kept as usize..].to_vec();
+        Step { kept: self.kept, appended, ended: true, ..Step::default() }
     }
 
     /// Asks the policy about a step.
@@ -239,11 +209,7 @@ impl<P: Policy> Harness<P> {
     /// # Panics
     /// If it takes back more than there is.
     pub fn splice(&mut self, splice: &Splice) {
-        let left = self
-            .response
-            .len()
-            .checked_sub(splice.remove as usize)
-            .expect("more than the response has");
+        let left = self.response.len().checked_sub(splice.remove as usize).expect("more than the response has");
         self.response.truncate(left);
         self.host.response.truncate(left);
         self.kept = self.kept.min(left as u32);
@@ -254,35 +220,14 @@ impl<P: Policy> Harness<P> {
 
     /// A whole response: `model` gives the base model's logits after a response, `draw` picks a token
     /// by its steered logits (those at negative infinity are forbidden).
-    pub fn generate(
-        &mut self,
-        model: impl Fn(&[Token]) -> Vec<f32>,
-        mut draw: impl FnMut(&[f32]) -> Token,
-    ) -> Outcome {
-        let mut outcome = Outcome {
-            tokens: Vec::new(),
-            stopped: None,
-            removed: 0,
-        };
+    pub fn generate(&mut self, model: impl Fn(&[Token]) -> Vec<f32>, mut draw: impl FnMut(&[f32]) -> Token) -> Outcome {
+        let mut outcome = Outcome { tokens: Vec::new(), stopped: None, removed: 0 };
         // Splices may go round in circles; the real host bounds the forwards of a response too.
         for _ in 0..4 * self.request.max_tokens {
-            let ended = self
-                .response
-                .last()
-                .is_some_and(|token| self.host.end_of_text.contains(token))
+            let ended = self.response.last().is_some_and(|token| self.host.end_of_text.contains(token))
                 || self.response.len() >= self.request.max_tokens as usize;
             let logits = model(&self.response);
-            let step = if ended {
-                let appended = self.response[self.kept as usize..].to_vec();
-                Step {
-                    kept: self.kept,
-                    appended,
-                    ended,
-                    ..Step::default()
-                }
-            } else {
-                self.step(&logits)
-            };
+            let step = if ended { self.ending() } else { self.step(&logits) };
             match self.decide(&step) {
                 Decision::Stop(reason) => {
                     outcome.stopped = Some(reason);
@@ -343,55 +288,26 @@ pub fn apply(step: &Step, steering: &Steering, logits: &[f32], host: &FakeHost) 
     let mut steered = logits.to_vec();
     let mut candidates = step.candidates.clone();
     if let Some(bias) = &steering.vocabulary {
-        assert_eq!(
-            bias.bits.len(),
-            logits.len().div_ceil(64),
-            "words of the vocabulary bias"
-        );
-        assert!(
-            bounded(bias.set) && bounded(bias.unset),
-            "{} {}",
-            bias.set,
-            bias.unset
-        );
+        assert_eq!(bias.bits.len(), logits.len().div_ceil(64), "words of the vocabulary bias");
+        assert!(bounded(bias.set) && bounded(bias.unset), "{} {}", bias.set, bias.unset);
         for (token, logit) in steered.iter_mut().enumerate() {
-            *logit += if bias.bits[token / 64] >> (token % 64) & 1 == 1 {
-                bias.set
-            } else {
-                bias.unset
-            };
+            *logit += if bias.bits[token / 64] >> (token % 64) & 1 == 1 { bias.set } else { bias.unset };
         }
-        let mut order: Vec<usize> = (0..steered.len())
-            .filter(|token| steered[*token].is_finite())
-            .collect();
+        let mut order: Vec<usize> = (0..steered.len()).filter(|token| steered[*token].is_finite()).collect();
         order.sort_by(|a, b| steered[*b].total_cmp(&steered[*a]).then(a.cmp(b)));
-        candidates = order
-            .iter()
-            .take(candidates.len())
-            .map(|token| *token as Token)
-            .collect();
+        candidates = order.iter().take(candidates.len()).map(|token| *token as Token).collect();
     }
-    let base: Vec<f32> = candidates
-        .iter()
-        .map(|token| logits[*token as usize])
-        .collect();
+    let base: Vec<f32> = candidates.iter().map(|token| logits[*token as usize]).collect();
     let mut blended = vec![0.0f32; candidates.len()];
     for term in &steering.blend {
         assert!(term.weight.abs() <= 10_000.0, "{term:?}");
-        let values: Vec<f32> = candidates
-            .iter()
-            .map(|token| host.value(term.head, &[*token]))
-            .collect();
+        let values: Vec<f32> = candidates.iter().map(|token| host.value(term.head, &[*token])).collect();
         let state = host.value(term.head, &[]);
         let baseline = blend::baseline(term.baseline, &values, &base, state);
         blend::add_term(&mut blended, term.weight, &values, baseline);
     }
     if !steering.adjust.is_empty() {
-        assert_eq!(
-            steering.adjust.len(),
-            step.candidates.len(),
-            "one delta a candidate"
-        );
+        assert_eq!(steering.adjust.len(), step.candidates.len(), "one delta a candidate");
         for (token, delta) in step.candidates.iter().zip(&steering.adjust) {
             assert!(bounded(*delta), "{delta}");
             steered[*token as usize] += delta;
@@ -401,10 +317,7 @@ pub fn apply(step: &Step, steering: &Steering, logits: &[f32], host: &FakeHost) 
         steered[*token as usize] += delta;
     }
     if let Some(bias) = &steering.bias {
-        assert!(
-            bias.tokens.len() == bias.deltas.len() && bias.tokens.len() <= 1024,
-            "{bias:?}"
-        );
+        assert!(bias.tokens.len() == bias.deltas.len() && bias.tokens.len() <= 1024, "{bias:?}");
         for (token, delta) in bias.tokens.iter().zip(&bias.deltas) {
             assert!(bounded(*delta), "{delta}");
             steered[*token as usize] += delta;
@@ -422,57 +335,28 @@ pub fn apply(step: &Step, steering: &Steering, logits: &[f32], host: &FakeHost) 
 
 fn settings(manifest: &Manifest, given: &[(String, SettingValue)]) -> Vec<NamedValue> {
     for (name, _) in given {
-        assert!(
-            manifest
-                .settings
-                .iter()
-                .any(|setting| setting.name == *name),
-            "no setting `{name}`"
-        );
+        assert!(manifest.settings.iter().any(|setting| setting.name == *name), "no setting `{name}`");
     }
     let value = |setting: &crate::Setting| {
-        let given = given
-            .iter()
-            .rev()
-            .find(|(name, _)| *name == setting.name)
-            .map(|(_, value)| value.clone());
+        let given = given.iter().rev().find(|(name, _)| *name == setting.name).map(|(_, value)| value.clone());
         let value = match (&setting.kind, given) {
             (SettingKind::Number { initial, .. }, None) => SettingValue::Number(*initial),
-            (
-                SettingKind::Number {
-                    minimum, maximum, ..
-                },
-                Some(SettingValue::Number(value)),
-            ) => {
-                assert!(
-                    (*minimum..=*maximum).contains(&value),
-                    "`{}` is {minimum} to {maximum}",
-                    setting.name
-                );
+            (SettingKind::Number { minimum, maximum, .. }, Some(SettingValue::Number(value))) => {
+                assert!((*minimum..=*maximum).contains(&value), "`{}` is {minimum} to {maximum}", setting.name);
                 SettingValue::Number(value)
             }
             (SettingKind::Flag(initial), None) => SettingValue::Flag(*initial),
             (SettingKind::Flag(_), Some(SettingValue::Flag(value))) => SettingValue::Flag(value),
             (SettingKind::Choice(words), None) => SettingValue::Choice(words[0].clone()),
-            (
-                SettingKind::Choice(words),
-                Some(SettingValue::Text(word) | SettingValue::Choice(word)),
-            ) => {
-                assert!(
-                    words.contains(&word),
-                    "`{}` is one of {words:?}",
-                    setting.name
-                );
+            (SettingKind::Choice(words), Some(SettingValue::Text(word) | SettingValue::Choice(word))) => {
+                assert!(words.contains(&word), "`{}` is one of {words:?}", setting.name);
                 SettingValue::Choice(word)
             }
             (SettingKind::Text(initial), None) => SettingValue::Text(initial.clone()),
             (SettingKind::Text(_), Some(SettingValue::Text(text))) => SettingValue::Text(text),
             (kind, Some(value)) => panic!("`{}` is a {kind:?}, not a {value:?}", setting.name),
         };
-        NamedValue {
-            name: setting.name.clone(),
-            value,
-        }
+        NamedValue { name: setting.name.clone(), value }
     };
     manifest.settings.iter().map(value).collect()
 }

@@ -10,6 +10,8 @@
 use vassal_kernels::{Format, ModelShape, RopePairing};
 
 use super::gguf::{Gguf, GgufError, TensorInfo, required};
+use super::tensors;
+pub use super::tensors::{LayerTensors, TensorSet};
 
 /// Decoder layers. Llama 3.1 405B has 126.
 pub const LAYERS_MAX: u64 = 256;
@@ -90,44 +92,6 @@ pub enum ConfigError {
     },
 }
 
-/// The weights of one layer, each checked against the model's numbers. Matrices are `[n, k]`, row-major.
-#[derive(Debug, Clone)]
-pub struct LayerTensors {
-    /// Gain of the norm before attention, `[H]`.
-    pub attention_norm: TensorInfo,
-    /// `[A*D, H]`.
-    pub query: TensorInfo,
-    /// `[KV*D, H]`.
-    pub key: TensorInfo,
-    /// `[KV*D, H]`.
-    pub value: TensorInfo,
-    /// Biases of query, key and value, `[A*D]`, `[KV*D]`, `[KV*D]`, in a model that has them.
-    pub biases: Option<[TensorInfo; 3]>,
-    /// `[H, A*D]`.
-    pub attention_output: TensorInfo,
-    /// Gain of the norm before the feed-forward part, `[H]`.
-    pub feed_forward_norm: TensorInfo,
-    /// `[F, H]`.
-    pub gate: TensorInfo,
-    /// `[F, H]`.
-    pub up: TensorInfo,
-    /// `[H, F]`.
-    pub down: TensorInfo,
-}
-
-/// All weights of a model.
-#[derive(Debug, Clone)]
-pub struct TensorSet {
-    /// The embedding, `[V, H]`.
-    pub embedding: TensorInfo,
-    /// Gain of the last norm, `[H]`.
-    pub output_norm: TensorInfo,
-    /// The LM head, `[V, H]`; none where the embedding serves as one.
-    pub output: Option<TensorInfo>,
-    /// The layers, in order.
-    pub layers: Vec<LayerTensors>,
-}
-
 /// A model's numbers and weights, checked.
 #[derive(Debug, Clone)]
 pub struct LlamaConfig {
@@ -150,7 +114,7 @@ impl LlamaConfig {
         }
         refuse_unsupported(gguf)?;
         let numbers = Numbers::read(gguf)?;
-        let (tensors, factors) = find_tensors(gguf, &numbers)?;
+        let (tensors, factors) = tensors::find(gguf, &numbers)?;
         let rope_inverse_frequencies = inverse_frequencies(gguf, &numbers, factors)?;
         let name = match gguf.text("general.name")? {
             Some(name) => name.chars().filter(|c| !c.is_control()).take(128).collect(),
@@ -210,14 +174,15 @@ fn refuse_unsupported(gguf: &Gguf) -> Result<(), ConfigError> {
     Ok(())
 }
 
-struct Numbers {
-    layers: u64,
-    hidden: u64,
-    heads: u64,
-    kv_heads: u64,
-    head_width: u64,
-    feed_forward: u64,
-    vocabulary: u64,
+/// A model's numbers, capped and in agreement with each other.
+pub(super) struct Numbers {
+    pub(super) layers: u64,
+    pub(super) hidden: u64,
+    pub(super) heads: u64,
+    pub(super) kv_heads: u64,
+    pub(super) head_width: u64,
+    pub(super) feed_forward: u64,
+    pub(super) vocabulary: u64,
     context: u64,
     norm_epsilon: f64,
 }
@@ -282,7 +247,7 @@ impl Numbers {
 
 /// The vocabulary's size: the embedding's rows. Where keys give it too, they must agree.
 fn vocabulary(gguf: &Gguf) -> Result<u64, ConfigError> {
-    let embedding = tensor(gguf, "token_embd.weight")?;
+    let embedding = tensors::named(gguf, "token_embd.weight")?;
     let rows = embedding.shape.get(1).copied().unwrap_or(1);
     if !(1..=VOCABULARY_MAX).contains(&rows) {
         let accepted = format!("1 to {VOCABULARY_MAX}");
@@ -322,136 +287,6 @@ fn count(gguf: &Gguf, key: &str, max: u64) -> Result<u64, ConfigError> {
     }
 }
 
-fn tensor<'a>(gguf: &'a Gguf, name: &str) -> Result<&'a TensorInfo, ConfigError> {
-    gguf.tensor(name).ok_or_else(|| ConfigError::MissingTensor {
-        name: name.to_owned(),
-    })
-}
-
-/// Finds weights by name and shape, and counts them, so that a tensor nobody asked for is noticed.
-struct Finder<'a> {
-    gguf: &'a Gguf,
-    found: usize,
-}
-
-impl Finder<'_> {
-    fn shaped(&mut self, name: &str, expected: &[u64]) -> Result<TensorInfo, ConfigError> {
-        let tensor = tensor(self.gguf, name)?;
-        if tensor.shape != expected {
-            return Err(ConfigError::TensorShape {
-                name: name.to_owned(),
-                found: tensor.shape.clone(),
-                expected: expected.to_vec(),
-            });
-        }
-        self.found += 1;
-        Ok(tensor.clone())
-    }
-
-    /// A matrix of `n` rows and `k` columns.
-    fn matrix(&mut self, name: &str, n: u64, k: u64) -> Result<TensorInfo, ConfigError> {
-        self.shaped(name, &[k, n])
-    }
-
-    fn vector(&mut self, name: &str, n: u64) -> Result<TensorInfo, ConfigError> {
-        let tensor = self.shaped(name, &[n])?;
-        match tensor.format {
-            Format::F32 | Format::F16 => Ok(tensor),
-            found => Err(ConfigError::VectorFormat {
-                name: name.to_owned(),
-                found,
-            }),
-        }
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.gguf.tensor(name).is_some()
-    }
-}
-
-fn find_tensors(
-    gguf: &Gguf,
-    numbers: &Numbers,
-) -> Result<(TensorSet, Option<TensorInfo>), ConfigError> {
-    let (hidden, feed_forward) = (numbers.hidden, numbers.feed_forward);
-    let query_width = numbers.heads * numbers.head_width;
-    let kv_width = numbers.kv_heads * numbers.head_width;
-    let mut finder = Finder { gguf, found: 0 };
-    let embedding = finder.matrix("token_embd.weight", numbers.vocabulary, hidden)?;
-    let output_norm = finder.vector("output_norm.weight", hidden)?;
-    let output = match finder.has("output.weight") {
-        true => Some(finder.matrix("output.weight", numbers.vocabulary, hidden)?),
-        false => None,
-    };
-    let factors = match finder.has("rope_freqs.weight") {
-        true => Some(finder.vector("rope_freqs.weight", numbers.head_width / 2)?),
-        false => None,
-    };
-    let mut layers = Vec::with_capacity(numbers.layers as usize);
-    for layer in 0..numbers.layers {
-        let name = |part: &str| format!("blk.{layer}.{part}");
-        let biases = match finder.has(&name("attn_q.bias")) {
-            true => Some([
-                finder.vector(&name("attn_q.bias"), query_width)?,
-                finder.vector(&name("attn_k.bias"), kv_width)?,
-                finder.vector(&name("attn_v.bias"), kv_width)?,
-            ]),
-            false => None,
-        };
-        layers.push(LayerTensors {
-            attention_norm: finder.vector(&name("attn_norm.weight"), hidden)?,
-            query: finder.matrix(&name("attn_q.weight"), query_width, hidden)?,
-            key: finder.matrix(&name("attn_k.weight"), kv_width, hidden)?,
-            value: finder.matrix(&name("attn_v.weight"), kv_width, hidden)?,
-            biases,
-            attention_output: finder.matrix(&name("attn_output.weight"), hidden, query_width)?,
-            feed_forward_norm: finder.vector(&name("ffn_norm.weight"), hidden)?,
-            gate: finder.matrix(&name("ffn_gate.weight"), feed_forward, hidden)?,
-            up: finder.matrix(&name("ffn_up.weight"), feed_forward, hidden)?,
-            down: finder.matrix(&name("ffn_down.weight"), hidden, feed_forward)?,
-        });
-    }
-    let set = TensorSet {
-        embedding,
-        output_norm,
-        output,
-        layers,
-    };
-    // Names are unique in a file, so equal counts mean that every tensor has its place.
-    if finder.found != gguf.tensors().len() {
-        let known = set.names();
-        let stranger = gguf
-            .tensors()
-            .iter()
-            .find(|tensor| tensor.name != "rope_freqs.weight" && !known.contains(&&*tensor.name));
-        let name = stranger.map_or("", |tensor| &tensor.name);
-        return Err(ConfigError::Unsupported {
-            what: format!("tensor {name:?}, which a Llama of these numbers does not have,"),
-        });
-    }
-    Ok((set, factors))
-}
-
-impl TensorSet {
-    /// The names of all weights.
-    fn names(&self) -> std::collections::HashSet<&str> {
-        let mut all = vec![&self.embedding, &self.output_norm];
-        all.extend(&self.output);
-        for layer in &self.layers {
-            all.extend([
-                &layer.attention_norm,
-                &layer.query,
-                &layer.key,
-                &layer.value,
-            ]);
-            all.extend(layer.biases.iter().flatten());
-            all.extend([&layer.attention_output, &layer.feed_forward_norm]);
-            all.extend([&layer.gate, &layer.up, &layer.down]);
-        }
-        all.into_iter().map(|tensor| tensor.name.as_str()).collect()
-    }
-}
-
 /// RoPE's frequencies, `base^(-2i/D)`, divided by the file's factors (Llama 3.1's long-context scaling,
 /// precomputed by the converter) and by a linear scale.
 fn inverse_frequencies(
@@ -461,7 +296,7 @@ fn inverse_frequencies(
 ) -> Result<Vec<f64>, ConfigError> {
     let base_key = "llama.rope.freq_base";
     let base = gguf.float(base_key)?.unwrap_or(10_000.0);
-    if !(base >= 1.0 && base <= 1e9) {
+    if !(1.0..=1e9).contains(&base) {
         return Err(bound(base_key, base, "1 to 1e9".into()));
     }
     let scale = linear_scale(gguf)?;
@@ -502,7 +337,7 @@ fn linear_scale(gguf: &Gguf) -> Result<f64, ConfigError> {
             });
         }
     };
-    if scale >= 1.0 && scale <= 1024.0 {
+    if (1.0..=1024.0).contains(&scale) {
         Ok(scale)
     } else {
         Err(bound(key, scale, "1 to 1024".into()))

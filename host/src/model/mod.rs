@@ -2,9 +2,10 @@
 //!
 //! - [`gguf`]: metadata and tensors of a GGUF file; hostile until proven otherwise.
 //! - [`config`]: the numbers and weights of a Llama-family model, checked against each other.
+//! - [`tensors`]: which tensor is which weight.
 //! - [`llama`]: the forward pass, over the device trait.
 //! - [`heads`]: value heads in files, checked against their model.
-//! - [`tokenizer`]: text to tokens and back.
+//! - [`tokenizer`]: text to tokens and back; [`token_bytes`]: what tokens stand for.
 //! - [`template`]: conversations to the text a model continues.
 //! - [`source`]: where models come from, and how they get here.
 //! - [`synthetic`]: tiny models out of a seed, for tests and benchmarks.
@@ -18,4 +19,6 @@ pub mod llama;
 pub mod source;
 pub mod synthetic;
 pub mod template;
+pub mod tensors;
+pub mod token_bytes;
 pub mod tokenizer;

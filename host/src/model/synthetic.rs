@@ -14,7 +14,7 @@ use vassal_kernels::Format;
 
 use super::gguf::write::{Writer, quantize};
 use super::gguf::{Gguf, GgufError};
-use super::tokenizer::character_of;
+use super::token_bytes::character_of;
 
 /// The token that ends a text, and a response.
 pub const END_OF_TEXT: u32 = 0;

@@ -16,7 +16,9 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
+use super::config::VOCABULARY_MAX;
 use super::gguf::{Gguf, GgufError, required};
+use super::token_bytes::{ByteAlphabet, TokenBytes};
 use crate::token::{Token, Vocabulary};
 
 /// Bytes of one text to encode: twice what fills a context of 131,072 tokens with English.
@@ -24,6 +26,9 @@ pub const ENCODE_BYTES_MAX: usize = 1 << 20;
 /// Bytes after which a long text is cut where words part anyway: the `tokenizers` crate takes some 140
 /// bytes of memory a byte of text.
 const PIECE_BYTES: usize = 16 << 10;
+/// Tokens that are found in text in one piece; each position of a text is compared with those of one first
+/// byte. Llama 3 has 256, and models with many reserved ones some 6,000.
+const WHOLE_MAX: usize = 8192;
 /// Words whose tokens are remembered, some 100 bytes each.
 const CACHE_WORDS: usize = 4096;
 
@@ -115,50 +120,6 @@ fn supported() -> String {
     names.join(", ")
 }
 
-/// The bytes of every token in one buffer.
-#[derive(Debug, Clone, Default)]
-pub struct TokenBytes {
-    bytes: Vec<u8>,
-    /// Where each token's bytes end.
-    ends: Vec<u32>,
-}
-
-impl TokenBytes {
-    /// Tokens there are.
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    /// A token's bytes; none past the end.
-    pub fn get(&self, token: Token) -> &[u8] {
-        let index = token as usize;
-        let Some(&end) = self.ends.get(index) else {
-            return &[];
-        };
-        let start = match index {
-            0 => 0,
-            _ => self.ends[index - 1],
-        };
-        &self.bytes[start as usize..end as usize]
-    }
-
-    /// Every token with its bytes, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (Token, &[u8])> {
-        (0..self.len() as Token).map(|token| (token, self.get(token)))
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-        // A header is smaller than 64 MiB, so that offsets fit.
-        self.ends.push(self.bytes.len() as u32);
-    }
-}
-
 /// What kind of token the file calls one (`tokenizer.ggml.token_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -239,6 +200,13 @@ impl Tokenizer {
                     special: *kind == Kind::Special,
                 });
             }
+        }
+        if whole.len() > WHOLE_MAX {
+            return Err(TokenizerError::Mismatch {
+                what: "special and added tokens",
+                given: whole.len().to_string(),
+                expected: format!("at most {WHOLE_MAX}"),
+            });
         }
         whole.sort_by(|a, b| {
             let first = |whole: &Whole| whole.text.as_bytes()[0];
@@ -408,6 +376,13 @@ const END_TEXTS: [&str; 5] = [
 fn kinds(gguf: &Gguf) -> Result<Vec<Kind>, TokenizerError> {
     let tokens_key = "tokenizer.ggml.tokens";
     let count = required(tokens_key, gguf.texts(tokens_key)?)?.len();
+    if !(1..=VOCABULARY_MAX).contains(&(count as u64)) {
+        return Err(TokenizerError::Mismatch {
+            what: "items of tokenizer.ggml.tokens",
+            given: count.to_string(),
+            expected: format!("1 to {VOCABULARY_MAX}"),
+        });
+    }
     let kinds_key = "tokenizer.ggml.token_type";
     let Some(list) = gguf.numbers(kinds_key)? else {
         return Ok(vec![Kind::Normal; count]);
@@ -510,64 +485,4 @@ fn words(
         tokenizer.with_normalizer(Some(NFC));
     }
     Ok(tokenizer)
-}
-
-/// GPT-2's way to write any bytes as visible characters, and back (`bytes_to_unicode` of its encoder.py).
-struct ByteAlphabet {
-    /// The byte of each character below U+0144; 256 where there is none.
-    byte_of: [u16; 0x144],
-    decoded: Vec<u8>,
-}
-
-impl ByteAlphabet {
-    fn new() -> ByteAlphabet {
-        let mut byte_of = [256; 0x144];
-        for byte in 0..=255u8 {
-            if let Some(slot) = byte_of.get_mut(character_of(byte) as usize) {
-                *slot = u16::from(byte);
-            }
-        }
-        ByteAlphabet {
-            byte_of,
-            decoded: Vec::new(),
-        }
-    }
-
-    /// The bytes that a token's text stands for; a text outside the alphabet stands for itself.
-    fn decode<'a>(&'a mut self, text: &'a str) -> &'a [u8] {
-        self.decoded.clear();
-        for character in text.chars() {
-            match self.byte_of.get(character as usize) {
-                Some(&byte) if byte < 256 => self.decoded.push(byte as u8),
-                _ => return text.as_bytes(),
-            }
-        }
-        &self.decoded
-    }
-}
-
-/// The character that a byte is written as: itself where it is visible, else one from U+0100 on.
-pub(super) fn character_of(byte: u8) -> char {
-    let visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if visible(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|&b| !visible(b)).count() as u32;
-    char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_byte_alphabet_is_gpt_2_s() {
-        assert_eq!(character_of(b' '), 'Ġ');
-        assert_eq!(character_of(b'\n'), 'Ċ');
-        assert_eq!(character_of(b'a'), 'a');
-        assert_eq!(character_of(0xAD), '\u{143}');
-        let text: String = (0..=255u8).map(character_of).collect();
-        let bytes: Vec<u8> = (0..=255).collect();
-        assert_eq!(ByteAlphabet::new().decode(&text), bytes);
-    }
 }

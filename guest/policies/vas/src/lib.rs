@@ -43,50 +43,30 @@ fn dialled(offer: &&HeadOffer) -> bool {
 
 impl Policy for Vas {
     fn manifest(offered: &[HeadOffer]) -> Manifest {
-        let heads: Vec<String> = offered
-            .iter()
-            .filter(dialled)
-            .take(16)
-            .map(|offer| offer.name.clone())
-            .collect();
+        let heads: Vec<String> = offered.iter().filter(dialled).take(16).map(|offer| offer.name.clone()).collect();
         let dial = |name: &String| {
-            let summary = format!(
-                "how strongly `{name}` steers: 0 not at all, useful up to 1.5, negative away from it"
-            );
+            let summary =
+                format!("how strongly `{name}` steers: 0 not at all, useful up to 1.5, negative away from it");
             Setting::number(name, &summary, -3.0..=3.0, 0.0)
         };
         let mut settings: Vec<Setting> = heads.iter().map(dial).collect();
-        let modes: &[&str] = if cfg!(feature = "evaluate") {
-            &["blend", "adjust", "evaluate"]
-        } else {
-            &["blend", "adjust"]
-        };
+        let modes: &[&str] =
+            if cfg!(feature = "evaluate") { &["blend", "adjust", "evaluate"] } else { &["blend", "adjust"] };
         let candidates = "how many of the likeliest tokens are valued in a step";
-        let floor =
-            "the base probability below which a token is no candidate: fewer rows, weaker steering";
+        let floor = "the base probability below which a token is no candidate: fewer rows, weaker steering";
         let tail = "what becomes of the tokens that are not candidates: keep their base logits, or mask them";
         let baseline = "what is subtracted from a value: a mean over the candidates, the state's value, or nothing";
         settings.extend([
-            Setting::choice(
-                "mode",
-                "who computes the adjustments; all modes give the same bits",
-                modes,
-            ),
+            Setting::choice("mode", "who computes the adjustments; all modes give the same bits", modes),
             Setting::number("candidates", candidates, 1.0..=256.0, 20.0).of_tenant(),
             Setting::number("floor", floor, 0.0..=0.5, 0.0),
             Setting::choice("tail", tail, &["keep", "mask"]),
-            Setting::choice(
-                "baseline",
-                baseline,
-                &["weighted", "candidates", "state", "none"],
-            ),
+            Setting::choice("baseline", baseline, &["weighted", "candidates", "state", "none"]),
         ]);
         Manifest {
             name: "vas".into(),
             version: "0.1.0".into(),
-            summary:
-                "Value Augmented Sampling: likelier where a value head expects a better response"
-                    .into(),
+            summary: "Value Augmented Sampling: likelier where a value head expects a better response".into(),
             candidates_max: 256,
             heads,
             settings,
@@ -108,39 +88,21 @@ impl Policy for Vas {
             _ => Mode::Blend,
         };
         if mode == Mode::Adjust && baseline == Baseline::State && cfg!(not(feature = "evaluate")) {
-            return Err(
-                "this build of vas cannot ask for the state's value: use mode=blend".into(),
-            );
+            return Err("this build of vas cannot ask for the state's value: use mode=blend".into());
         }
         // Greedy decoding has no temperature to measure a dial against; 1 is the model's own.
-        let temperature = if request.temperature > 0.0 {
-            f64::from(request.temperature)
-        } else {
-            1.0
-        };
+        let temperature = if request.temperature > 0.0 { f64::from(request.temperature) } else { 1.0 };
         let term = |(head, offer): (u32, &HeadOffer)| {
             let weight = request.number(&offer.name) * temperature / f64::from(offer.spread);
-            HeadWeight {
-                head,
-                weight: weight.clamp(-WEIGHT_MAX, WEIGHT_MAX) as f32,
-                baseline,
-            }
+            HeadWeight { head, weight: weight.clamp(-WEIGHT_MAX, WEIGHT_MAX) as f32, baseline }
         };
         Ok(Vas {
             mode,
-            terms: (0..)
-                .zip(&request.heads)
-                .map(term)
-                .filter(|term| term.weight != 0.0)
-                .collect(),
+            terms: (0..).zip(&request.heads).map(term).filter(|term| term.weight != 0.0).collect(),
             heads: request.heads.len() as u32,
             candidates: request.number("candidates").round() as u32,
             candidates_floor: request.number("floor") as f32,
-            tail: if request.choice("tail") == "mask" {
-                Tail::Mask
-            } else {
-                Tail::Keep
-            },
+            tail: if request.choice("tail") == "mask" { Tail::Mask } else { Tail::Keep },
             failed: false,
         })
     }
@@ -153,11 +115,7 @@ impl Policy for Vas {
                 return Schedule::Never;
             }
             let used = self.terms.iter().any(|term| term.head == head);
-            if used {
-                Schedule::EVERY_STEP
-            } else {
-                Schedule::Never
-            }
+            if used { Schedule::EVERY_STEP } else { Schedule::Never }
         };
         Plan {
             candidates: self.candidates,
@@ -171,27 +129,16 @@ impl Policy for Vas {
             return Decision::Keep;
         }
         if self.mode == Mode::Blend || self.terms.is_empty() {
-            return Decision::Steer(Steering {
-                blend: self.terms.clone(),
-                tail: self.tail,
-                ..Steering::default()
-            });
+            return Decision::Steer(Steering { blend: self.terms.clone(), tail: self.tail, ..Steering::default() });
         }
         match self.adjust(step) {
-            Ok(adjust) => Decision::Steer(Steering {
-                adjust,
-                tail: self.tail,
-                ..Steering::default()
-            }),
+            Ok(adjust) => Decision::Steer(Steering { adjust, tail: self.tail, ..Steering::default() }),
             Err(error) => {
                 if !self.failed {
                     audit::note(&format!("no values, base logits stand: {error}"));
                 }
                 self.failed = true;
-                Decision::Steer(Steering {
-                    tail: self.tail,
-                    ..Steering::default()
-                })
+                Decision::Steer(Steering { tail: self.tail, ..Steering::default() })
             }
         }
     }

@@ -454,3 +454,8 @@ pub fn required<T>(key: &str, value: Option<T>) -> Result<T, GgufError> {
         key: key.to_owned(),
     })
 }
+
+/// Bytes as lower-case hex, as checksums are written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -7,17 +7,18 @@
 //!
 //! Start at [`Client::download`].
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use ureq::http::StatusCode;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, ResponseExt};
+
+use super::address::shown;
+use super::part::Part;
 
 /// Bytes of a page that is read into memory: an index page of a large project has some 10 MB.
 pub const PAGE_BYTES_MAX: u64 = 32 << 20;
@@ -196,9 +197,14 @@ impl Client {
         progress: &mut dyn Progress,
     ) -> Result<(), DownloadError> {
         let mut part = Part::open(fetch)?;
-        let resumed = part.length > 0;
-        self.fill(fetch, &mut part, progress)?;
-        let found = hex(&part.hasher.clone().finalize());
+        let resumed = part.length() > 0;
+        if let Err(error) = self.fill(fetch, &mut part, progress) {
+            if part.length() == 0 {
+                part.discard()?;
+            }
+            return Err(error);
+        }
+        let found = part.sha256();
         match fetch.sha256 {
             Some(expected) if expected != found => {}
             _ => return part.finish(fetch.path),
@@ -208,11 +214,11 @@ impl Client {
             progress.note("the parts do not fit together; starting again");
             part.restart()?;
             self.fill(fetch, &mut part, progress)?;
-            if fetch.sha256 == Some(&hex(&part.hasher.clone().finalize())) {
+            if fetch.sha256 == Some(part.sha256().as_str()) {
                 return part.finish(fetch.path);
             }
         }
-        let found = hex(&part.hasher.clone().finalize());
+        let found = part.sha256();
         part.discard()?;
         Err(DownloadError::Checksum {
             name: file_name(fetch.path),
@@ -230,10 +236,10 @@ impl Client {
     ) -> Result<(), DownloadError> {
         let mut tries = 0;
         loop {
-            let before = part.length;
+            let before = part.length();
             match self.request(fetch, part, progress) {
                 Err(DownloadError::Network { url, message }) => {
-                    tries = if part.length > before { 0 } else { tries + 1 };
+                    tries = if part.length() > before { 0 } else { tries + 1 };
                     if tries >= TRIES_MAX {
                         return Err(DownloadError::Network { url, message });
                     }
@@ -260,21 +266,21 @@ impl Client {
         if let Some(authorization) = fetch.authorization {
             request = request.header("Authorization", authorization);
         }
-        if part.length > 0 {
-            request = request.header("Range", format!("bytes={}-", part.length));
+        if part.length() > 0 {
+            request = request.header("Range", format!("bytes={}-", part.length()));
         }
         let response = request.call().map_err(|error| network(error.to_string()))?;
         match response.status() {
             StatusCode::OK => part.restart()?,
             StatusCode::PARTIAL_CONTENT => {
                 let range = header(&response, "content-range").unwrap_or_default();
-                if !range.starts_with(&format!("bytes {}-", part.length)) {
+                if !range.starts_with(&format!("bytes {}-", part.length())) {
                     part.restart()?;
                     return Err(network(format!("unexpected range {range:?}")));
                 }
             }
             // Nothing lies behind the part: it is complete, or it is wrong, which its checksum tells.
-            StatusCode::RANGE_NOT_SATISFIABLE if part.length > 0 => return Ok(()),
+            StatusCode::RANGE_NOT_SATISFIABLE if part.length() > 0 => return Ok(()),
             status => {
                 return Err(DownloadError::Status {
                     url: shown(fetch.url),
@@ -283,29 +289,29 @@ impl Client {
             }
         }
         let rest: Option<u64> = header(&response, "content-length").and_then(|n| n.parse().ok());
-        let total = rest.map(|rest| part.length.saturating_add(rest));
-        if total.unwrap_or(part.length) > fetch.max_bytes {
+        let total = rest.map(|rest| part.length().saturating_add(rest));
+        if total.unwrap_or(part.length()) > fetch.max_bytes {
             return Err(too_large(fetch));
         }
         let name = file_name(fetch.path);
         let mut body = response.into_body().into_reader();
         let mut piece = vec![0; 1 << 16];
         loop {
-            progress.advance(&name, part.length, total);
+            progress.advance(&name, part.length(), total);
             let count = match body.read(&mut piece) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) => return Err(network(format!("the connection broke: {error}"))),
             };
-            if part.length + count as u64 > fetch.max_bytes {
+            if part.length() + count as u64 > fetch.max_bytes {
                 return Err(too_large(fetch));
             }
             part.append(&piece[..count])?;
         }
         match total {
-            Some(total) if part.length < total => Err(network(format!(
+            Some(total) if part.length() < total => Err(network(format!(
                 "the connection ended after {} of {total} bytes",
-                part.length
+                part.length()
             ))),
             _ => Ok(()),
         }
@@ -353,198 +359,7 @@ fn roots(extra: &[PathBuf]) -> RootCerts {
     RootCerts::Specific(Arc::new(trusted))
 }
 
-/// A file that is not complete yet.
-pub(super) struct Part {
-    path: PathBuf,
-    file: File,
-    length: u64,
-    hasher: Sha256,
-}
-
-impl Part {
-    /// Opens `NAME.part` and reads what is there; without a checksum to tell mixtures, from the start.
-    fn open(fetch: &Fetch<'_>) -> Result<Part, DownloadError> {
-        let mut part = Part::create(fetch.path)?;
-        if fetch.sha256.is_none() {
-            part.restart()?;
-            return Ok(part);
-        }
-        let mut piece = vec![0; 1 << 18];
-        loop {
-            let count = part.file.read(&mut piece).map_err(disk(&part.path))?;
-            if count == 0 {
-                break;
-            }
-            part.hasher.update(&piece[..count]);
-            part.length += count as u64;
-        }
-        if part.length > fetch.max_bytes {
-            part.restart()?;
-        }
-        Ok(part)
-    }
-
-    /// Opens `NAME.part` without looking at what it holds.
-    pub(super) fn create(path: &Path) -> Result<Part, DownloadError> {
-        let path = part_path(path);
-        let mut options = OpenOptions::new();
-        options.create(true).read(true).append(true);
-        let file = options.open(&path).map_err(disk(&path))?;
-        Ok(Part {
-            path,
-            file,
-            length: 0,
-            hasher: Sha256::new(),
-        })
-    }
-
-    pub(super) fn restart(&mut self) -> Result<(), DownloadError> {
-        self.file.set_len(0).map_err(disk(&self.path))?;
-        self.length = 0;
-        self.hasher = Sha256::new();
-        Ok(())
-    }
-
-    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
-        self.file.write_all(bytes).map_err(disk(&self.path))?;
-        self.hasher.update(bytes);
-        self.length += bytes.len() as u64;
-        Ok(())
-    }
-
-    pub(super) fn length(&self) -> u64 {
-        self.length
-    }
-
-    pub(super) fn sha256(&self) -> String {
-        hex(&self.hasher.clone().finalize())
-    }
-
-    pub(super) fn discard(self) -> Result<(), DownloadError> {
-        fs::remove_file(&self.path).map_err(disk(&self.path))
-    }
-
-    /// Gives the complete file its name: bytes first, then the name, then the folder.
-    pub(super) fn finish(self, path: &Path) -> Result<(), DownloadError> {
-        self.file.sync_all().map_err(disk(&self.path))?;
-        fs::rename(&self.path, path).map_err(disk(path))?;
-        if let Some(folder) = path.parent() {
-            let folder_file = File::open(folder).map_err(disk(folder))?;
-            folder_file.sync_all().map_err(disk(folder))?;
-        }
-        Ok(())
-    }
-}
-
-/// `NAME.part` beside `NAME`.
-pub fn part_path(path: &Path) -> PathBuf {
-    let mut name = OsString::from(path.as_os_str());
-    name.push(".part");
-    PathBuf::from(name)
-}
-
-pub(super) fn disk(path: &Path) -> impl FnOnce(io::Error) -> DownloadError {
-    let path = path.to_owned();
-    move |source| DownloadError::Disk { path, source }
-}
-
 pub(super) fn file_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
-}
-
-/// SHA-256 of a file as lower-case hex, read in pieces.
-pub fn file_sha256(path: &Path) -> Result<String, DownloadError> {
-    let mut file = File::open(path).map_err(disk(path))?;
-    let mut hasher = Sha256::new();
-    let mut piece = vec![0; 1 << 18];
-    loop {
-        let count = file.read(&mut piece).map_err(disk(path))?;
-        if count == 0 {
-            return Ok(hex(&hasher.finalize()));
-        }
-        hasher.update(&piece[..count]);
-    }
-}
-
-/// Bytes as lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// An address as it may be shown: without credentials and query, which may hold secrets.
-pub fn shown(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
-    };
-    let (authority, path) = match rest.find('/') {
-        Some(at) => rest.split_at(at),
-        None => (rest, ""),
-    };
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    format!("{scheme}://{host}{path}")
-}
-
-/// What `reference` means on the page `base`.
-pub fn join(base: &str, reference: &str) -> String {
-    if reference.contains("://") {
-        return reference.to_owned();
-    }
-    let base = base.split(['?', '#']).next().unwrap_or_default();
-    let Some((scheme, rest)) = base.split_once("://") else {
-        return reference.to_owned();
-    };
-    if let Some(reference) = reference.strip_prefix("//") {
-        return format!("{scheme}://{reference}");
-    }
-    let (authority, path) = match rest.find('/') {
-        Some(at) => rest.split_at(at),
-        None => (rest, "/"),
-    };
-    if reference.starts_with('/') {
-        return format!("{scheme}://{authority}{reference}");
-    }
-    let mut folders: Vec<&str> = path.split('/').skip(1).collect();
-    folders.pop();
-    for step in reference.split('/') {
-        match step {
-            "." => {}
-            ".." => {
-                folders.pop();
-            }
-            step => folders.push(step),
-        }
-    }
-    format!("{scheme}://{authority}/{}", folders.join("/"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn references_are_joined_as_browsers_join_them() {
-        let base = "https://host/simple/name/?x#y";
-        for (reference, expected) in [
-            ("https://other/f", "https://other/f"),
-            ("//other/f", "https://other/f"),
-            ("/f", "https://host/f"),
-            ("f", "https://host/simple/name/f"),
-            ("../../files/f", "https://host/files/f"),
-            ("../../../../f", "https://host/f"),
-        ] {
-            assert_eq!(join(base, reference), expected);
-        }
-        assert_eq!(join("http://host", "f"), "http://host/f");
-    }
-
-    #[test]
-    fn credentials_are_not_shown() {
-        assert_eq!(
-            shown("https://me:secret@host/a/b?token=x#y"),
-            "https://host/a/b"
-        );
-        assert_eq!(shown("https://host"), "https://host");
-    }
 }

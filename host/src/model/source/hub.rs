@@ -14,7 +14,8 @@ use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::SourceError;
-use super::download::{Client, Fetch, Progress, disk};
+use super::download::{Client, Fetch, Progress};
+use super::part::disk;
 
 /// Bytes of a model file: what a machine of the largest size in use might hold.
 pub const MODEL_BYTES_MAX: u64 = 1 << 40;
@@ -62,10 +63,12 @@ impl HubFile {
     }
 }
 
-/// Fetches a file of the hub to its place, unless it is there.
+/// Fetches a file of the hub to its place, unless it is there. Without an `endpoint` the environment's
+/// is used (`HF_ENDPOINT`), or the crate's.
 pub fn pull(
     file: &HubFile,
     home: &Path,
+    endpoint: Option<&str>,
     client: &Client,
     progress: &mut dyn Progress,
 ) -> Result<PathBuf, SourceError> {
@@ -73,12 +76,13 @@ pub fn pull(
     if path.exists() {
         return Ok(path);
     }
-    let api = ApiBuilder::from_env()
-        .with_progress(false)
-        .build()
-        .map_err(|error| SourceError::Hub {
-            message: error.to_string(),
-        })?;
+    let mut builder = ApiBuilder::from_env().with_progress(false);
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_endpoint(endpoint.to_owned());
+    }
+    let api = builder.build().map_err(|error| SourceError::Hub {
+        message: error.to_string(),
+    })?;
     let repository = Repo::new(format!("{}/{}", file.owner, file.name), RepoType::Model);
     let url = api.repo(repository).url(&file.file);
     let token = std::env::var("HF_TOKEN")

