@@ -4,3 +4,4 @@ mod hostile;
 mod loader;
 mod policies;
 mod rebuild;
+mod sketches;

@@ -7,12 +7,16 @@
 //! Floors: `cli`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` → `vassal-kernels`,
 //! `token`. The three in the middle do not import each other.
 
+pub mod cli;
 pub mod engine;
+pub mod error;
+pub mod host;
 pub mod learning;
 pub mod model;
 pub mod policy_build;
 pub mod request;
 pub mod sampling;
 pub mod sandbox;
+pub mod shipped;
 pub mod token;
 pub mod token_search;

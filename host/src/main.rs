@@ -1,1 +1,5 @@
-fn main() {}
+//! The program: see [`vassal::cli`].
+
+fn main() -> std::process::ExitCode {
+    vassal::cli::main()
+}

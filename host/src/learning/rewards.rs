@@ -84,6 +84,11 @@ impl Reward for Simplicity {
 /// Every built-in reward.
 pub const ALL: [&dyn Reward; 2] = [&Sentiment, &Simplicity];
 
+/// All rewards, in the order of reports.
+pub fn all() -> &'static [&'static dyn Reward] {
+    &ALL
+}
+
 /// The reward of this name.
 pub fn by_name(name: &str) -> Option<&'static dyn Reward> {
     ALL.into_iter().find(|reward| reward.name() == name)

@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use super::cache::Cache;
 use super::disjoint::Disjoint;
-use super::linear::{self, Place};
+use super::linear;
 use super::pack::Matrix;
+use super::quantize::Source;
 use super::rope::Rope;
 use super::silu::silu_mul;
 use super::tile::Lanes;
@@ -235,9 +236,7 @@ impl Cpu {
         let formats: Vec<Format> = matrices.iter().map(|matrix| matrix.format()).collect();
         let (isa, epsilon) = (self.isa, self.norm_epsilon);
         self.activations
-            .prepare(&self.pool, isa, (rows, x.width), &formats, &|row, out| {
-                norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out);
-            });
+            .prepare(&self.pool, isa, (rows, x.width), &formats, Source::Computed(&|row, out| norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out)));
     }
 }
 
@@ -270,9 +269,19 @@ fn check_matrix(
     )
 }
 
-/// The first results of a tile, for the columns of a place.
-fn results<'a>(place: &Place, lanes: &'a Lanes) -> &'a [f32] {
-    &lanes[..place.columns.len()]
+/// Combines the results of a tile with as many outputs as there are. A whole tile, which almost every one is,
+/// has its length known to the compiler.
+#[inline(always)]
+fn combine(out: &mut [f32], lanes: &Lanes, with: impl Fn(&mut f32, f32)) {
+    if let Ok(out) = <&mut Lanes>::try_from(&mut *out) {
+        for (out, result) in out.iter_mut().zip(lanes) {
+            with(out, *result);
+        }
+    } else {
+        for (out, result) in out.iter_mut().zip(lanes) {
+            with(out, *result);
+        }
+    }
 }
 
 impl Device for Cpu {
@@ -435,7 +444,7 @@ impl Device for Cpu {
                 let out = unsafe {
                     outs[place.job].part(start + place.columns.start..start + place.columns.end)
                 };
-                out.copy_from_slice(results(&place, lanes));
+                combine(out, lanes, |out, result| *out = result);
                 if let Some(biases) = weights.biases {
                     for (out, bias) in out
                         .iter_mut()
@@ -516,9 +525,7 @@ impl Device for Cpu {
             self.isa,
             (rows, input.width),
             &[weight.format()],
-            &|row, out| {
-                out.copy_from_slice(input.row(row));
-            },
+            Source::Stored(&|row| input.row(row)),
         );
         let width = x.width;
         let x = Disjoint::new(&mut x.data);
@@ -531,9 +538,7 @@ impl Device for Cpu {
                 let start = place.row * width;
                 // SAFETY: every place comes once.
                 let x = unsafe { x.part(start + place.columns.start..start + place.columns.end) };
-                for (x, result) in x.iter_mut().zip(results(&place, lanes)) {
-                    *x += result;
-                }
+                combine(x, lanes, |x, result| *x += result);
             },
         );
         Ok(())
@@ -565,7 +570,7 @@ impl Device for Cpu {
                 // SAFETY: every place comes once.
                 let out =
                     unsafe { out.part(start + place.columns.start..start + place.columns.end) };
-                out.copy_from_slice(results(&place, &silu_mul(isa, gate, up)));
+                combine(out, &silu_mul(isa, gate, up), |out, result| *out = result);
             },
         );
         Ok(())
@@ -789,7 +794,7 @@ impl Device for Cpu {
                 // SAFETY: every place comes once, and no slot occurs twice.
                 let out =
                     unsafe { logits.part(start + place.columns.start..start + place.columns.end) };
-                out.copy_from_slice(results(&place, lanes));
+                combine(out, lanes, |out, result| *out = result);
             },
         );
         Ok(())

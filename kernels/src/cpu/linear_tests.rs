@@ -8,7 +8,7 @@ use super::isa::{Detected, Isa};
 use super::linear;
 use super::pack::Matrix;
 use super::pool::Pool;
-use super::quantize::Activations;
+use super::quantize::{Activations, Source};
 use super::reference;
 use crate::device::DeviceError;
 use crate::format::{BLOCK, Format};
@@ -69,9 +69,7 @@ fn multiply(isa: Isa, threads: usize, matrix: &Matrix, values: &[f32]) -> Vec<f3
     let pool = Pool::new(threads);
     let (rows, k, n) = (values.len() / matrix.k(), matrix.k(), matrix.n());
     let mut prepared = Activations::default();
-    prepared.prepare(&pool, isa, (rows, k), &[matrix.format()], &|row, out| {
-        out.copy_from_slice(&values[row * k..][..k]);
-    });
+    prepared.prepare(&pool, isa, (rows, k), &[matrix.format()], Source::Stored(&|row| &values[row * k..][..k]));
     let out = std::sync::Mutex::new(vec![f32::NAN; rows * n]);
     linear::run(&pool, isa, &prepared, &[[matrix]], &|place, [lanes]| {
         let start = place.row * n;
@@ -269,9 +267,7 @@ fn the_256_bit_dot_product_gives_the_same_bits() {
             let matrix = Matrix::pack(format, 16, k, &weights(format, 16, k, &mut random)).unwrap();
             let values = activations(rows, k, &mut random);
             let mut prepared = Activations::default();
-            prepared.prepare(&pool, isa, (rows, k), &[format], &|row, out| {
-                out.copy_from_slice(&values[row * k..][..k]);
-            });
+            prepared.prepare(&pool, isa, (rows, k), &[format], Source::Stored(&|row| &values[row * k..][..k]));
             let (tile, panel) = (matrix.tile(0), prepared.panel(0));
             let mut expected = vec![[0.0; 16]; rows];
             let mut results: Vec<Lanes> = vec![[0.0; 16]; rows];

@@ -30,9 +30,20 @@ pub(crate) struct Activations {
     rows: usize,
     blocks: usize,
     panel_rows_max: usize,
+    has_quantized: bool,
+    has_plain: bool,
     quantized: Vec<u32>,
     plain: Vec<f32>,
     scratch: Vec<f32>,
+}
+
+/// Where rows come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// They lie somewhere: row → `[k]`.
+    Stored(&'a (dyn Fn(usize) -> &'a [f32] + Sync)),
+    /// They are computed: (row, output `[k]`).
+    Computed(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
 }
 
 /// Some rows of activations, side by side.
@@ -64,74 +75,54 @@ pub(crate) fn reads_quantized(format: Format) -> bool {
 }
 
 impl Activations {
-    /// Prepares `rows` rows of `k` for matrices of these formats. `fill(row, out)` writes one row, `[k]`.
+    /// Prepares `rows` rows of `k` for matrices of these formats.
     pub(crate) fn prepare(
         &mut self,
         pool: &Pool,
         isa: Detected,
         (rows, k): (usize, usize),
         formats: &[Format],
-        fill: &(dyn Fn(usize, &mut [f32]) + Sync),
+        source: Source<'_>,
     ) {
         let blocks = k.div_ceil(BLOCK);
         let padded = blocks * BLOCK;
-        let wants_quantized = formats.iter().any(|&format| reads_quantized(format));
-        let wants_plain = !formats.iter().all(|&format| reads_quantized(format));
         let items = rows.div_ceil(ROWS_AN_ITEM);
         self.rows = rows;
         self.blocks = blocks;
         self.panel_rows_max = panel_rows_max(isa.isa());
-        self.quantized.resize(
-            if wants_quantized {
-                rows * blocks * ROW_WORDS
-            } else {
-                0
-            },
-            0,
-        );
-        self.plain
-            .resize(if wants_plain { rows * padded } else { 0 }, 0.0);
-        if self.scratch.len() < items * padded {
-            self.scratch.resize(items * padded, 0.0);
+        self.has_quantized = formats.iter().any(|&format| reads_quantized(format));
+        self.has_plain = !formats.iter().all(|&format| reads_quantized(format));
+        if self.has_quantized {
+            grow(&mut self.quantized, rows * blocks * ROW_WORDS);
         }
-        let panels = self.panels();
-        let quantized = Disjoint::new(&mut self.quantized);
-        let plain = Disjoint::new(&mut self.plain);
+        if self.has_plain {
+            grow(&mut self.plain, rows * padded);
+        }
+        grow(&mut self.scratch, items * padded);
+        let out = Outputs {
+            isa,
+            panels: self.panels(),
+            blocks,
+            quantized: self.has_quantized.then(|| Disjoint::new(&mut self.quantized)),
+            plain: self.has_plain.then(|| Disjoint::new(&mut self.plain)),
+        };
         let scratch = Disjoint::new(&mut self.scratch);
         pool.for_each(items, &|item| {
             // SAFETY: every item has its own range of the scratch.
-            let values = unsafe { scratch.part(item * padded..(item + 1) * padded) };
-            values[k..].fill(0.0);
+            let scratch = unsafe { scratch.part(item * padded..(item + 1) * padded) };
             for row in item * ROWS_AN_ITEM..rows.min((item + 1) * ROWS_AN_ITEM) {
-                fill(row, &mut values[..k]);
-                let panel = panels.containing(row);
-                let (m, at) = (panel.len(), row - panel.start);
-                for (b, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
-                    if wants_quantized {
-                        let block = quantize_block(isa, values);
-                        let start = (panel.start * blocks + b * m) * ROW_WORDS;
-                        // SAFETY: these words belong to this row and block alone, and one item has the row.
-                        let groups = unsafe { quantized.part(start + at * 8..start + at * 8 + 8) };
-                        groups.copy_from_slice(&block.groups);
-                        let words = [
-                            block.scale.to_bits(),
-                            (block.scale * block.sum as f32).to_bits(),
-                            (-8 * block.sum).cast_unsigned(),
-                            (-128 * block.sum).cast_unsigned(),
-                        ];
-                        for (i, word) in words.into_iter().enumerate() {
-                            let place = start + (8 + i) * m + at;
-                            // SAFETY: as above.
-                            let to = unsafe { quantized.part(place..place + 1) };
-                            to[0] = word;
-                        }
+                match source {
+                    Source::Stored(row_of) if k == padded => {
+                        // SAFETY: every item has rows of its own.
+                        unsafe { out.write(row, row_of(row)) };
+                        continue;
                     }
-                    if wants_plain {
-                        let start = (panel.start * blocks + b * m + at) * BLOCK;
-                        // SAFETY: as above.
-                        unsafe { plain.part(start..start + BLOCK) }.copy_from_slice(values);
-                    }
+                    Source::Stored(row_of) => scratch[..k].copy_from_slice(row_of(row)),
+                    Source::Computed(compute) => compute(row, &mut scratch[..k]),
                 }
+                scratch[k..].fill(0.0);
+                // SAFETY: as above.
+                unsafe { out.write(row, scratch) };
             }
         });
     }
@@ -160,19 +151,67 @@ impl Activations {
             first: range.start,
             rows: range.len(),
             blocks: self.blocks,
-            quantized: self
-                .quantized
-                .get(range.start * words..range.end * words)
-                .unwrap_or_default(),
-            plain: self
-                .plain
-                .get(range.start * floats..range.end * floats)
-                .unwrap_or_default(),
+            quantized: if self.has_quantized { &self.quantized[range.start * words..range.end * words] } else { &[] },
+            plain: if self.has_plain { &self.plain[range.start * floats..range.end * floats] } else { &[] },
         }
     }
 
     fn panels(&self) -> Panels {
         Panels::new(self.rows, self.panel_rows_max)
+    }
+}
+
+/// The buffers of an operation's activations while its rows are written.
+struct Outputs<'a> {
+    isa: Detected,
+    panels: Panels,
+    blocks: usize,
+    quantized: Option<Disjoint<'a, u32>>,
+    plain: Option<Disjoint<'a, f32>>,
+}
+
+impl Outputs<'_> {
+    /// Writes one row, whole blocks of it, to its places in its panel.
+    ///
+    /// # Safety
+    /// No other thread writes the same row.
+    unsafe fn write(&self, row: usize, values: &[f32]) {
+        let panel = self.panels.containing(row);
+        let (m, at) = (panel.len(), row - panel.start);
+        for (b, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let block_start = panel.start * self.blocks + b * m;
+            if let Some(quantized) = &self.quantized {
+                let block = quantize_block(self.isa, values);
+                let start = block_start * ROW_WORDS;
+                // SAFETY: these words belong to this row and block alone, and the caller alone has the row.
+                let groups = unsafe { quantized.part(start + at * 8..start + at * 8 + 8) };
+                groups.copy_from_slice(&block.groups);
+                let sums = [
+                    block.scale.to_bits(),
+                    (block.scale * block.sum as f32).to_bits(),
+                    (-8 * block.sum).cast_unsigned(),
+                    (-128 * block.sum).cast_unsigned(),
+                ];
+                for (i, sum) in sums.into_iter().enumerate() {
+                    let place = start + (8 + i) * m + at;
+                    // SAFETY: as above.
+                    let to = unsafe { quantized.part(place..place + 1) };
+                    to[0] = sum;
+                }
+            }
+            if let Some(plain) = &self.plain {
+                let start = (block_start + at) * BLOCK;
+                // SAFETY: as above.
+                unsafe { plain.part(start..start + BLOCK) }.copy_from_slice(values);
+            }
+        }
+    }
+}
+
+/// Makes a buffer at least this long; it never shrinks, so that operations in turn do not clear it again.
+fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
     }
 }
 

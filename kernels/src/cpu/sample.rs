@@ -16,9 +16,7 @@ use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, exp, for_every_isa};
 use super::pool::Pool;
-use super::vocabulary::{
-    biased, biased_one, clean, clean_one, largest, normalizer, scaled, scaled_one, sweep,
-};
+use super::vocabulary::{Eights, biased, biased_one, clean, clean_one, largest, normalizer, scaled, scaled_one};
 use crate::device::{DeviceError, Draw, Drawn};
 use crate::sampling::{self, NucleusCut, WEIGHT_BITS};
 
@@ -82,7 +80,7 @@ fn check(draw: &Draw, slots: usize, vocabulary: usize) -> Result<(), DeviceError
 /// Buffers of one thread, reused.
 #[derive(Default)]
 struct Scratch {
-    /// z of the tokens that can be drawn: all, or those of `tokens`.
+    /// z of the tokens that can be drawn, all or those of `tokens`; filled up with −∞ to a multiple of eight.
     z: Vec<f32>,
     /// The tokens of a masked draw, ascending.
     tokens: Vec<u32>,
@@ -147,41 +145,28 @@ fn adjust_with<S: Simd>(s: S, row: &[f32], draw: &Draw, scratch: &mut Scratch) {
         tokens.sort_unstable();
         tokens.dedup();
         z.clear();
-        z.extend(
-            tokens
-                .iter()
-                .map(|t| biased_one(&draw.vocabulary, *t, clean_one(row[*t as usize]))),
-        );
+        z.resize(tokens.len().next_multiple_of(8), f32::NEG_INFINITY);
+        for (z, token) in z.iter_mut().zip(&*tokens) {
+            *z = biased_one(&draw.vocabulary, *token, clean_one(row[*token as usize]));
+        }
         for (token, delta) in &draw.deltas {
             if let Ok(at) = tokens.binary_search(token) {
                 z[at] += delta;
             }
         }
     } else {
-        z.resize(row.len(), 0.0);
-        let (eights, rest) = z.as_chunks_mut::<8>();
-        sweep(s, row, |i, x| {
-            let x = biased(s, &draw.vocabulary, i, x);
-            match eights.get_mut(i) {
-                Some(to) => s.store(x, to),
-                None => {
-                    let mut last = [0.0; 8];
-                    s.store(x, &mut last);
-                    rest.copy_from_slice(&last[..rest.len()]);
-                }
-            }
-        });
+        let row = Eights::new(row);
+        z.resize(8 * row.count(), 0.0);
+        for (i, to) in z.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            s.store(biased(s, &draw.vocabulary, i, row.at(s, i)), to);
+        }
         for (token, delta) in &draw.deltas {
             z[*token as usize] += delta;
         }
     }
     if draw.temperature > 0.0 && draw.temperature != 1.0 {
-        let (eights, rest) = z.as_chunks_mut::<8>();
-        for eight in eights {
+        for eight in z.as_chunks_mut::<8>().0 {
             s.store(scaled(s, clean(s, s.load(eight)), draw.temperature), eight);
-        }
-        for one in rest {
-            *one = scaled_one(clean_one(*one), draw.temperature);
         }
     }
 }
@@ -265,13 +250,13 @@ fn list_masked(top: f32, scratch: &mut Scratch) -> u64 {
         z, tokens, list, ..
     } = scratch;
     list.clear();
-    list.extend(
-        tokens
-            .iter()
-            .zip(z.iter())
-            .map(|(token, z)| (*token, sampling::weight(clean_one(*z) - top))),
-    );
-    list.iter().map(|(_, weight)| weight).sum()
+    let mut sum = 0;
+    for (token, z) in tokens.iter().zip(&*z) {
+        let weight = sampling::weight(clean_one(*z) - top);
+        sum += weight;
+        list.push((*token, weight));
+    }
+    sum
 }
 
 /// exp(z - z*) of eight tokens.
@@ -285,13 +270,14 @@ fn relative<S: Simd>(s: S, z: S::F, top: f32) -> S::F {
 fn sum_chunks<S: Simd>(s: S, top: f32, scratch: &mut Scratch) -> u64 {
     let Scratch { z, chunks, .. } = scratch;
     chunks.clear();
-    chunks.extend(z.chunks(CHUNK).map(|chunk| {
+    for chunk in z.chunks(CHUNK) {
+        let chunk = Eights::new(chunk);
         let mut sum = s.weights_zero();
-        sweep(s, chunk, |_, z| {
-            sum = s.weights_add(sum, relative(s, z, top))
-        });
-        s.weights_sum(sum)
-    }));
+        for i in 0..chunk.count() {
+            sum = s.weights_add(sum, relative(s, chunk.at(s, i), top));
+        }
+        chunks.push(s.weights_sum(sum));
+    }
     chunks.iter().sum()
 }
 
@@ -309,40 +295,37 @@ fn find_in_chunks<S: Simd>(
         running += if passed { 0 } else { *sum };
         passed
     })?;
-    let mut found = None;
     let first = chunk * CHUNK;
-    sweep(
-        s,
-        &scratch.z[first..scratch.z.len().min(first + CHUNK)],
-        |i, z| {
-            let mut e = [0.0; 8];
-            s.store(relative(s, z, top), &mut e);
-            for (lane, e) in e.into_iter().enumerate() {
-                let weight = sampling::weight_of(e);
-                running += weight;
-                if running > threshold && found.is_none() {
-                    found = Some(((first + 8 * i + lane) as u32, weight));
-                }
+    let chunk = Eights::new(&scratch.z[first..scratch.z.len().min(first + CHUNK)]);
+    for i in 0..chunk.count() {
+        let mut e = [0.0; 8];
+        s.store(relative(s, chunk.at(s, i), top), &mut e);
+        for (lane, e) in e.into_iter().enumerate() {
+            let weight = sampling::weight_of(e);
+            running += weight;
+            if running > threshold {
+                return Some(((first + 8 * i + lane) as u32, weight));
             }
-        },
-    );
-    found
+        }
+    }
+    None
 }
 
 /// Lists the tokens above the first floor above which the weights reach `target`, in order of token.
 #[inline(always)]
 fn list_heaviest<S: Simd>(s: S, top: f32, target: u64, scratch: &mut Scratch) {
     let Scratch { z, list, .. } = scratch;
+    let all = Eights::new(z);
     for floor in FLOORS {
         list.clear();
         let mut sum = 0;
         // The number just below the floor, so that the floor itself passes.
         let below = s.splat(f32::from_bits(floor.to_bits().saturating_sub(1)));
-        sweep(s, z, |i, z| {
-            let relative = relative(s, z, top);
+        for i in 0..all.count() {
+            let relative = relative(s, all.at(s, i), top);
             let mut passed = s.above(relative, below);
             if passed == 0 {
-                return;
+                continue;
             }
             let mut e = [0.0; 8];
             s.store(relative, &mut e);
@@ -353,7 +336,7 @@ fn list_heaviest<S: Simd>(s: S, top: f32, target: u64, scratch: &mut Scratch) {
                 list.push(((8 * i + lane) as u32, weight));
                 passed &= passed - 1;
             }
-        });
+        }
         if sum >= target {
             return;
         }
@@ -478,22 +461,14 @@ for_every_isa! {
 #[inline(always)]
 fn shift_with<S: Simd>(s: S, row: &[f32], temperature: f32, after: &[f32], top: f32) -> f64 {
     let mut sum = s.wide_zero();
-    let (eights, rest) = after.as_chunks::<8>();
-    sweep(s, row, |i, x| {
-        let after = match eights.get(i) {
-            Some(eight) => s.load(eight),
-            None => {
-                let mut last = [f32::NEG_INFINITY; 8];
-                last[..rest.len()].copy_from_slice(rest);
-                s.load(&last)
-            }
-        };
-        let after = clean(s, after);
+    let (before, after) = (Eights::new(row), Eights::new(after));
+    for i in 0..before.count() {
+        let (before, after) = (scaled(s, before.at(s, i), temperature), after.at(s, i));
         let e = relative(s, after, top);
         // Where a token has no weight the difference may be -∞ or NaN.
-        let difference = s.where_above(e, s.splat(0.0), s.sub(after, scaled(s, x, temperature)));
+        let difference = s.where_above(e, s.splat(0.0), s.sub(after, before));
         sum = s.wide_mul_add(sum, e, difference);
-    });
+    }
     s.wide_sum(sum)
 }
 

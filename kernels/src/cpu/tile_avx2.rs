@@ -71,6 +71,7 @@ unsafe fn load_scales(scales: *const half::f16, at: usize) -> __m256 {
 /// # Safety
 /// As for [`multiply`], with a 4-bit tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 unsafe fn nibbles<const M: usize, const MINIMA: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
@@ -147,6 +148,7 @@ unsafe fn nibbles<const M: usize, const MINIMA: usize>(
 /// # Safety
 /// As for [`multiply`], with a Q8_0 tile and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 unsafe fn bytes<const M: usize, const UNUSED: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
@@ -198,6 +200,7 @@ unsafe fn bytes<const M: usize, const UNUSED: usize>(
 /// # Safety
 /// As for [`multiply`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
@@ -223,12 +226,9 @@ pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
                     } else {
                         _mm256_loadu_ps(at.cast())
                     };
-                    for (r, part) in part.iter_mut().enumerate() {
-                        *part = _mm256_fmadd_ps(
-                            w,
-                            _mm256_set1_ps(values.add(r * BLOCK + i).read()),
-                            *part,
-                        );
+                    for r in 0..M {
+                        let value = _mm256_set1_ps(values.add(r * BLOCK + i).read());
+                        part[r] = _mm256_fmadd_ps(w, value, part[r]);
                     }
                 }
             }

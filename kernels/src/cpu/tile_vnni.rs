@@ -56,6 +56,7 @@ pub(super) unsafe fn multiply_512(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut 
 /// # Safety
 /// As for [`multiply_512`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[inline(never)]
 unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
@@ -144,6 +145,7 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
 /// # Safety
 /// As for [`multiply_512`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[inline(never)]
 unsafe fn plain_512<const M: usize, const BITS: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
@@ -205,6 +207,7 @@ macro_rules! variant_256 {
         /// # Safety
         /// As for the function above, with a tile of that format and a panel of M rows.
         #[target_feature(enable = $features)]
+#[inline(never)]
         unsafe fn $quantized<const M: usize, const FORMAT: usize>(
             tile: &Tile<'_>,
             panel: &Panel<'_>,

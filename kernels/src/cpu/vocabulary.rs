@@ -40,7 +40,11 @@ impl<'a> Eights<'a> {
         let (whole, rest) = row.as_chunks::<8>();
         let mut last = [f32::NEG_INFINITY; 8];
         last[..rest.len()].copy_from_slice(rest);
-        Eights { whole, last, count: row.len().div_ceil(8) }
+        Eights {
+            whole,
+            last,
+            count: row.len().div_ceil(8),
+        }
     }
 
     /// How many there are, the last one filled up.
@@ -146,7 +150,11 @@ pub(crate) fn normalize<S: Simd>(s: S, row: &[f32], temperature: f32) -> Normali
     }
     let row = Eights::new(row);
     for i in 0..row.count() {
-        let z = if temperature == 1.0 { row.at(s, i) } else { scaled(s, row.at(s, i), temperature) };
+        let z = if temperature == 1.0 {
+            row.at(s, i)
+        } else {
+            scaled(s, row.at(s, i), temperature)
+        };
         // exp is 0 long before -100, and 0 · −∞ would be NaN.
         let difference = s.max(s.sub(z, s.splat(top)), s.splat(-100.0));
         let e = exp(s, difference);

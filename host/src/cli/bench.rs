@@ -1,0 +1,266 @@
+//! `vassal bench`: what a decoding step and a sandboxed call cost on this machine.
+//!
+//! Everything is interleaved in one process and medians are printed, since machines are noisy. `decode`
+//! times whole steps of the engine (draw and policy included) and bare passes beside them, which is what
+//! `tests/compare/llama_cpp.py` sets against llama.cpp.
+
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use vassal_kernels::{Device, LinearHead, ModelShape, PAGE_TOKENS, Plan, Row};
+
+use super::{ModelArguments, print, print_json};
+use crate::engine::{EngineOptions, Event};
+use crate::error::Error;
+use crate::host::{Host, HostOptions};
+use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
+use crate::model::llama::Taps;
+use crate::request::{FaultPolicy, Request};
+use crate::sandbox::bench::{Bench, Workload, measure};
+use crate::sandbox::{Limits, Sandbox};
+use crate::shipped;
+
+/// Positions in the cache before what is timed.
+const PREFIX_TOKENS: usize = 128;
+
+/// Tokens of the prefill that is timed.
+const PREFILL_TOKENS: usize = 512;
+
+/// Response tokens of one timed run of the engine.
+const RUN_TOKENS: usize = 16;
+
+/// Candidates of the look-ahead that is timed.
+const CANDIDATES: usize = 20;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// A decoding step: plain, 20 rows, look-ahead, prefill.
+    Decode(DecodeArguments),
+    /// A sandboxed call, in turn over many live instances.
+    Sandbox(SandboxArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DecodeArguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Interleaved rounds; medians are printed.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// One JSON object on standard output, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SandboxArguments {
+    /// Live instances, asked in turn.
+    #[arg(long, default_value_t = 32)]
+    sequences: usize,
+    /// Timed steps of each instance.
+    #[arg(long, default_value_t = 2000)]
+    rounds: usize,
+    /// One JSON object on standard output, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: &BenchCommand) -> Result<(), Error> {
+    match command {
+        BenchCommand::Decode(arguments) => decode(arguments),
+        BenchCommand::Sandbox(arguments) => sandbox(arguments),
+    }
+}
+
+fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
+    let options = arguments.model.resolve()?;
+    let options = HostOptions { engine: EngineOptions { sequences_max: 2, cache_tokens: 2048, ..EngineOptions::default() }, ..options };
+    let mut host = Host::open_with(&options, |model, shape| {
+        let layer = (shape.layers * 7).div_ceil(10);
+        Ok(vec![probe_head(layer, model, shape)])
+    })?;
+    let layer = host.engine().exit_layer();
+    let vas = host.load_policy("vas")?;
+    let dial = ("probe".to_owned(), "1".to_owned());
+    let with = |host: &Host, floor: &str| {
+        let given = [dial.clone(), ("floor".to_owned(), floor.to_owned())];
+        host.use_policy(&vas, &[], &given, false, FaultPolicy::Abort)
+    };
+    let (look_ahead, floored) = (with(&host, "0")?, with(&host, "0.01")?);
+    let text = "The sea is a wide and restless thing, and people have always told stories about it. ".repeat(20);
+    let prompt: Vec<u32> = host.tokenizer().encode(&text, false)?.into_iter().take(PREFIX_TOKENS).collect();
+    let mut times: [Vec<f64>; 5] = Default::default();
+    let mut rows_of_floor = Vec::new();
+    for round in 0..=arguments.rounds {
+        let request = Request { prompt: prompt.clone(), max_tokens: Some(RUN_TOKENS), seed: Some(round as u64), ..host.request("x")? };
+        let plain = engine_ms(&mut host, request.clone())?.0;
+        let rows20 = rows_ms(&mut host, &prompt)?;
+        let ahead = engine_ms(&mut host, Request { policies: vec![look_ahead.clone()], ..request.clone() })?.0;
+        let (floor, forwards) = engine_ms(&mut host, Request { policies: vec![floored.clone()], ..request })?;
+        let prefill = prefill_ms(&mut host, &prompt)?;
+        // The first round warms up.
+        if round > 0 {
+            for (times, time) in times.iter_mut().zip([plain, rows20, ahead, floor, prefill]) {
+                times.push(time);
+            }
+            rows_of_floor.push(forwards);
+        }
+    }
+    let [plain, rows20, ahead, floor, prefill] = times.map(median);
+    let info = host.engine().device().info();
+    if arguments.json {
+        print_json(&json!({
+            "threads": info.threads, "isa": info.isa, "plain_ms": plain, "rows20_ms": rows20, "lookahead20_ms": ahead,
+            "lookahead20_floor_ms": floor, "prefill512_ms": prefill, "head_layer": layer, "rounds": arguments.rounds,
+            "lookahead20_floor_forwards": median(rows_of_floor),
+        }));
+    } else {
+        print(&format!(
+            "{} {}, {} threads; ms, medians of {} rounds, prefix {PREFIX_TOKENS}\n\
+             plain decoding, a token                      {plain:8.2}\n\
+             {CANDIDATES} rows through all layers, 1 row of logits  {rows20:8.2}  ({:.2} x plain)\n\
+             look-ahead, {CANDIDATES} candidates to layer {layer}, a token {ahead:8.2}  ({:.2} x plain)\n\
+             the same above 1 % base probability           {floor:8.2}  ({:.2} x plain)\n\
+             prefill of {PREFILL_TOKENS} tokens                         {prefill:8.2}\n",
+            info.name, info.isa, info.threads, arguments.rounds, rows20 / plain, ahead / plain, floor / plain
+        ));
+    }
+    Ok(())
+}
+
+/// Milliseconds a token of a response after its prompt, and forward-equivalents a token.
+fn engine_ms(host: &mut Host, request: Request) -> Result<(f64, f64), Error> {
+    let context = host.model().context_tokens;
+    let tokenizer = host.tokenizer().clone();
+    let mut request = request.validate(tokenizer.as_ref(), context)?;
+    // Every run has the same length.
+    request.end_of_text.clear();
+    let engine = host.engine();
+    engine.submit(request)?;
+    engine.step()?;
+    let start = Instant::now();
+    loop {
+        for event in engine.step()? {
+            if let Event::Finished { response, .. } = event {
+                let tokens = response.tokens.len() as f64;
+                return Ok((start.elapsed().as_secs_f64() * 1e3 / tokens, response.forwards_per_token()));
+            }
+        }
+    }
+}
+
+/// Milliseconds of 20 rows after the prefix (a tree of depth 1) through all layers, with one row of logits.
+fn rows_ms(host: &mut Host, prompt: &[u32]) -> Result<f64, Error> {
+    let pages: Vec<u32> = (0..(PREFIX_TOKENS / PAGE_TOKENS) as u32).collect();
+    let row = |token, position: usize, slot: usize| Row {
+        token,
+        position: position as u32,
+        sequence: 0,
+        slot: slot as u32,
+        response_count: 0,
+        remaining: 0.0,
+    };
+    let prefix: Vec<Row> = prompt.iter().enumerate().map(|(position, &token)| row(token, position, position)).collect();
+    let candidates = (0..CANDIDATES).map(|place| row(prompt[place], PREFIX_TOKENS, PREFIX_TOKENS + place)).collect();
+    pass_ms(host, Plan { rows: prefix, block_tables: vec![pages.clone()] })?;
+    pass_ms(host, Plan { rows: candidates, block_tables: vec![pages] })
+}
+
+/// Milliseconds of a prompt through all layers, with the last row's logits.
+fn prefill_ms(host: &mut Host, prompt: &[u32]) -> Result<f64, Error> {
+    let pages: Vec<u32> = (0..(PREFILL_TOKENS / PAGE_TOKENS) as u32).collect();
+    let rows = (0..PREFILL_TOKENS).map(|position| Row {
+        token: prompt[position % prompt.len()],
+        position: position as u32,
+        sequence: 0,
+        slot: position as u32,
+        response_count: 0,
+        remaining: 0.0,
+    });
+    pass_ms(host, Plan { rows: rows.collect(), block_tables: vec![pages] })
+}
+
+/// One pass through all layers and one row of logits.
+fn pass_ms(host: &mut Host, plan: Plan) -> Result<f64, Error> {
+    let (device, model, cache, logits) = host.engine().parts();
+    let device_error = crate::engine::EngineError::from;
+    let layers = model.shape().layers;
+    let start = Instant::now();
+    device.begin(&plan).map_err(device_error)?;
+    model.forward(device, cache, 0..layers, &Taps::default()).map_err(device_error)?;
+    device.end().map_err(device_error)?;
+    model.head(device, &[(plan.rows.len() as u32 - 1, 0)], logits).map_err(device_error)?;
+    Ok(start.elapsed().as_secs_f64() * 1e3)
+}
+
+fn sandbox(arguments: &SandboxArguments) -> Result<(), Error> {
+    let sandbox = Sandbox::new(Limits { sequences: 4 * arguments.sequences as u32, ..Limits::default() })?;
+    let vas = shipped::POLICIES[0].component;
+    let dial = (crate::sandbox::bench::HEAD, "1");
+    let (adjust, evaluate) = ([dial, ("mode", "blend")], [dial, ("mode", "evaluate")]);
+    let bench = Bench {
+        plain: Workload { component: shipped::VAS_PLAIN, settings: &adjust },
+        prefetched: Workload { component: vas, settings: &adjust },
+        suspended: Workload { component: vas, settings: &evaluate },
+        sequences: arguments.sequences,
+        rounds: arguments.rounds,
+    };
+    let rows = measure(&sandbox, &bench, &[20, 64, 256]).map_err(|error| Error::Usage(error.to_string()))?;
+    if arguments.json {
+        print_json(&json!({ "rows": rows }));
+        return Ok(());
+    }
+    print("candidates  plain call  prefetched  suspended  start\n                    ns          ns         ns     us\n");
+    for row in rows {
+        print(&format!(
+            "{:>10}  {:>10.0}  {:>10.0}  {:>9.0}  {:>5.1}\n",
+            row.candidates, row.plain_call_ns, row.prefetched_ns, row.suspended_ns, row.start_us
+        ));
+    }
+    Ok(())
+}
+
+/// A look-ahead head at some layer that values everything alike: it costs what any other costs, and
+/// leaves the base model's draws as they are.
+fn probe_head(layer: usize, model_sha256: &str, shape: &ModelShape) -> HeadFile {
+    let provenance = Provenance {
+        prompts_sha256: String::new(),
+        rollouts_sha256: String::new(),
+        prompts: 0,
+        rollouts: 0,
+        samples: 0,
+        temperature: 1.0,
+        top_p: 1.0,
+        lambda: 1.0,
+        penalties: Vec::new(),
+        explained: 0.0,
+        explained_by_position: Vec::new(),
+        dial_to_kl: Vec::new(),
+        seed: 0,
+        command: "vassal bench decode".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let description = Description {
+        format: heads::FORMAT.to_owned(),
+        name: "probe".to_owned(),
+        kind: HeadKind::LookAhead,
+        layer,
+        layers: shape.layers,
+        hidden: shape.hidden,
+        vocabulary: shape.vocabulary,
+        model_sha256: model_sha256.to_owned(),
+        spread: 1.0,
+        token_limit: RUN_TOKENS as u32,
+        provenance,
+    };
+    let zeros = vec![0.0; shape.hidden];
+    let head = LinearHead { tap: 0, residual: zeros.clone(), mean: zeros, remaining: 0.0, bias: 0.0 };
+    HeadFile { description, weights: HeadWeights::LookAhead(head, Vec::new()) }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+

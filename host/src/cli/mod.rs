@@ -1,0 +1,137 @@
+//! The command line: arguments are parsed here, resolved by each command's own file, and nothing else
+//! in the program prints or exits. Exit codes are [`crate::error::Cause::exit_code`]'s.
+
+mod bench;
+mod display;
+mod learn;
+mod pull;
+mod run;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vassal_kernels::cpu::Isa;
+
+use crate::error::Error;
+use crate::host::HostOptions;
+use crate::model::heads::HeadKind;
+
+/// Decode-time alignment of frozen language models by policies that nobody has to trust.
+#[derive(Debug, Parser)]
+#[command(name = "vassal", version, about, after_help = "Exit codes: 0 done, 1 the host failed (a file, the device, the network), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity.")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answers a prompt, steered by policies.
+    Run(run::RunArguments),
+    /// Fetches a model, or checks a file.
+    Pull(pull::PullArguments),
+    /// Measures this machine.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Samples responses of the base model, for learning.
+    Rollout(learn::RolloutArguments),
+}
+
+/// The model, and what it runs on.
+#[derive(Debug, Args)]
+struct ModelArguments {
+    /// A known model's name, `hub:OWNER/NAME/FILE.gguf`, or a path.
+    #[arg(long, default_value = crate::model::source::DEFAULT_MODEL, value_name = "MODEL")]
+    model: String,
+    /// Threads; all cores by default.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Instruction set: scalar, avx2, avx-vnni or avx512-vnni; the best there is by default.
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+}
+
+/// Which value heads to offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum HeadsArgument {
+    /// Best quality: a row of the model for each candidate.
+    LookAhead,
+    /// No rows: from the state before the candidates.
+    OnePass,
+}
+
+/// The value heads.
+#[derive(Debug, Args)]
+struct HeadArguments {
+    /// Which of the shipped heads to offer.
+    #[arg(long, value_enum, default_value = "look-ahead")]
+    heads: HeadsArgument,
+    /// A head's file instead of the shipped ones; may repeat.
+    #[arg(long = "head", value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+impl HeadArguments {
+    fn kind(&self) -> HeadKind {
+        match self.heads {
+            HeadsArgument::LookAhead => HeadKind::LookAhead,
+            HeadsArgument::OnePass => HeadKind::OnePass,
+        }
+    }
+}
+
+impl ModelArguments {
+    /// The model's file (fetched where it is not there yet) and the device asked for.
+    fn resolve(&self) -> Result<HostOptions, Error> {
+        let isa = match &self.isa {
+            None => None,
+            Some(name) => Some(Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| Error::Unknown {
+                what: "instruction set",
+                name: name.clone(),
+                near: Isa::ALL.iter().map(|isa| isa.name().to_owned()).collect(),
+            })?),
+        };
+        let path = pull::fetch(&self.model)?;
+        Ok(HostOptions { threads: self.threads, isa, ..HostOptions::new(path) })
+    }
+}
+
+/// Parses the command line and runs it. The exit code comes back.
+pub fn main() -> std::process::ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Pull(arguments) => pull::run(arguments),
+        Command::Bench(command) => bench::run(command),
+        Command::Rollout(arguments) => learn::rollout(arguments),
+    };
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vassal: {error}");
+            std::process::ExitCode::from(error.cause().exit_code())
+        }
+    }
+}
+
+/// `name=value` of a `--set`.
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("expected NAME=VALUE, got {text:?}")),
+    }
+}
+
+/// Writes to standard output; a closed pipe is not worth a complaint.
+fn print(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// One JSON object on standard output.
+fn print_json(value: &serde_json::Value) {
+    print(&format!("{value:#}\n"));
+}

@@ -1,0 +1,296 @@
+//! `vassal run`: a prompt answered, and with `--compare` twice, side by side.
+
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::display::SideBySide;
+use super::{HeadArguments, ModelArguments, parse_setting, print, print_json};
+use crate::engine::{Event, Finish, Response};
+use crate::error::Error;
+use crate::host::{Host, HostOptions};
+use crate::learning::rewards;
+use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request};
+use crate::shipped;
+
+/// The dial of `vassal run --compare` where nobody turns one.
+const COMPARE_DIAL: (&str, &str) = ("sentiment", "1.0");
+
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    /// The prompt; a built-in one where there is none.
+    prompt: Option<String>,
+    /// Answers as the base model and as aligned, side by side.
+    #[arg(long)]
+    compare: bool,
+    /// A shipped policy's name or a component's path; may repeat: a chain. With `--compare` and without
+    /// this, `vas`.
+    #[arg(long = "policy", value_name = "POLICY")]
+    policies: Vec<String>,
+    /// A policy as a tenant would require it: it ranks first and vets insertions; may repeat.
+    #[arg(long = "require", value_name = "POLICY")]
+    required: Vec<String>,
+    /// Turns a dial of every policy that has it, or of one: `NAME=VALUE` or `POLICY.NAME=VALUE`.
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
+    settings: Vec<(String, String)>,
+    /// Turns a dial that belongs to the tenant.
+    #[arg(long = "tenant-set", value_name = "NAME=VALUE", value_parser = parse_setting)]
+    tenant_settings: Vec<(String, String)>,
+    /// What follows when a policy fails: `abort` ends the response, `base` goes on without it.
+    #[arg(long, value_name = "POLICY", default_value = "abort", value_parser = parse_fault_policy)]
+    on_fault: FaultPolicy,
+    /// Fixes every draw.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Response tokens at most.
+    #[arg(long, default_value_t = 60)]
+    max_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// Nucleus: the share of probability to draw from.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// One JSON object on standard output, and nothing else.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    heads: HeadArguments,
+}
+
+fn parse_fault_policy(text: &str) -> Result<FaultPolicy, String> {
+    match text {
+        "abort" => Ok(FaultPolicy::Abort),
+        "base" => Ok(FaultPolicy::Base),
+        _ => Err(format!("expected abort or base, got {text:?}")),
+    }
+}
+
+pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
+    let options = HostOptions {
+        head_kind: Some(arguments.heads.kind()),
+        heads: arguments.heads.files.clone(),
+        ..arguments.model.resolve()?
+    };
+    let mut host = Host::open(&options)?;
+    let policies = use_policies(&host, arguments)?;
+    let base = Request {
+        max_tokens: Some(arguments.max_tokens),
+        temperature: Some(arguments.temperature),
+        top_p: Some(arguments.top_p),
+        seed: Some(arguments.seed),
+        ..host.request(arguments.prompt.as_deref().unwrap_or(shipped::PROMPT))?
+    };
+    warn_of_limits(&host, &policies, arguments.max_tokens);
+    let aligned = Request { policies, ..base.clone() };
+    if arguments.compare { compare(&mut host, arguments, base, aligned) } else { single(&mut host, arguments, aligned) }
+}
+
+/// The chain of the command line, with its settings.
+fn use_policies(host: &Host, arguments: &RunArguments) -> Result<Vec<PolicyUse>, Error> {
+    let mut names: Vec<(&str, bool)> = arguments.required.iter().map(|name| (name.as_str(), true)).collect();
+    names.extend(arguments.policies.iter().map(|name| (name.as_str(), false)));
+    let mut settings = arguments.settings.clone();
+    if arguments.compare && names.is_empty() {
+        names.push(("vas", false));
+        if settings.is_empty() && host.heads().iter().any(|head| head.description.name == COMPARE_DIAL.0) {
+            settings.push((COMPARE_DIAL.0.to_owned(), COMPARE_DIAL.1.to_owned()));
+        }
+    }
+    let loaded: Vec<(Arc<LoadedPolicy>, bool)> =
+        names.into_iter().map(|(name, required)| Ok((host.load_policy(name)?, required))).collect::<Result<_, Error>>()?;
+    let mut given: Vec<[Vec<(String, String)>; 2]> = vec![Default::default(); loaded.len()];
+    for (layer, layer_settings) in [&settings, &arguments.tenant_settings].into_iter().enumerate() {
+        for (name, value) in layer_settings {
+            for place in addressees(&loaded, name)? {
+                let own = name.strip_prefix(&format!("{}.", loaded[place].0.name)).unwrap_or(name);
+                given[place][layer].push((own.to_owned(), value.clone()));
+            }
+        }
+    }
+    let mut used = Vec::new();
+    for ((policy, required), [given, tenant]) in loaded.iter().zip(given) {
+        used.push(host.use_policy(policy, &tenant, &given, *required, arguments.on_fault)?);
+    }
+    Ok(used)
+}
+
+/// The policies that a setting's name speaks to.
+fn addressees(loaded: &[(Arc<LoadedPolicy>, bool)], name: &str) -> Result<Vec<usize>, Error> {
+    let has = |policy: &LoadedPolicy| {
+        let own = name.strip_prefix(&format!("{}.", policy.name)).unwrap_or(name);
+        policy.manifest.settings.iter().any(|setting| setting.name == own)
+    };
+    let found: Vec<usize> = (0..loaded.len()).filter(|&place| has(&loaded[place].0)).collect();
+    match (found.is_empty(), loaded.len()) {
+        // A lone policy refuses the name itself, and knows the near ones.
+        (true, 1) => Ok(vec![0]),
+        (true, _) => Err(Error::Unknown {
+            what: "setting",
+            name: name.to_owned(),
+            near: loaded.iter().flat_map(|(policy, _)| policy.manifest.settings.iter().map(|setting| setting.name.clone())).collect(),
+        }),
+        _ => Ok(found),
+    }
+}
+
+/// A head was trained for one token limit; another at run time is worth a word.
+fn warn_of_limits(host: &Host, policies: &[PolicyUse], max_tokens: usize) {
+    let used = |name: &str| policies.iter().any(|used| used.policy.manifest.heads.iter().any(|head| head.name == name));
+    for head in host.heads().iter().map(|head| &head.description) {
+        if used(&head.name) && head.token_limit as usize != max_tokens {
+            let (name, limit) = (&head.name, head.token_limit);
+            eprintln!("vassal: the head {name} was fitted to responses of at most {limit} tokens; this one may have {max_tokens}");
+        }
+    }
+}
+
+fn single(host: &mut Host, arguments: &RunArguments, request: Request) -> Result<(), Error> {
+    let response = host.generate(request, |text| {
+        if !arguments.json {
+            print(&clean(text));
+        }
+    })?;
+    if arguments.json {
+        print_json(&report(&response));
+    } else {
+        print("\n\n");
+        print(&table(&[("", &response)]));
+    }
+    ended_well(&response)
+}
+
+fn compare(host: &mut Host, arguments: &RunArguments, base: Request, aligned: Request) -> Result<(), Error> {
+    if !arguments.json {
+        print(&format!("> {}\n\n", clean(arguments.prompt.as_deref().unwrap_or(shipped::PROMPT))));
+    }
+    let mut block = SideBySide::new(["base", "aligned"]);
+    let context = host.model().context_tokens;
+    let tokenizer = host.tokenizer().clone();
+    let engine = host.engine();
+    let ids = [engine.submit(base.validate(tokenizer.as_ref(), context)?)?, engine.submit(aligned.validate(tokenizer.as_ref(), context)?)?];
+    let mut responses: [Option<Response>; 2] = [None, None];
+    // They take turns, so that each is timed alone.
+    for turn in 0.. {
+        if responses.iter().all(Option::is_some) {
+            break;
+        }
+        if turn > 0 {
+            let runs = if responses[turn % 2].is_none() { turn % 2 } else { 1 - turn % 2 };
+            engine.set_paused(ids[runs], false);
+            engine.set_paused(ids[1 - runs], true);
+        }
+        for event in engine.step()? {
+            match event {
+                Event::Text { sequence, text } if !arguments.json => block.push(usize::from(sequence == ids[1]), &text),
+                Event::Text { .. } => {}
+                Event::Finished { sequence, response } => responses[usize::from(sequence == ids[1])] = Some(*response),
+            }
+        }
+    }
+    let [Some(base), Some(aligned)] = responses else { return Ok(()) };
+    if arguments.json {
+        print_json(&json!({ "base": report(&base), "aligned": report(&aligned) }));
+    } else {
+        block.finish();
+        print("\n");
+        print(&table(&[("base", &base), ("aligned", &aligned)]));
+        let info = vassal_kernels::Device::info(engine.device());
+        let model = host.model();
+        print(&format!(
+            "\n{} on {} ({}, {} threads); keys and values take {} bytes a token\n",
+            model.name, info.name, info.isa, info.threads, model.cache_bytes_per_token
+        ));
+    }
+    ended_well(&aligned)
+}
+
+/// A response that a policy's fault ended is an error of the guest, after it has been shown.
+fn ended_well(response: &Response) -> Result<(), Error> {
+    for fault in &response.faults {
+        eprintln!("vassal: went on without a policy: {fault}");
+    }
+    match &response.finish {
+        Finish::Faulted(fault) => Err(Error::Fault(fault.clone())),
+        _ => Ok(()),
+    }
+}
+
+/// What scripts get of a response.
+fn report(response: &Response) -> Value {
+    let rewards: serde_json::Map<String, Value> = rewards::all().iter().map(|reward| (reward.name().to_owned(), json!(reward.score(&response.text)))).collect();
+    let counters = &response.counters;
+    json!({
+        "text": response.text,
+        "tokens": response.token_ids(),
+        "finish": response.finish.name(),
+        "reward": rewards,
+        "kl": response.kl(),
+        "cross_entropy": response.cross_entropy(),
+        "tokens_per_second": response.tokens_per_second(),
+        "forwards_per_token": response.forwards_per_token(),
+        "prompt_tokens": response.prompt_tokens,
+        "draws": response.draws,
+        "rows": {
+            "prompt": counters.prompt_rows,
+            "pending": counters.pending_rows,
+            "candidate": counters.candidate_rows,
+            "winner": counters.winner_rows,
+            "logits": counters.logit_rows,
+        },
+        "tail_draws": counters.tail_draws,
+        "evaluations": counters.evaluations,
+        "fuel": counters.fuel,
+        "seconds": {
+            "model": response.timing.model_seconds,
+            "prompt": response.timing.prompt_seconds,
+            "heads": response.timing.head_seconds,
+            "policies": response.timing.policy_seconds,
+        },
+        "faults": response.faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "notes": response.notes.iter().map(|note| json!({ "policy": note.policy, "step": note.step, "message": note.message })).collect::<Vec<_>>(),
+    })
+}
+
+/// What people get: a row a figure, a column a response.
+fn table(columns: &[(&str, &Response)]) -> String {
+    let mut rows: Vec<(String, Vec<String>)> = Vec::new();
+    let mut row = |name: &str, cell: &dyn Fn(&Response) -> String| {
+        rows.push((name.to_owned(), columns.iter().map(|(_, response)| cell(response)).collect()));
+    };
+    for reward in rewards::all() {
+        row(reward.name(), &|response| format!("{:.3}", reward.score(&response.text)));
+    }
+    row("KL from the base, nats", &|response| format!("{:.2}", response.kl()));
+    row("cross-entropy, nats a token", &|response| format!("{:.2}", response.cross_entropy()));
+    row("tokens", &|response| format!("{} ({})", response.tokens.len(), response.finish.name()));
+    row("tokens a second", &|response| format!("{:.1}", response.tokens_per_second()));
+    row("forwards a token", &|response| format!("{:.2}", response.forwards_per_token()));
+    row("time in model / heads / policies", &|response| {
+        let timing = &response.timing;
+        let total = (timing.model_seconds + timing.head_seconds + timing.policy_seconds).max(f64::MIN_POSITIVE);
+        let share = |seconds: f64| 100.0 * seconds / total;
+        format!("{:.1} / {:.1} / {:.2} %", share(timing.model_seconds), share(timing.head_seconds), share(timing.policy_seconds))
+    });
+    let mut out = String::new();
+    if columns.len() > 1 {
+        out.push_str(&format!("{:<34}", ""));
+        columns.iter().for_each(|(title, _)| out.push_str(&format!("{title:>24}")));
+        out.push('\n');
+    }
+    for (name, cells) in rows {
+        out.push_str(&format!("{name:<34}"));
+        cells.iter().for_each(|cell| out.push_str(&format!("{cell:>24}")));
+        out.push('\n');
+    }
+    out
+}
+
+/// A model's words may hold control characters; a terminal must not obey them.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{FFFD}' } else { c }).collect()
+}
+

@@ -1,0 +1,142 @@
+//! Errors of the whole program, and whose they are.
+//!
+//! Four causes are kept apart, since a caller must act differently on each: the *client* gave what
+//! cannot be accepted, a *guest* failed or was refused, there is no *capacity*, or the *host* itself (its
+//! files, its device, its network) failed. The command line's exit codes are these causes.
+
+use crate::engine::EngineError;
+use crate::learning::prompts::PromptsError;
+use crate::learning::rollouts::RolloutsError;
+use crate::model::config::ConfigError;
+use crate::model::gguf::GgufError;
+use crate::model::heads::HeadError;
+use crate::model::llama::LlamaError;
+use crate::model::source::SourceError;
+use crate::model::template::TemplateError;
+use crate::model::tokenizer::TokenizerError;
+use crate::request::RequestError;
+use crate::sandbox::{Fault, LoadError, SandboxError, SettingError};
+
+/// Whose fault an error is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// What was asked for cannot be accepted: a name, a number, a file.
+    Client,
+    /// A policy was refused or failed.
+    Guest,
+    /// Not enough room.
+    Capacity,
+    /// The host: a file, a device, the network.
+    Host,
+}
+
+impl Cause {
+    /// The command line's exit code: 2 client, 3 guest, 4 capacity, 1 host.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Host => 1,
+            Self::Client => 2,
+            Self::Guest => 3,
+            Self::Capacity => 4,
+        }
+    }
+}
+
+/// Anything that can stop the host from doing what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model could not be found or fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The model's file is bad.
+    #[error("model file: {0}")]
+    Gguf(#[from] GgufError),
+    /// The model's numbers are bad, or of a kind that is not supported.
+    #[error("model file: {0}")]
+    Config(#[from] ConfigError),
+    /// The model's tokenizer.
+    #[error("tokenizer: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// The model's chat template.
+    #[error("chat template: {0}")]
+    Template(#[from] TemplateError),
+    /// The model on the device.
+    #[error(transparent)]
+    Llama(#[from] LlamaError),
+    /// A value head.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// The sandbox could not be made.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A policy was refused.
+    #[error(transparent)]
+    Policy(#[from] LoadError),
+    /// A setting of a policy was refused.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// A request was refused.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A name that nothing bears.
+    #[error("there is no {what} {name:?}{}", if .near.is_empty() { String::new() } else { format!("; near: {}", .near.join(", ")) })]
+    Unknown {
+        /// What was looked for: a policy, a head, ...
+        what: &'static str,
+        /// The name given.
+        name: String,
+        /// Names close to it, or all where there are few.
+        near: Vec<String>,
+    },
+    /// A file of the caller's.
+    #[error("{what} {path}: {source}")]
+    File {
+        /// What it is.
+        what: &'static str,
+        /// Where.
+        path: String,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The prompts' file is bad.
+    #[error(transparent)]
+    Prompts(#[from] PromptsError),
+    /// The rollouts' file is bad, or could not be written.
+    #[error(transparent)]
+    Rollouts(#[from] RolloutsError),
+    /// A policy's fault ended a response.
+    #[error("the response was ended by a fault of {0}")]
+    Fault(Fault),
+    /// Anything else that the caller asked for wrongly.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Fault(fault) if fault.kind.is_the_hosts() => Cause::Host,
+            Self::Policy(_) | Self::Fault(_) => Cause::Guest,
+            Self::Engine(EngineError::TooLong { .. }) => Cause::Capacity,
+            Self::Engine(EngineError::Device(vassal_kernels::DeviceError::Memory { .. })) => Cause::Capacity,
+            Self::Engine(EngineError::HeadNotOffered { .. })
+            | Self::Setting(_)
+            | Self::Request(_)
+            | Self::Unknown { .. }
+            | Self::File { .. }
+            | Self::Usage(_)
+            | Self::Prompts(_)
+            | Self::Rollouts(_)
+            | Self::Gguf(_)
+            | Self::Config(_)
+            | Self::Tokenizer(_)
+            | Self::Template(_)
+            | Self::Head(_) => Cause::Client,
+            Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) | Self::Engine(_) => Cause::Host,
+        }
+    }
+}

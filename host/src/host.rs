@@ -1,0 +1,282 @@
+//! The front door: a model, its heads and policies, and responses.
+//!
+//! [`Host::open`] loads a model onto a device and value heads beside it; [`Host::load_policy`] takes a
+//! shipped policy or a component from a file; [`Host::generate`] answers one prompt, handing out text as
+//! it settles. Whoever serves many prompts at once drives [`Host::engine`] itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vassal_kernels::ModelShape;
+use vassal_kernels::cpu::{Cpu, Isa};
+
+use crate::engine::{Engine, EngineError, EngineOptions, Event, HeadId, Response};
+use crate::error::Error;
+use crate::model::config::LlamaConfig;
+use crate::model::gguf::Gguf;
+use crate::model::heads::{HeadFile, HeadKind, ModelIdentity};
+use crate::model::llama::Llama;
+use crate::model::template::{ChatTemplate, Message};
+use crate::model::tokenizer::Tokenizer;
+use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
+use crate::sandbox::{Limits, Needs, Sandbox, Scope, settings};
+use crate::shipped;
+use crate::token::Vocabulary;
+
+/// What to open.
+#[derive(Debug, Clone)]
+pub struct HostOptions {
+    /// The model's GGUF file.
+    pub model: PathBuf,
+    /// Value heads: files, or the shipped ones of this kind where there are none.
+    pub heads: Vec<PathBuf>,
+    /// Which of the shipped heads; none for no heads at all.
+    pub head_kind: Option<HeadKind>,
+    /// Threads of the CPU device; all cores where none is given.
+    pub threads: Option<usize>,
+    /// The instruction set; the best that the machine has where none is given.
+    pub isa: Option<Isa>,
+    /// The engine's size.
+    pub engine: EngineOptions,
+    /// The sandbox's limits.
+    pub limits: Limits,
+}
+
+impl HostOptions {
+    /// A model with its shipped look-ahead heads, on all cores.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            heads: Vec::new(),
+            head_kind: Some(HeadKind::LookAhead),
+            threads: None,
+            isa: None,
+            engine: EngineOptions::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// A model ready to answer.
+pub struct Host {
+    engine: Engine<Cpu>,
+    tokenizer: Arc<Tokenizer>,
+    template: ChatTemplate,
+    heads: Vec<HeadFile>,
+    head_ids: Vec<HeadId>,
+    limits: Limits,
+    model: ModelInfo,
+}
+
+/// What is known of the loaded model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// What the file calls itself.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// SHA-256 of the file, lower-case hexadecimal.
+    pub sha256: String,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// The longest sequence, in tokens.
+    pub context_tokens: usize,
+    /// Keys and values of one position, all layers.
+    pub cache_bytes_per_token: usize,
+}
+
+impl Host {
+    /// Loads a model and its heads.
+    ///
+    /// # Errors
+    /// The files', the device's and the sandbox's; a head of another model is refused by hash and by shape.
+    pub fn open(options: &HostOptions) -> Result<Self, Error> {
+        Self::open_with(options, |sha256, _| read_heads(options, sha256))
+    }
+
+    /// As [`Host::open`], with heads made for the model's hash and shape.
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub fn open_with(
+        options: &HostOptions,
+        heads: impl FnOnce(&str, &ModelShape) -> Result<Vec<HeadFile>, Error>,
+    ) -> Result<Self, Error> {
+        let mut gguf = Gguf::open(&options.model)?;
+        let config = LlamaConfig::from_gguf(&gguf)?;
+        let sha256 = hexadecimal(&gguf.sha256()?);
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
+        let template = ChatTemplate::from_gguf(&gguf)?;
+        // The lists of tokens and merges are in the tokenizer now.
+        gguf.forget("tokenizer.");
+        let heads = heads(&sha256, &config.shape)?;
+        let identity = ModelIdentity {
+            sha256: &sha256,
+            layers: config.shape.layers,
+            hidden: config.shape.hidden,
+            vocabulary: config.shape.vocabulary,
+        };
+        for head in &heads {
+            head.check_model(identity)?;
+        }
+        let mut device = match (options.isa, options.threads) {
+            (None, threads) => Cpu::new(threads),
+            (Some(isa), threads) => Cpu::with(isa, threads.unwrap_or_else(cores)).map_err(EngineError::from)?,
+        };
+        let llama = Llama::load(&mut device, &gguf, &config, options.engine.rows_max)?;
+        let sandbox = Sandbox::new(Limits { sequences: sandbox_sequences(options), ..options.limits.clone() })?;
+        let shape = &config.shape;
+        let model = ModelInfo {
+            name: config.name.clone(),
+            path: options.model.clone(),
+            sha256,
+            size_bytes: gguf.length_bytes(),
+            context_tokens: shape.context_tokens,
+            cache_bytes_per_token: shape.layers * 2 * shape.kv_heads * shape.head_width * 2,
+        };
+        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &heads, &options.engine)?;
+        let head_ids = (0..heads.len()).map(HeadId).collect();
+        Ok(Self { engine, tokenizer, template, heads, head_ids, limits: options.limits.clone(), model })
+    }
+
+    /// The engine, for many sequences at once.
+    pub fn engine(&mut self) -> &mut Engine<Cpu> {
+        &mut self.engine
+    }
+
+    /// The model.
+    pub fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    /// The heads, in the order of their ids.
+    pub fn heads(&self) -> &[HeadFile] {
+        &self.heads
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// A policy by shipped name, or from a component's file (anything with a path separator or ending in
+    /// `.wasm`), granted all it needs.
+    ///
+    /// # Errors
+    /// An unknown name with those there are, the file's, or why the component is refused.
+    pub fn load_policy(&self, name: &str) -> Result<Arc<LoadedPolicy>, Error> {
+        let component = find_policy(name)?;
+        let short = Path::new(name).file_stem().map_or(name.into(), |stem| stem.to_string_lossy());
+        Ok(Arc::new(self.engine.load_policy(&short, &component, &self.head_ids, Needs::ALL)?))
+    }
+
+    /// A policy with settings given as text. `tenant` are those that only a tenant may turn.
+    ///
+    /// # Errors
+    /// The first setting that is refused.
+    pub fn use_policy(
+        &self,
+        policy: &Arc<LoadedPolicy>,
+        tenant: &[(String, String)],
+        given: &[(String, String)],
+        required: bool,
+        fault_policy: FaultPolicy,
+    ) -> Result<PolicyUse, Error> {
+        let mut values = settings::resolve(&policy.manifest, tenant, Scope::Tenant, &self.limits)?;
+        settings::apply(&policy.manifest, &mut values, given, Scope::Request, &self.limits)?;
+        Ok(PolicyUse { policy: policy.clone(), settings: values, required, fault_policy })
+    }
+
+    /// A request for one user's prompt, under the model's chat template.
+    ///
+    /// # Errors
+    /// The template's or the tokenizer's.
+    pub fn request(&self, prompt: &str) -> Result<Request, Error> {
+        let text = self.template.render(&[Message::new("user", prompt)], true)?;
+        Ok(Request {
+            prompt: self.tokenizer.encode(&text, true)?,
+            user_prompt: self.tokenizer.encode(prompt, false)?,
+            heads: self.head_ids.clone(),
+            ..Request::default()
+        })
+    }
+
+    /// Checks a request against the model.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn validate(&self, request: Request) -> Result<ValidRequest, Error> {
+        Ok(request.validate(self.tokenizer.as_ref(), self.model.context_tokens)?)
+    }
+
+    /// Answers one request; `on_text` gets the text as it settles.
+    ///
+    /// # Errors
+    /// The request's, and the engine's.
+    pub fn generate(&mut self, request: Request, mut on_text: impl FnMut(&str)) -> Result<Response, Error> {
+        let request = self.validate(request)?;
+        let id = self.engine.submit(request)?;
+        loop {
+            for event in self.engine.step()? {
+                match event {
+                    Event::Text { sequence, text } if sequence == id => on_text(&text),
+                    Event::Finished { sequence, response } if sequence == id => return Ok(*response),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// The text of some tokens, special ones left out.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        crate::token::decode(self.tokenizer.as_ref() as &dyn Vocabulary, tokens)
+    }
+}
+
+/// The component of a policy: shipped, or a file's.
+///
+/// # Errors
+/// An unknown name with those there are, or the file's.
+pub fn find_policy(name: &str) -> Result<Vec<u8>, Error> {
+    if let Some(policy) = shipped::POLICIES.iter().find(|policy| policy.name == name) {
+        return Ok(policy.component.to_vec());
+    }
+    if name.ends_with(".wasm") || name.contains(std::path::MAIN_SEPARATOR) {
+        let failed = |source| Error::File { what: "policy", path: name.to_owned(), source };
+        return std::fs::read(name).map_err(failed);
+    }
+    let near = shipped::POLICIES.iter().map(|policy| policy.name.to_owned()).collect();
+    Err(Error::Unknown { what: "policy", name: name.to_owned(), near })
+}
+
+/// The head files asked for, or the shipped ones.
+fn read_heads(options: &HostOptions, model_sha256: &str) -> Result<Vec<HeadFile>, Error> {
+    if options.heads.is_empty() {
+        let Some(kind) = options.head_kind else { return Ok(Vec::new()) };
+        let mut heads = Vec::new();
+        for shipped in &shipped::HEADS {
+            let head = HeadFile::read(shipped.file)?;
+            // Shipped heads are the default model's; another model simply has none.
+            if head.description.kind == kind && head.description.model_sha256 == model_sha256 {
+                heads.push(head);
+            }
+        }
+        return Ok(heads);
+    }
+    options.heads.iter().map(|path| HeadFile::open(path).map_err(Error::from)).collect()
+}
+
+/// Instances that the sandbox must hold: each sequence may have a short chain.
+fn sandbox_sequences(options: &HostOptions) -> u32 {
+    options.limits.sequences.max(4 * options.engine.sequences_max as u32)
+}
+
+/// Cores of this machine.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Lower-case hexadecimal.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,36 @@
+//! What ships inside the program: policies as components, trained heads, and the first prompt.
+//!
+//! Policies are built from `guest/policies` and committed; a test rebuilds them and compares byte for
+//! byte. Heads are learned by the commands in `docs/evaluation.md`.
+
+/// A shipped policy.
+pub struct ShippedPolicy {
+    /// What `--policy` takes.
+    pub name: &'static str,
+    /// The component.
+    pub component: &'static [u8],
+}
+
+/// The shipped policies.
+pub const POLICIES: [ShippedPolicy; 2] = [
+    ShippedPolicy { name: "vas", component: include_bytes!("../../guest/policies/vas.wasm") },
+    ShippedPolicy { name: "guard", component: include_bytes!("../../guest/policies/guard.wasm") },
+];
+
+/// `vas` built without its mode `evaluate`: it does not import `values`, so the host calls it plainly.
+/// What `vassal bench sandbox` measures such a call with.
+pub const VAS_PLAIN: &[u8] = include_bytes!("../../guest/policies/vas_plain.wasm");
+
+/// A shipped value head, for the default model.
+pub struct ShippedHead {
+    /// `NAME.KIND`, for messages.
+    pub name: &'static str,
+    /// The safetensors file.
+    pub file: &'static [u8],
+}
+
+/// The shipped value heads.
+pub const HEADS: [ShippedHead; 0] = [];
+
+/// What `vassal run` answers when it is given no prompt.
+pub const PROMPT: &str = "I have to give a talk in front of my whole team tomorrow. What should I expect?";
