@@ -10,12 +10,13 @@
 //! machine that others use too, *best*, the fastest pass, and *processor*, the mean time that this thread really
 //! ran (Linux only), say more.
 
+#![allow(clippy::print_stdout, reason = "a benchmark reports on standard output")]
+
 use std::time::Instant;
 
 use vassal_kernels::cpu::{Cpu, CpuCache, Isa, Logits, Matrix, Rows, Vector};
 use vassal_kernels::{
-    CacheShape, Device, DeviceError, Format, ModelShape, PAGE_TOKENS, Plan, Projections,
-    RopePairing, Row,
+    CacheShape, Device, DeviceError, Format, ModelShape, PAGE_TOKENS, Plan, Projections, RopePairing, Row,
 };
 
 const ROWS: [usize; 4] = [1, 10, 20, 512];
@@ -94,18 +95,10 @@ fn model(cpu: &mut Cpu, layers: Format, head: Format) -> Result<Model, DeviceErr
     };
     let pages = rows_max / PAGE_TOKENS;
     Ok(Model {
-        layers: (0..shape.layers)
-            .map(|_| layer(cpu))
-            .collect::<Result<_, _>>()?,
+        layers: (0..shape.layers).map(|_| layer(cpu)).collect::<Result<_, _>>()?,
         gain: cpu.vector(&vec![1.0; hidden])?,
         table: matrix(cpu, head, shape.vocabulary, hidden)?,
-        cache: cpu.cache(
-            &shape,
-            &CacheShape {
-                pages,
-                taps: vec![],
-            },
-        )?,
+        cache: cpu.cache(&shape, &CacheShape { pages, taps: vec![] })?,
         x: cpu.rows(rows_max, hidden)?,
         wide: cpu.rows(rows_max, wide)?,
         logits: cpu.logits(20, shape.vocabulary)?,
@@ -115,14 +108,7 @@ fn model(cpu: &mut Cpu, layers: Format, head: Format) -> Result<Model, DeviceErr
 
 impl Model {
     fn pass(&mut self, cpu: &mut Cpu, q: &mut Rows, rows: usize) -> Result<(), DeviceError> {
-        let row = |i: u32| Row {
-            token: i,
-            position: i,
-            sequence: 0,
-            slot: i,
-            response_count: 0,
-            remaining: 1.0,
-        };
+        let row = |i: u32| Row { token: i, position: i, sequence: 0, slot: i, response_count: 0, remaining: 1.0 };
         let plan = Plan {
             rows: (0..rows as u32).map(row).collect(),
             block_tables: vec![(0..rows.div_ceil(PAGE_TOKENS) as u32).collect()],
@@ -130,12 +116,7 @@ impl Model {
         cpu.begin(&plan)?;
         cpu.embed(&self.table, &mut self.x)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let weights = Projections {
-                query: &layer.query,
-                key: &layer.key,
-                value: &layer.value,
-                biases: None,
-            };
+            let weights = Projections { query: &layer.query, key: &layer.key, value: &layer.value, biases: None };
             cpu.norm_qkv_store(&self.x, &layer.gain, weights, &mut self.cache, index, q)?;
             cpu.linear_add(q, &layer.output, &mut self.x)?;
             cpu.norm_gate_up(&self.x, &layer.gain, &layer.gate, &layer.up, &mut self.wide)?;
@@ -143,11 +124,7 @@ impl Model {
         }
         cpu.end()?;
         let ends: Vec<(u32, u32)> = (0..rows as u32).map(|row| (row, row)).collect();
-        let ends = if rows <= 20 {
-            ends
-        } else {
-            vec![(rows as u32 - 1, 0)]
-        };
+        let ends = if rows <= 20 { ends } else { vec![(rows as u32 - 1, 0)] };
         cpu.head(&self.x, &ends, &self.gain, &self.table, &mut self.logits)
     }
 
@@ -155,34 +132,20 @@ impl Model {
     fn work(&self, rows: usize) -> (f64, f64) {
         let (mut weights, mut bytes) = (0, 0);
         for layer in &self.layers {
-            for matrix in [
-                &layer.query,
-                &layer.key,
-                &layer.value,
-                &layer.output,
-                &layer.gate,
-                &layer.up,
-                &layer.down,
-            ] {
+            for matrix in [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down] {
                 weights += matrix.n() * matrix.k();
                 bytes += matrix.size_bytes();
             }
         }
         let ends = if rows <= 20 { rows } else { 1 };
         let products = weights * rows + self.shape.vocabulary * self.shape.hidden * ends;
-        (
-            2.0 * products as f64,
-            (bytes + self.table.size_bytes()) as f64,
-        )
+        (2.0 * products as f64, (bytes + self.table.size_bytes()) as f64)
     }
 }
 
 fn main() -> Result<(), DeviceError> {
     let mut arguments = std::env::args().skip(1);
-    let seconds = arguments
-        .next()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1.0);
+    let seconds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(1.0);
     let words: Vec<String> = arguments.collect();
     let mixes = [
         (Format::Q4_1, Format::Q8_0),
@@ -192,20 +155,10 @@ fn main() -> Result<(), DeviceError> {
         (Format::F16, Format::F16),
     ];
     for (layers, head) in mixes {
-        for isa in Isa::ALL
-            .into_iter()
-            .filter(|isa| *isa != Isa::Scalar && isa.is_available())
-        {
+        for isa in Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.is_available()) {
             for threads in [1, 2] {
-                let names = ROWS.map(|rows| {
-                    format!(
-                        "{layers}/{head} {} threads={threads} rows={rows}",
-                        isa.name()
-                    )
-                });
-                let wanted = names
-                    .each_ref()
-                    .map(|name| words.iter().all(|word| name.split(' ').any(|w| w == word)));
+                let names = ROWS.map(|rows| format!("{layers}/{head} {} threads={threads} rows={rows}", isa.name()));
+                let wanted = names.each_ref().map(|name| words.iter().all(|word| name.split(' ').any(|w| w == word)));
                 if !wanted.contains(&true) {
                     continue;
                 }
@@ -257,9 +210,5 @@ fn measure(
 /// Seconds that this thread has run, as Linux counts them, or 0.
 fn processor_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    text.split(' ')
-        .next()
-        .and_then(|nanoseconds| nanoseconds.parse::<f64>().ok())
-        .unwrap_or(0.0)
-        / 1e9
+    text.split(' ').next().and_then(|nanoseconds| nanoseconds.parse::<f64>().ok()).unwrap_or(0.0) / 1e9
 }

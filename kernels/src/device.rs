@@ -270,13 +270,7 @@ pub trait Device {
     fn info(&self) -> DeviceInfo;
 
     /// Loads a matrix `[n, k]`, row-major in `format`; `bytes` is exactly `n` rows of `k` elements.
-    fn matrix(
-        &mut self,
-        format: Format,
-        n: usize,
-        k: usize,
-        bytes: &[u8],
-    ) -> Result<Self::Matrix, DeviceError>;
+    fn matrix(&mut self, format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Self::Matrix, DeviceError>;
 
     /// Loads a vector.
     fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, DeviceError>;
@@ -285,8 +279,7 @@ pub trait Device {
     fn rows(&mut self, rows_max: usize, width: usize) -> Result<Self::Rows, DeviceError>;
 
     /// Allocates a cache for a model; memory may be touched only as pages are used.
-    fn cache(&mut self, model: &ModelShape, shape: &CacheShape)
-    -> Result<Self::Cache, DeviceError>;
+    fn cache(&mut self, model: &ModelShape, shape: &CacheShape) -> Result<Self::Cache, DeviceError>;
 
     /// Allocates logits.
     fn logits(&mut self, slots: usize, vocabulary: usize) -> Result<Self::Logits, DeviceError>;
@@ -323,12 +316,7 @@ pub trait Device {
     ) -> Result<(), DeviceError>;
 
     /// `x += weight·input`; input: `[R, k]`, x: `[R, n]`.
-    fn linear_add(
-        &mut self,
-        input: &Self::Rows,
-        weight: &Self::Matrix,
-        x: &mut Self::Rows,
-    ) -> Result<(), DeviceError>;
+    fn linear_add(&mut self, input: &Self::Rows, weight: &Self::Matrix, x: &mut Self::Rows) -> Result<(), DeviceError>;
 
     /// `out = silu(gate·norm(x)) * (up·norm(x))`; x: `[R, H]`, out: `[R, F]`.
     fn norm_gate_up(
@@ -343,28 +331,13 @@ pub trait Device {
     /// Stores at every row's slot the prefix sum of the residual stream over the response:
     /// `sum[slot] = (response_count > 1 ? sum[slot of position - 1] : 0) + x` where `response_count > 0`.
     /// In row order, so that rows of one sequence may follow each other in a pass.
-    fn accumulate(
-        &mut self,
-        x: &Self::Rows,
-        tap: usize,
-        cache: &mut Self::Cache,
-    ) -> Result<(), DeviceError>;
+    fn accumulate(&mut self, x: &Self::Rows, tap: usize, cache: &mut Self::Cache) -> Result<(), DeviceError>;
 
     /// The head's value of every row, `[R]`. After [`Device::accumulate`] of its tap.
-    fn values(
-        &mut self,
-        x: &Self::Rows,
-        cache: &Self::Cache,
-        head: &LinearHead,
-    ) -> Result<Vec<f32>, DeviceError>;
+    fn values(&mut self, x: &Self::Rows, cache: &Self::Cache, head: &LinearHead) -> Result<Vec<f32>, DeviceError>;
 
     /// The head's projection of every row, `[R, rank]` row-major. After [`Device::accumulate`] of its tap.
-    fn project(
-        &mut self,
-        x: &Self::Rows,
-        cache: &Self::Cache,
-        head: &OnePassHead,
-    ) -> Result<Vec<f32>, DeviceError>;
+    fn project(&mut self, x: &Self::Rows, cache: &Self::Cache, head: &OnePassHead) -> Result<Vec<f32>, DeviceError>;
 
     /// Values of candidate tokens from one row's projection `[rank]`; `table` is the embedding. A value
     /// depends on its own token only.
@@ -430,25 +403,11 @@ pub trait Device {
     /// drawn, a token weighs floor(exp(z − z*)·2^40) (`exp` the shared polynomial of
     /// [`crate::sampling::exp`]), sums run in u64, and the token drawn is the first in order of id whose
     /// running sum exceeds floor(random · total / 2^64). Nucleus order: weight falling, ties to the lower token.
-    fn sample(
-        &mut self,
-        logits: &Self::Logits,
-        draws: &[Draw],
-    ) -> Result<Vec<Option<Drawn>>, DeviceError>;
+    fn sample(&mut self, logits: &Self::Logits, draws: &[Draw]) -> Result<Vec<Option<Drawn>>, DeviceError>;
 
     /// Reads one row of logits, `[V]`, into `out`: for tests and tools.
-    fn read_logits(
-        &mut self,
-        logits: &Self::Logits,
-        slot: u32,
-        out: &mut Vec<f32>,
-    ) -> Result<(), DeviceError>;
+    fn read_logits(&mut self, logits: &Self::Logits, slot: u32, out: &mut Vec<f32>) -> Result<(), DeviceError>;
 
     /// Reads the first `rows` rows of activations, row-major, into `out`: for tests and tools.
-    fn read_rows(
-        &mut self,
-        x: &Self::Rows,
-        rows: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<(), DeviceError>;
+    fn read_rows(&mut self, x: &Self::Rows, rows: usize, out: &mut Vec<f32>) -> Result<(), DeviceError>;
 }

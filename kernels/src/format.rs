@@ -27,13 +27,7 @@ pub enum Format {
 
 impl Format {
     /// All formats.
-    pub const ALL: [Format; 5] = [
-        Format::F32,
-        Format::F16,
-        Format::Q8_0,
-        Format::Q4_0,
-        Format::Q4_1,
-    ];
+    pub const ALL: [Format; 5] = [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0, Format::Q4_1];
 
     /// Elements that are stored together: a row holds a multiple of this.
     pub const fn block_elements(self) -> usize {
@@ -56,7 +50,7 @@ impl Format {
 
     /// Bytes of a row of `k` elements; `None` where `k` is not a multiple of the block or the size overflows.
     pub const fn row_bytes(self, k: usize) -> Option<usize> {
-        if k % self.block_elements() != 0 {
+        if !k.is_multiple_of(self.block_elements()) {
             return None;
         }
         (k / self.block_elements()).checked_mul(self.block_bytes())
@@ -113,17 +107,8 @@ impl std::fmt::Display for Format {
     }
 }
 
-fn blocks<const BYTES: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    decode: impl Fn(&[u8; BYTES], &mut [f32; BLOCK]),
-) {
-    for (block, out) in bytes
-        .as_chunks::<BYTES>()
-        .0
-        .iter()
-        .zip(out.as_chunks_mut::<BLOCK>().0)
-    {
+fn blocks<const BYTES: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn(&[u8; BYTES], &mut [f32; BLOCK])) {
+    for (block, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
         decode(block, out);
     }
 }
@@ -156,10 +141,7 @@ mod tests {
         q4[..2].copy_from_slice(&one_and_half);
         q4[2] = 0xF1;
         assert!(Format::Q4_0.dequantize(&q4, &mut out));
-        assert_eq!(
-            (out[0], out[16], out[1], out[17]),
-            (-10.5, 10.5, -12.0, -12.0)
-        );
+        assert_eq!((out[0], out[16], out[1], out[17]), (-10.5, 10.5, -12.0, -12.0));
 
         let mut q4 = vec![0; 20];
         q4[..2].copy_from_slice(&one_and_half);

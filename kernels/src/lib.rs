@@ -14,8 +14,7 @@ pub mod format;
 pub mod sampling;
 
 pub use device::{
-    CANDIDATES_MAX, CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead,
-    ModelShape, OnePassHead, PAGE_TOKENS, Plan, Projections, RopePairing, Row, TopK,
-    VocabularyBias,
+    CANDIDATES_MAX, CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead,
+    PAGE_TOKENS, Plan, Projections, RopePairing, Row, TopK, VocabularyBias,
 };
 pub use format::Format;

@@ -25,14 +25,8 @@ pub(crate) const ROUNDER: f32 = 12_582_912.0;
 pub(crate) const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 
 /// (exp(r) - 1 - r) / r² on |r| <= ln(2)/2, highest power first (the coefficients of Cephes' expf).
-pub(crate) const EXP_POLYNOMIAL: [f32; 6] = [
-    1.987_569_1e-4,
-    1.398_199_9e-3,
-    8.333_452e-3,
-    4.166_579_6e-2,
-    1.666_666_5e-1,
-    0.5,
-];
+pub(crate) const EXP_POLYNOMIAL: [f32; 6] =
+    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// e^x within 2 units in the last place, the same on every device.
 ///
@@ -139,24 +133,14 @@ mod tests {
     fn exp_is_exact_where_the_sampler_needs_it() {
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(-0.0), 1.0);
-        for nothing in [
-            EXP_FLOOR,
-            -88.0,
-            -1e30,
-            f32::MIN,
-            f32::NEG_INFINITY,
-            f32::NAN,
-        ] {
+        for nothing in [EXP_FLOOR, -88.0, -1e30, f32::MIN, f32::NEG_INFINITY, f32::NAN] {
             assert_eq!(exp(nothing).to_bits(), 0, "{nothing}");
         }
         assert!(exp(-86.9) > f32::MIN_POSITIVE);
         assert_eq!(exp(f32::INFINITY), exp(EXP_CEILING));
         assert!(exp(f32::MAX).is_finite());
         // No difference is above 0, so no weight may be above that of the likeliest.
-        for bits in (0..f32::MIN_POSITIVE.to_bits())
-            .step_by(99_991)
-            .chain((0..1.0f32.to_bits()).step_by(4999))
-        {
+        for bits in (0..f32::MIN_POSITIVE.to_bits()).step_by(99_991).chain((0..1.0f32.to_bits()).step_by(4999)) {
             assert!(exp(-f32::from_bits(bits)) <= 1.0);
         }
     }
@@ -167,12 +151,7 @@ mod tests {
         let mut last = exp(-20.0);
         for bits in (1e-3f32.to_bits()..20.0f32.to_bits()).rev() {
             let y = exp(-f32::from_bits(bits));
-            assert!(
-                y >= last * (1.0 - 2.5e-7),
-                "{} after {last} at {}",
-                y,
-                -f32::from_bits(bits)
-            );
+            assert!(y >= last * (1.0 - 2.5e-7), "{} after {last} at {}", y, -f32::from_bits(bits));
             last = y;
         }
     }
@@ -205,10 +184,7 @@ mod tests {
         assert_eq!(nucleus_target(1001, 0.5), 501);
         assert_eq!(nucleus_target(1000, 0.0), 1);
         assert_eq!(nucleus_target(1000, -1.0), 1);
-        let cut = NucleusCut {
-            weight: 5,
-            token: 7,
-        };
+        let cut = NucleusCut { weight: 5, token: 7 };
         assert!(cut.keeps(6, 9) && cut.keeps(5, 7) && !cut.keeps(5, 8) && !cut.keeps(4, 0));
     }
 }

@@ -20,8 +20,8 @@ pub trait FeatureSource {
     /// Width of the residual stream, H.
     fn hidden(&self) -> usize;
 
-    /// Appends the rows of all T + 1 states of each rollout, `[T + 1, 2H + 2]` row-major, in order.
-    /// Rollouts of one call may share a prompt; a source may run them as one batch.
+    /// Appends the rows of all T + 1 states of each rollout, `[T + 1, 2H + 2]` row-major, in order. The
+    /// rollouts of one call answer the same prompt.
     fn features(&mut self, rollouts: &[&Rollout], out: &mut Vec<f32>) -> Result<(), Self::Error>;
 }
 
@@ -65,11 +65,7 @@ pub struct States {
 impl States {
     /// No states yet, of a model whose residual stream is `hidden` wide.
     pub fn new(hidden: usize) -> Self {
-        Self {
-            hidden,
-            starts: vec![0],
-            ..Self::default()
-        }
+        Self { hidden, starts: vec![0], ..Self::default() }
     }
 
     /// Width of the residual stream, H.
@@ -108,17 +104,10 @@ impl States {
         let width = self.width();
         let expected = (tokens.len() + 1) * width;
         if rows.len() != expected {
-            return Err(FeaturesError::Shape {
-                tokens: tokens.len(),
-                expected,
-                got: rows.len(),
-            });
+            return Err(FeaturesError::Shape { tokens: tokens.len(), expected, got: rows.len() });
         }
         if let Some(bad) = rows.iter().position(|number| !number.is_finite()) {
-            return Err(FeaturesError::NotFinite {
-                state: bad / width,
-                column: bad % width,
-            });
+            return Err(FeaturesError::NotFinite { state: bad / width, column: bad % width });
         }
         for row in rows.chunks_exact(width) {
             self.residual.extend_from_slice(&row[..self.hidden]);
@@ -129,12 +118,12 @@ impl States {
         Ok(())
     }
 
-    /// Fetches and adds rollouts, `batch` at a time; `done` is told how many there are.
+    /// Fetches and adds the rollouts of each prompt, in order; `done` is told after each prompt how many
+    /// rollouts there are.
     pub fn collect<S, E>(
         &mut self,
         source: &mut S,
-        rollouts: &[&Rollout],
-        batch: usize,
+        groups: &[Vec<&Rollout>],
         mut done: impl FnMut(usize),
     ) -> Result<(), E>
     where
@@ -142,13 +131,12 @@ impl States {
         E: From<S::Error> + From<FeaturesError>,
     {
         let mut rows = Vec::new();
-        for batch in rollouts.chunks(batch.max(1)) {
+        for group in groups {
             rows.clear();
-            source.features(batch, &mut rows)?;
+            source.features(group, &mut rows)?;
             let mut rest = rows.as_slice();
-            for rollout in batch {
-                let expected = ((rollout.tokens.len() + 1) * self.width()).min(rest.len());
-                let (mine, after) = rest.split_at(expected);
+            for rollout in group {
+                let (mine, after) = rest.split_at(((rollout.tokens.len() + 1) * self.width()).min(rest.len()));
                 self.push(&rollout.tokens, mine)?;
                 rest = after;
             }
@@ -178,6 +166,8 @@ impl States {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learning::prompts::Split;
+    use crate::learning::rollouts::End;
 
     /// Rows of a rollout with one residual dimension.
     fn rows(residual: &[f32]) -> Vec<f32> {
@@ -197,14 +187,8 @@ mod tests {
         let (one, two) = (rows(&[5.0, 1.0, 2.5]), rows(&[7.0, -1.0]));
         states.push(&[10, 11], &one).expect("fits");
         states.push(&[12], &two).expect("fits");
-        assert_eq!(
-            (states.rollouts(), states.count(), states.width()),
-            (2, 5, 4)
-        );
-        assert_eq!(
-            (states.tokens(0), states.tokens(1)),
-            (&[10, 11][..], &[12][..])
-        );
+        assert_eq!((states.rollouts(), states.count(), states.width()), (2, 5, 4));
+        assert_eq!((states.tokens(0), states.tokens(1)), (&[10, 11][..], &[12][..]));
         let mut out = Vec::new();
         states.rows(0, &mut out);
         assert_eq!(out, one);
@@ -212,25 +196,72 @@ mod tests {
         assert_eq!(out, two);
     }
 
+    #[derive(Debug, PartialEq)]
+    struct Failed(String);
+
+    impl From<FeaturesError> for Failed {
+        fn from(error: FeaturesError) -> Self {
+            Self(error.to_string())
+        }
+    }
+
+    impl From<std::convert::Infallible> for Failed {
+        fn from(never: std::convert::Infallible) -> Self {
+            match never {}
+        }
+    }
+
+    /// Gives each rollout rows whose residual is its tokens, and leaves the last row of `short` out.
+    struct Source {
+        short: bool,
+    }
+
+    impl FeatureSource for Source {
+        type Error = std::convert::Infallible;
+
+        fn hidden(&self) -> usize {
+            1
+        }
+
+        fn features(&mut self, rollouts: &[&Rollout], out: &mut Vec<f32>) -> Result<(), Self::Error> {
+            for rollout in rollouts {
+                let residual: Vec<f32> = [0].iter().chain(&rollout.tokens).map(|&token| token as f32).collect();
+                out.extend(rows(&residual));
+            }
+            out.truncate(out.len() - if self.short { 4 } else { 0 });
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn rollouts_are_collected_prompt_by_prompt() {
+        let rollout = |tokens: &[u32]| Rollout {
+            id: "a".into(),
+            prompt: "a".into(),
+            split: Split::of("a"),
+            sample: 0,
+            tokens: tokens.to_vec(),
+            text: String::new(),
+            end: End::TokenLimit,
+        };
+        let all = [rollout(&[3, 4]), rollout(&[5]), rollout(&[6, 7, 8])];
+        let groups = [vec![&all[0], &all[1]], vec![&all[2]]];
+        let (mut states, mut told) = (States::new(1), Vec::new());
+        states.collect::<_, Failed>(&mut Source { short: false }, &groups, |count| told.push(count)).expect("fits");
+        assert_eq!((states.count(), told), (9, vec![2, 3]));
+        assert_eq!(states.tokens(2), [6, 7, 8]);
+        let failed = States::new(1).collect::<_, Failed>(&mut Source { short: true }, &groups, |_| ());
+        assert_eq!(failed, Err(Failed("a rollout of 1 tokens needs 8 feature numbers, got 4".into())));
+    }
+
     #[test]
     fn wrong_rows_are_refused() {
         let mut states = States::new(1);
-        let error = states
-            .push(&[1, 2], &[0.0; 8])
-            .expect_err("a state is missing");
-        assert_eq!(
-            error.to_string(),
-            "a rollout of 2 tokens needs 12 feature numbers, got 8"
-        );
+        let error = states.push(&[1, 2], &[0.0; 8]).expect_err("a state is missing");
+        assert_eq!(error.to_string(), "a rollout of 2 tokens needs 12 feature numbers, got 8");
         let mut bad = rows(&[1.0, 2.0]);
         bad[5] = f32::NAN;
-        assert_eq!(
-            states.push(&[1], &bad),
-            Err(FeaturesError::NotFinite {
-                state: 1,
-                column: 1
-            })
-        );
+        assert_eq!(states.push(&[1], &bad), Err(FeaturesError::NotFinite { state: 1, column: 1 }));
         assert_eq!(states.count(), 0);
     }
 }

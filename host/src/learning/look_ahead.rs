@@ -30,13 +30,7 @@ pub fn centre(rewards: &[Vec<f64>]) -> Vec<f64> {
         let sum: f64 = group.iter().sum();
         let others = group.len().saturating_sub(1).max(1) as f64;
         let lone = group.len() == 1;
-        out.extend(group.iter().map(|reward| {
-            if lone {
-                0.0
-            } else {
-                reward - (sum - reward) / others
-            }
-        }));
+        out.extend(group.iter().map(|reward| if lone { 0.0 } else { reward - (sum - reward) / others }));
     }
     out
 }
@@ -51,18 +45,12 @@ pub struct Layout {
 impl Layout {
     /// Residual `[H]`, running mean `[H]`, remaining share.
     pub fn plain(hidden: usize) -> Self {
-        Self {
-            hidden,
-            share: false,
-        }
+        Self { hidden, share: false }
     }
 
     /// The same, and the running mean times the used share of the limit `[H]`, in front of the remaining share.
     pub fn with_share(hidden: usize) -> Self {
-        Self {
-            hidden,
-            share: true,
-        }
+        Self { hidden, share: true }
     }
 
     /// Feature columns.
@@ -79,11 +67,7 @@ impl Layout {
         let remaining = row[2 * self.hidden];
         out.extend_from_slice(&row[..2 * self.hidden]);
         if self.share {
-            out.extend(
-                row[self.hidden..2 * self.hidden]
-                    .iter()
-                    .map(|mean| mean * (1.0 - remaining)),
-            );
+            out.extend(row[self.hidden..2 * self.hidden].iter().map(|mean| mean * (1.0 - remaining)));
         }
         out.push(remaining);
     }
@@ -91,23 +75,11 @@ impl Layout {
 
 /// Second moments of all states: the layout's features, then one column for each reward in `targets`,
 /// whose entries are one number a rollout.
-pub fn moments(
-    layout: Layout,
-    states: &States,
-    targets: &[&[f64]],
-    threads: usize,
-) -> Result<Covariance, RidgeError> {
+pub fn moments(layout: Layout, states: &States, targets: &[&[f64]], threads: usize) -> Result<Covariance, RidgeError> {
     for target in targets {
         if target.len() != states.rollouts() {
-            let (expected, got) = (
-                format!("{} numbers", states.rollouts()),
-                target.len().to_string(),
-            );
-            return Err(RidgeError::Request {
-                what: "targets",
-                expected,
-                got,
-            });
+            let (expected, got) = (format!("{} numbers", states.rollouts()), target.len().to_string());
+            return Err(RidgeError::Request { what: "targets", expected, got });
         }
     }
     let mut moments = Moments::new(layout.features() + targets.len(), threads);
@@ -148,38 +120,18 @@ pub struct Fit {
 
 /// Fits reward number `reward` of the moments, with penalties chosen by their error on `tune`: first one
 /// for all groups, then each group's in turn, twice.
-pub fn fit(
-    layout: Layout,
-    learn: &Covariance,
-    tune: &Covariance,
-    reward: usize,
-) -> Result<Fit, RidgeError> {
+pub fn fit(layout: Layout, learn: &Covariance, tune: &Covariance, reward: usize) -> Result<Fit, RidgeError> {
     let target = layout.features() + reward;
     if learn.width != tune.width || target >= learn.width {
         let expected = format!("wider than {target} columns, alike for both splits");
         let got = format!("{} and {}", learn.width, tune.width);
-        return Err(RidgeError::Request {
-            what: "moments",
-            expected,
-            got,
-        });
+        return Err(RidgeError::Request { what: "moments", expected, got });
     }
-    let mut search = Search {
-        layout,
-        learn,
-        tune,
-        target,
-        tried: Vec::new(),
-        best: None,
-    };
+    let mut search = Search { layout, learn, tune, target, tried: Vec::new(), best: None };
     for penalty in PENALTIES {
         search.attempt([penalty; 3])?;
     }
-    for group in (0..layout.vectors())
-        .rev()
-        .cycle()
-        .take(2 * layout.vectors())
-    {
+    for group in (0..layout.vectors()).rev().cycle().take(2 * layout.vectors()) {
         let Some(mut penalties) = search.best.as_ref().map(|best| best.penalties) else {
             break;
         };
@@ -188,25 +140,12 @@ pub fn fit(
             search.attempt(penalties)?;
         }
     }
-    let Some(Attempt {
-        error,
-        penalties,
-        linear,
-    }) = search.best
-    else {
+    let Some(Attempt { error, penalties, linear }) = search.best else {
         return Err(RidgeError::Singular { column: 0 });
     };
     let power = tune.at(target, target) + tune.mean[target] * tune.mean[target];
-    let explained = if power > 0.0 {
-        1.0 - error / power
-    } else {
-        0.0
-    };
-    Ok(Fit {
-        weights: weights(layout, &linear),
-        penalties,
-        explained,
-    })
+    let explained = if power > 0.0 { 1.0 - error / power } else { 0.0 };
+    Ok(Fit { weights: weights(layout, &linear), penalties, explained })
 }
 
 struct Attempt {
@@ -242,11 +181,7 @@ impl Search<'_> {
         };
         let error = self.tune.fit_error(&linear, self.target);
         if self.best.as_ref().is_none_or(|best| error < best.error) {
-            self.best = Some(Attempt {
-                error,
-                penalties,
-                linear,
-            });
+            self.best = Some(Attempt { error, penalties, linear });
         }
         Ok(())
     }
@@ -264,10 +199,7 @@ fn weights(layout: Layout, linear: &Linear) -> Weights {
         remaining: rest[0],
         bias: linear.bias as f32,
     };
-    Weights {
-        head,
-        share: share.to_vec(),
-    }
+    Weights { head, share: share.to_vec() }
 }
 
 /// Values of rows of features `[n, 2H + 2]`, appended to `out`.
@@ -275,21 +207,14 @@ pub fn values(weights: &Weights, rows: &[f32], out: &mut Vec<f64>) {
     let Weights { head, share } = weights;
     let hidden = head.residual.len();
     let product = |weights: &[f32], x: &[f32]| -> f64 {
-        weights
-            .iter()
-            .zip(x)
-            .map(|(&weight, &x)| f64::from(weight) * f64::from(x))
-            .sum()
+        weights.iter().zip(x).map(|(&weight, &x)| f64::from(weight) * f64::from(x)).sum()
     };
     out.extend(rows.chunks_exact(2 * hidden + 2).map(|row| {
         let (residual, rest) = row.split_at(hidden);
         let (mean, rest) = rest.split_at(hidden);
         let remaining = f64::from(rest[0]);
         let of_mean = product(&head.mean, mean) + product(share, mean) * (1.0 - remaining);
-        product(&head.residual, residual)
-            + of_mean
-            + f64::from(head.remaining) * remaining
-            + f64::from(head.bias)
+        product(&head.residual, residual) + of_mean + f64::from(head.remaining) * remaining + f64::from(head.bias)
     }));
 }
 
@@ -308,13 +233,7 @@ pub struct Evaluation {
 }
 
 /// Evaluates a head on states and their targets, one a rollout; `parts` of `token_limit` tokens.
-pub fn evaluate(
-    weights: &Weights,
-    states: &States,
-    targets: &[f64],
-    token_limit: usize,
-    parts: usize,
-) -> Evaluation {
+pub fn evaluate(weights: &Weights, states: &States, targets: &[f64], token_limit: usize, parts: usize) -> Evaluation {
     let mut errors = vec![[0.0_f64; 2]; parts + 1];
     let (mut change, mut square, mut changes) = (0.0, 0.0, 0.0_f64);
     let (mut rows, mut of_states) = (Vec::new(), Vec::new());
@@ -323,11 +242,7 @@ pub fn evaluate(
         of_states.clear();
         values(weights, &rows, &mut of_states);
         for (position, value) in of_states.iter().enumerate() {
-            let part = if position == 0 {
-                0
-            } else {
-                ((position - 1) * parts / token_limit.max(1)).min(parts - 1) + 1
-            };
+            let part = if position == 0 { 0 } else { ((position - 1) * parts / token_limit.max(1)).min(parts - 1) + 1 };
             errors[part][0] += (target - value).powi(2);
             errors[part][1] += target.powi(2);
         }
@@ -338,15 +253,9 @@ pub fn evaluate(
         }
     }
     let share = |[error, power]: [f64; 2]| {
-        if power > 0.0 {
-            1.0 - error / power
-        } else {
-            0.0
-        }
+        if power > 0.0 { 1.0 - error / power } else { 0.0 }
     };
-    let total = errors
-        .iter()
-        .fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]]);
+    let total = errors.iter().fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]]);
     Evaluation {
         explained: share(total),
         explained_by_position: errors.into_iter().map(share).collect(),
@@ -373,12 +282,7 @@ impl Spread {
     /// Adds a state: the candidates' values and base probabilities, `[k]` each. Candidates without weight
     /// add nothing.
     pub fn add(&mut self, values: &[f32], probabilities: &[f32]) {
-        let pairs = || {
-            values
-                .iter()
-                .zip(probabilities)
-                .map(|(&v, &p)| (f64::from(v), f64::from(p)))
-        };
+        let pairs = || values.iter().zip(probabilities).map(|(&v, &p)| (f64::from(v), f64::from(p)));
         let total: f64 = pairs().map(|(_, p)| p).sum();
         let mean = pairs().map(|(v, p)| p * v).sum::<f64>() / total;
         let variance = pairs().map(|(v, p)| p * (v - mean).powi(2)).sum::<f64>() / total;
@@ -400,9 +304,7 @@ mod tests {
 
     /// A tiny generator of numbers in -1..1.
     fn noise(state: &mut u64) -> f32 {
-        *state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
@@ -419,11 +321,7 @@ mod tests {
             for _ in 0..samples {
                 let (mut rows, mut sum) = (Vec::new(), [0.0_f32; HIDDEN]);
                 for position in 0..=6 {
-                    let residual = [
-                        50.0 + noise(&mut state),
-                        noise(&mut state),
-                        noise(&mut state),
-                    ];
+                    let residual = [50.0 + noise(&mut state), noise(&mut state), noise(&mut state)];
                     if position > 0 {
                         sum.iter_mut().zip(residual).for_each(|(sum, x)| *sum += x);
                     }
@@ -432,9 +330,7 @@ mod tests {
                     rows.extend([1.0 - position as f32 / 6.0, 1.0]);
                 }
                 states.push(&[1; 6], &rows).expect("fits");
-                group.push(
-                    f64::from(sum[1]) / 6.0 + 2.0 * easy + 0.2 * f64::from(noise(&mut state)),
-                );
+                group.push(f64::from(sum[1]) / 6.0 + 2.0 * easy + 0.2 * f64::from(noise(&mut state)));
             }
             rewards.push(group);
         }
@@ -443,10 +339,7 @@ mod tests {
 
     #[test]
     fn targets_are_centred_by_the_others_mean() {
-        assert_eq!(
-            centre(&[vec![1.0, 2.0, 6.0], vec![5.0]]),
-            [-3.0, -1.5, 4.5, 0.0]
-        );
+        assert_eq!(centre(&[vec![1.0, 2.0, 6.0], vec![5.0]]), [-3.0, -1.5, 4.5, 0.0]);
     }
 
     #[test]
@@ -457,54 +350,27 @@ mod tests {
         let other = vec![0.5; learn_targets.len()];
         let fitted = |layout| {
             let learned = moments(layout, &learn, &[&other, &learn_targets], 2).expect("fits");
-            let tuned = moments(
-                layout,
-                &tune,
-                &[&other[..tune_targets.len()], &tune_targets],
-                2,
-            )
-            .expect("fits");
+            let tuned = moments(layout, &tune, &[&other[..tune_targets.len()], &tune_targets], 2).expect("fits");
             let fit = fit(layout, &learned, &tuned, 1).expect("solvable");
             let found = evaluate(&fit.weights, &tune, &tune_targets, 6, 3);
-            assert!(
-                (found.explained - fit.explained).abs() <= 1e-3,
-                "{} and {}",
-                found.explained,
-                fit.explained
-            );
-            assert!(
-                found.mean_change.abs() <= 0.02 && found.deviation_of_change > 0.05,
-                "{found:?}"
-            );
+            assert!((found.explained - fit.explained).abs() <= 1e-3, "{} and {}", found.explained, fit.explained);
+            assert!(found.mean_change.abs() <= 0.02 && found.deviation_of_change > 0.05, "{found:?}");
             (fit.weights, found.explained_by_position)
         };
         // The planted V is the mean times the used share, which the plain features only approach.
         let (weights, plain) = fitted(Layout::plain(HIDDEN));
         assert!(weights.share.is_empty());
-        assert!(
-            weights.head.mean[1] > 4.0 * weights.head.mean[2].abs(),
-            "{weights:?}"
-        );
+        assert!(weights.head.mean[1] > 4.0 * weights.head.mean[2].abs(), "{weights:?}");
         let (weights, shared) = fitted(Layout::with_share(HIDDEN));
-        assert!(
-            weights.share[1] > 0.5 && weights.share[1] > 4.0 * weights.share[2].abs(),
-            "{weights:?}"
-        );
-        assert!(
-            shared[0] < 0.05 && shared[3] > 0.6 && shared[3] > plain[3] + 0.1,
-            "{plain:?} {shared:?}"
-        );
+        assert!(weights.share[1] > 0.5 && weights.share[1] > 4.0 * weights.share[2].abs(), "{weights:?}");
+        assert!(shared[0] < 0.05 && shared[3] > 0.6 && shared[3] > plain[3] + 0.1, "{plain:?} {shared:?}");
     }
 
     #[test]
     fn targets_must_match_the_rollouts() {
         let (states, _) = world(1, 2, 2);
-        let error = moments(Layout::plain(HIDDEN), &states, &[&[0.0; 3]], 1)
-            .expect_err("three for four rollouts");
-        assert_eq!(
-            error.to_string(),
-            "ridge regression: targets must be 4 numbers, got 3"
-        );
+        let error = moments(Layout::plain(HIDDEN), &states, &[&[0.0; 3]], 1).expect_err("three for four rollouts");
+        assert_eq!(error.to_string(), "ridge regression: targets must be 4 numbers, got 3");
     }
 
     #[test]

@@ -10,12 +10,14 @@
 //! results do not depend on the machine or the number of threads. What needs the engine is one trait,
 //! [`features::FeatureSource`]. Start at [`look_ahead::fit`].
 
+pub mod bilinear;
 pub mod features;
 pub mod look_ahead;
-//one_pass
+pub mod one_pass;
 pub mod prompts;
 pub mod rewards;
 pub mod ridge;
 pub mod rollouts;
 pub mod statistics;
 mod vader;
+pub mod whitening;

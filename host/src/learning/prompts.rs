@@ -36,10 +36,7 @@ impl Split {
     /// modulo 8. 0 and 1 are test, 2 is tune, the rest learn.
     pub fn of(prompt: &str) -> Self {
         let hash = Sha256::digest(normalize(prompt).as_bytes());
-        let start = hash
-            .iter()
-            .take(4)
-            .fold(0_u32, |number, &byte| (number << 8) | u32::from(byte));
+        let start = hash.iter().take(4).fold(0_u32, |number, &byte| (number << 8) | u32::from(byte));
         match start % 8 {
             0 | 1 => Self::Test,
             2 => Self::Tune,
@@ -60,10 +57,7 @@ impl Split {
 /// Lower-case runs of letters and digits, joined by single spaces: what makes two prompts the same.
 pub fn normalize(text: &str) -> String {
     let lower = text.to_lowercase();
-    let words: Vec<&str> = lower
-        .split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .collect();
+    let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
     words.join(" ")
 }
 
@@ -93,9 +87,7 @@ pub struct PromptSet {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PromptsError {
     /// Not the expected JSON object.
-    #[error(
-        "prompts, line {line}: expected an object with \"id\", \"kind\" and \"prompt\": {reason}"
-    )]
+    #[error("prompts, line {line}: expected an object with \"id\", \"kind\" and \"prompt\": {reason}")]
     Syntax {
         /// Where.
         line: usize,
@@ -151,53 +143,27 @@ impl PromptSet {
                 continue;
             }
             if prompts.len() == PROMPTS_MAX {
-                return Err(PromptsError::Count {
-                    count: PROMPTS_MAX + 1,
-                });
+                return Err(PromptsError::Count { count: PROMPTS_MAX + 1 });
             }
-            let parsed: Line =
-                serde_json::from_str(content).map_err(|error| PromptsError::Syntax {
-                    line,
-                    reason: error.to_string(),
-                })?;
+            let parsed: Line = serde_json::from_str(content)
+                .map_err(|error| PromptsError::Syntax { line, reason: error.to_string() })?;
             let normal = normalize(&parsed.prompt);
             if normal.is_empty() || parsed.prompt.len() > PROMPT_BYTES_MAX {
-                return Err(PromptsError::Length {
-                    line,
-                    bytes: parsed.prompt.len(),
-                });
+                return Err(PromptsError::Length { line, bytes: parsed.prompt.len() });
             }
             if let Some(first) = ids.insert(parsed.id.clone(), line) {
-                return Err(PromptsError::Twice {
-                    line,
-                    what: "id",
-                    first,
-                    text: parsed.id,
-                });
+                return Err(PromptsError::Twice { line, what: "id", first, text: parsed.id });
             }
             if let Some(first) = texts.insert(normal, line) {
-                return Err(PromptsError::Twice {
-                    line,
-                    what: "prompt",
-                    first,
-                    text: parsed.prompt,
-                });
+                return Err(PromptsError::Twice { line, what: "prompt", first, text: parsed.prompt });
             }
             let split = Split::of(&parsed.prompt);
-            prompts.push(Prompt {
-                id: parsed.id,
-                kind: parsed.kind,
-                text: parsed.prompt,
-                split,
-            });
+            prompts.push(Prompt { id: parsed.id, kind: parsed.kind, text: parsed.prompt, split });
         }
         if prompts.is_empty() {
             return Err(PromptsError::Count { count: 0 });
         }
-        Ok(Self {
-            prompts,
-            sha256: hex(&Sha256::digest(text.as_bytes())),
-        })
+        Ok(Self { prompts, sha256: hex(&Sha256::digest(text.as_bytes())) })
     }
 
     /// The project's own prompts.
@@ -210,9 +176,7 @@ impl PromptSet {
 
     /// The prompts of one split, in order.
     pub fn of(&self, split: Split) -> impl Iterator<Item = &Prompt> {
-        self.prompts
-            .iter()
-            .filter(move |prompt| prompt.split == split)
+        self.prompts.iter().filter(move |prompt| prompt.split == split)
     }
 }
 
@@ -231,20 +195,11 @@ mod tests {
         let count = |split| set.of(split).count();
         assert!(set.prompts.len() >= 400);
         assert!(count(Split::Learn) >= 260, "{} learn", count(Split::Learn));
-        assert!(
-            (40..=70).contains(&count(Split::Tune)),
-            "{} tune",
-            count(Split::Tune)
-        );
+        assert!((40..=70).contains(&count(Split::Tune)), "{} tune", count(Split::Tune));
         assert!(count(Split::Test) >= 110, "{} test", count(Split::Test));
         for split in [Split::Learn, Split::Tune, Split::Test] {
-            let kinds: std::collections::HashSet<_> =
-                set.of(split).map(|prompt| prompt.kind.as_str()).collect();
-            assert!(
-                kinds.len() >= 9,
-                "{} prompts are of {kinds:?} only",
-                split.name()
-            );
+            let kinds: std::collections::HashSet<_> = set.of(split).map(|prompt| prompt.kind.as_str()).collect();
+            assert!(kinds.len() >= 9, "{} prompts are of {kinds:?} only", split.name());
         }
     }
 
@@ -266,14 +221,8 @@ mod tests {
         };
         check("", "got 0");
         check(&format!("{good}\n{{"), "line 2: expected an object");
-        check(
-            &format!("{good}\n{}", r#"{"id": "b", "kind": "k"}"#),
-            "missing field `prompt`",
-        );
-        check(
-            &format!("\n\n{}", r#"{"id": "b", "kind": "k", "prompt": "?!"}"#),
-            "line 3: a prompt must have letters",
-        );
+        check(&format!("{good}\n{}", r#"{"id": "b", "kind": "k"}"#), "missing field `prompt`");
+        check(&format!("\n\n{}", r#"{"id": "b", "kind": "k", "prompt": "?!"}"#), "line 3: a prompt must have letters");
         check(
             &format!("{good}\n{}", r#"{"id": "a", "kind": "k", "prompt": "Two"}"#),
             "line 2: id is the same as in line 1",
@@ -282,10 +231,7 @@ mod tests {
             &format!("{good}\n{}", r#"{"id": "b", "kind": "k", "prompt": "one"}"#),
             "prompt is the same as in line 1",
         );
-        let long = format!(
-            r#"{{"id": "b", "kind": "k", "prompt": "{}"}}"#,
-            "x".repeat(PROMPT_BYTES_MAX + 1)
-        );
+        let long = format!(r#"{{"id": "b", "kind": "k", "prompt": "{}"}}"#, "x".repeat(PROMPT_BYTES_MAX + 1));
         check(&long, "got 8193");
     }
 }

@@ -94,17 +94,11 @@ impl Moments {
     pub fn add(&mut self, rows: &[f32]) -> Result<(), RidgeError> {
         if !rows.len().is_multiple_of(self.width) {
             let got = format!("{} numbers", rows.len());
-            return Err(RidgeError::Rows {
-                width: self.width,
-                got,
-            });
+            return Err(RidgeError::Rows { width: self.width, got });
         }
         if let Some(bad) = rows.iter().position(|number| !number.is_finite()) {
             let got = format!("{} in column {}", rows[bad], bad % self.width);
-            return Err(RidgeError::Rows {
-                width: self.width,
-                got,
-            });
+            return Err(RidgeError::Rows { width: self.width, got });
         }
         for row in rows.chunks_exact(self.width) {
             self.waiting.extend_from_slice(row);
@@ -139,15 +133,8 @@ impl Moments {
                 matrix[column * self.width + row] = covariance;
             }
         }
-        let mean = (0..self.width)
-            .map(|column| f64::from(shift[column]) + mean_shifted[column])
-            .collect();
-        Covariance {
-            width: self.width,
-            rows: self.rows,
-            mean,
-            matrix,
-        }
+        let mean = (0..self.width).map(|column| f64::from(shift[column]) + mean_shifted[column]).collect();
+        Covariance { width: self.width, rows: self.rows, mean, matrix }
     }
 
     fn flush(&mut self) {
@@ -156,9 +143,7 @@ impl Moments {
         let shift = self.shift.get_or_insert_with(|| {
             let mut mean = vec![0.0_f64; width];
             for row in self.waiting.chunks_exact(width) {
-                mean.iter_mut()
-                    .zip(row)
-                    .for_each(|(mean, &number)| *mean += f64::from(number));
+                mean.iter_mut().zip(row).for_each(|(mean, &number)| *mean += f64::from(number));
             }
             mean.iter().map(|sum| (sum / rows as f64) as f32).collect()
         });
@@ -179,13 +164,7 @@ impl Moments {
 
 /// Adds the products of all pairs of panels to the lower triangle of tiles. Threads own whole rows of
 /// tiles, with about equally many tiles each.
-fn multiply(
-    panels: &[[f32; TILE]],
-    rows: usize,
-    tiles: usize,
-    threads: usize,
-    products: &mut [f64],
-) {
+fn multiply(panels: &[[f32; TILE]], rows: usize, tiles: usize, threads: usize, products: &mut [f64]) {
     let work = |first: usize, last: usize, out: &mut [f64]| {
         let mut out = out.chunks_exact_mut(TILE * TILE);
         for i in first..last {
@@ -199,11 +178,7 @@ fn multiply(
         let (mut rest, mut first) = (products, 0);
         for thread in 0..threads {
             let share = (thread + 1) as f64 / threads as f64;
-            let last = if thread + 1 == threads {
-                tiles
-            } else {
-                (tiles as f64 * share.sqrt()) as usize
-            };
+            let last = if thread + 1 == threads { tiles } else { (tiles as f64 * share.sqrt()) as usize };
             let last = last.max(first);
             let count = (last * (last + 1) - first * (first + 1)) / 2 * TILE * TILE;
             let (mine, after) = rest.split_at_mut(count);
@@ -276,16 +251,9 @@ impl Covariance {
         if features == 0 || features > self.width || target >= self.width || target < features {
             let expected = format!("features before a target below {}", self.width);
             let got = format!("{features} features and target {target}");
-            return Err(RidgeError::Request {
-                what: "columns",
-                expected,
-                got,
-            });
+            return Err(RidgeError::Request { what: "columns", expected, got });
         }
-        if let Some(&bad) = penalties
-            .iter()
-            .find(|&&penalty| !(penalty.is_finite() && penalty > 0.0))
-        {
+        if let Some(&bad) = penalties.iter().find(|&&penalty| !(penalty.is_finite() && penalty > 0.0)) {
             return Err(RidgeError::Request {
                 what: "penalty",
                 expected: "finite and > 0".into(),
@@ -300,9 +268,7 @@ impl Covariance {
             });
         }
         let deviations = self.deviations(features);
-        let kept: Vec<usize> = (0..features)
-            .filter(|&feature| deviations[feature] > 0.0)
-            .collect();
+        let kept: Vec<usize> = (0..features).filter(|&feature| deviations[feature] > 0.0).collect();
         let n = kept.len();
         let mut matrix = vec![0.0; n * n];
         let mut solution = Vec::with_capacity(n);
@@ -313,9 +279,7 @@ impl Covariance {
             matrix[i * n + i] += penalties[row];
             solution.push(self.at(row, target) / deviations[row]);
         }
-        factor(&mut matrix, n).map_err(|column| RidgeError::Singular {
-            column: kept[column],
-        })?;
+        factor(&mut matrix, n).map_err(|column| RidgeError::Singular { column: kept[column] })?;
         solve_lower(&matrix, n, &mut solution);
         solve_upper(&matrix, n, &mut solution);
         let mut weights = vec![0.0; features];
@@ -334,8 +298,7 @@ impl Covariance {
             let line = &self.matrix[row * self.width..][..weights.len()];
             error += weight * (dot(line, weights) - 2.0 * self.at(row, target));
         }
-        let mean_error =
-            self.mean[target] - dot(weights, &self.mean[..weights.len()]) - linear.bias;
+        let mean_error = self.mean[target] - dot(weights, &self.mean[..weights.len()]) - linear.bias;
         error.max(0.0) + mean_error * mean_error
     }
 
@@ -345,11 +308,7 @@ impl Covariance {
             .map(|feature| {
                 let variance = self.at(feature, feature);
                 let rounding = self.mean[feature].abs() * 1e-6;
-                if variance.is_finite() && variance > rounding * rounding {
-                    variance.sqrt()
-                } else {
-                    0.0
-                }
+                if variance.is_finite() && variance > rounding * rounding { variance.sqrt() } else { 0.0 }
             })
             .collect()
     }
@@ -390,10 +349,7 @@ pub fn solve_upper(factor: &[f64], n: usize, vector: &mut [f64]) {
         let line = &factor[row * n..][..=row];
         let value = vector[row] / line[row];
         vector[row] = value;
-        vector[..row]
-            .iter_mut()
-            .zip(line)
-            .for_each(|(left, factor)| *left -= value * factor);
+        vector[..row].iter_mut().zip(line).for_each(|(left, factor)| *left -= value * factor);
     }
 }
 
@@ -417,17 +373,13 @@ mod tests {
 
     /// Numbers in -1..1 from a counter: the tests need no more of a generator.
     fn noise(counter: u64) -> f64 {
-        let mut x = counter
-            .wrapping_add(0x9e37_79b9_7f4a_7c15)
-            .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mut x = counter.wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((x ^ (x >> 31)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
     }
 
     fn rows(count: usize, width: usize) -> Vec<f32> {
-        let column = |at: usize| {
-            noise(at as u64) * (1.0 + (at % width) as f64) + 100.0 * (at % width % 3) as f64
-        };
+        let column = |at: usize| noise(at as u64) * (1.0 + (at % width) as f64) + 100.0 * (at % width % 3) as f64;
         (0..count * width).map(|at| column(at) as f32).collect()
     }
 
@@ -438,9 +390,7 @@ mod tests {
     }
 
     fn column(rows: &[f32], width: usize, column: usize) -> Vec<f64> {
-        rows.chunks_exact(width)
-            .map(|row| f64::from(row[column]))
-            .collect()
+        rows.chunks_exact(width).map(|row| f64::from(row[column])).collect()
     }
 
     #[test]
@@ -450,23 +400,13 @@ mod tests {
             let got = moments(&rows, width, 2);
             assert_eq!(got.rows, count as u64);
             let columns: Vec<_> = (0..width).map(|at| column(&rows, width, at)).collect();
-            let mean: Vec<f64> = columns
-                .iter()
-                .map(|values| values.iter().sum::<f64>() / count as f64)
-                .collect();
+            let mean: Vec<f64> = columns.iter().map(|values| values.iter().sum::<f64>() / count as f64).collect();
             for i in 0..width {
                 assert!((got.mean[i] - mean[i]).abs() <= 1e-4, "mean {i}");
                 for j in 0..width {
                     let pairs = columns[i].iter().zip(&columns[j]);
-                    let expected = pairs
-                        .map(|(a, b)| (a - mean[i]) * (b - mean[j]))
-                        .sum::<f64>()
-                        / count as f64;
-                    assert!(
-                        (got.at(i, j) - expected).abs() <= 1e-3,
-                        "({i}, {j}): {} for {expected}",
-                        got.at(i, j)
-                    );
+                    let expected = pairs.map(|(a, b)| (a - mean[i]) * (b - mean[j])).sum::<f64>() / count as f64;
+                    assert!((got.at(i, j) - expected).abs() <= 1e-3, "({i}, {j}): {} for {expected}", got.at(i, j));
                 }
             }
         }
@@ -505,20 +445,12 @@ mod tests {
 
         let shrunk = found.solve(&[0.3; 7], 7).expect("solvable");
         let errors = rows.chunks_exact(width).map(|row| {
-            let value: f64 = shrunk
-                .weights
-                .iter()
-                .zip(row)
-                .map(|(weight, &x)| weight * f64::from(x))
-                .sum();
+            let value: f64 = shrunk.weights.iter().zip(row).map(|(weight, &x)| weight * f64::from(x)).sum();
             (value + shrunk.bias - f64::from(row[7])).powi(2)
         });
         let expected = errors.sum::<f64>() / 3_000.0;
         let got = found.fit_error(&shrunk, 7);
-        assert!(
-            expected > 0.1 && (got / expected - 1.0).abs() <= 1e-3,
-            "{got} for {expected}"
-        );
+        assert!(expected > 0.1 && (got / expected - 1.0).abs() <= 1e-3, "{got} for {expected}");
     }
 
     #[test]
@@ -531,28 +463,13 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         let mut moments = Moments::new(2, 1);
-        assert!(matches!(
-            moments.add(&[1.0]),
-            Err(RidgeError::Rows { width: 2, .. })
-        ));
+        assert!(matches!(moments.add(&[1.0]), Err(RidgeError::Rows { width: 2, .. })));
         let error = moments.add(&[1.0, f32::NAN]).expect_err("not finite");
-        assert_eq!(
-            error.to_string(),
-            "rows must have 2 finite columns; got NaN in column 1"
-        );
+        assert_eq!(error.to_string(), "rows must have 2 finite columns; got NaN in column 1");
         moments.add(&[1.0, 2.0, 3.0, 4.0]).expect("finite rows");
         let found = moments.finish();
-        for (penalties, target) in [
-            (vec![0.0], 1),
-            (vec![f64::NAN], 1),
-            (vec![1.0], 0),
-            (vec![], 1),
-            (vec![1.0], 2),
-        ] {
-            assert!(matches!(
-                found.solve(&penalties, target),
-                Err(RidgeError::Request { .. })
-            ));
+        for (penalties, target) in [(vec![0.0], 1), (vec![f64::NAN], 1), (vec![1.0], 0), (vec![], 1), (vec![1.0], 2)] {
+            assert!(matches!(found.solve(&penalties, target), Err(RidgeError::Request { .. })));
         }
         assert_eq!(factor(&mut [1.0, 0.0, 2.0, 1.0], 2), Err(1));
     }
@@ -566,9 +483,7 @@ mod tests {
         let found = moments(&rows, width, 2);
         let gram = start.elapsed().as_secs_f64();
         let start = std::time::Instant::now();
-        found
-            .solve(&vec![0.1; width - 1], width - 1)
-            .expect("solvable");
+        found.solve(&vec![0.1; width - 1], width - 1).expect("solvable");
         let products = (count * width * width / 2) as f64;
         eprintln!(
             "{:.2} G products/s on 2 threads, {gram:.2} s; solve {:.2} s",

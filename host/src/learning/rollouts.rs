@@ -119,9 +119,7 @@ pub enum RolloutsError {
         ours: String,
     },
     /// Not enough to learn from.
-    #[error(
-        "{split} needs at least {prompts} prompts with {samples} rollouts each; {enough} have as many"
-    )]
+    #[error("{split} needs at least {prompts} prompts with {samples} rollouts each; {enough} have as many")]
     TooFew {
         /// The split's name.
         split: &'static str,
@@ -146,10 +144,7 @@ pub struct Rollouts {
 impl Rollouts {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self, RolloutsError> {
-        let failed = |source| RolloutsError::File {
-            path: path.to_path_buf(),
-            source,
-        };
+        let failed = |source| RolloutsError::File { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(failed)?;
         Self::parse(io::BufReader::new(file), path)
     }
@@ -161,55 +156,33 @@ impl Rollouts {
             line.clear();
             let read = io::Read::take(&mut reader, LINE_BYTES_MAX + 1)
                 .read_until(b'\n', line)
-                .map_err(|source| RolloutsError::File {
-                    path: path.to_path_buf(),
-                    source,
-                })?;
+                .map_err(|source| RolloutsError::File { path: path.to_path_buf(), source })?;
             if read as u64 > LINE_BYTES_MAX {
                 let reason = format!("a line has at most {LINE_BYTES_MAX} bytes");
-                return Err(RolloutsError::Line {
-                    line: number,
-                    reason,
-                });
+                return Err(RolloutsError::Line { line: number, reason });
             }
             Ok(read > 0)
         };
         next(&mut line, 1)?;
         let header: Header =
-            serde_json::from_slice(&line).map_err(|error| RolloutsError::Header {
-                reason: error.to_string(),
-            })?;
+            serde_json::from_slice(&line).map_err(|error| RolloutsError::Header { reason: error.to_string() })?;
         if header.format != FORMAT {
-            return Err(RolloutsError::Header {
-                reason: format!("its format is {:?}", header.format),
-            });
+            return Err(RolloutsError::Header { reason: format!("its format is {:?}", header.format) });
         }
-        let mut rollouts = Self {
-            header,
-            all: Vec::new(),
-        };
+        let mut rollouts = Self { header, all: Vec::new() };
         let mut seen = HashSet::new();
         for number in 2.. {
             if !next(&mut line, number)? {
                 break;
             }
-            let refused = |reason: String| RolloutsError::Line {
-                line: number,
-                reason,
-            };
-            let rollout: Rollout =
-                serde_json::from_slice(&line).map_err(|error| refused(error.to_string()))?;
+            let refused = |reason: String| RolloutsError::Line { line: number, reason };
+            let rollout: Rollout = serde_json::from_slice(&line).map_err(|error| refused(error.to_string()))?;
             rollouts.check(&rollout).map_err(refused)?;
             if !seen.insert((rollout.id.clone(), rollout.sample)) {
-                return Err(refused(format!(
-                    "sample {} of prompt {:?} occurs twice",
-                    rollout.sample, rollout.id
-                )));
+                return Err(refused(format!("sample {} of prompt {:?} occurs twice", rollout.sample, rollout.id)));
             }
             if rollouts.all.len() == ROLLOUTS_MAX {
-                return Err(refused(format!(
-                    "a file has at most {ROLLOUTS_MAX} rollouts"
-                )));
+                return Err(refused(format!("a file has at most {ROLLOUTS_MAX} rollouts")));
             }
             rollouts.all.push(rollout);
         }
@@ -217,30 +190,18 @@ impl Rollouts {
     }
 
     fn check(&self, rollout: &Rollout) -> Result<(), String> {
-        let Header {
-            samples,
-            token_limit,
-            ..
-        } = self.header;
+        let Header { samples, token_limit, .. } = self.header;
         let (count, sample) = (rollout.tokens.len(), rollout.sample);
         if count == 0 || count > token_limit as usize {
-            return Err(format!(
-                "a response has 1 to {token_limit} tokens, this has {count}"
-            ));
+            return Err(format!("a response has 1 to {token_limit} tokens, this has {count}"));
         }
         if sample >= samples {
-            return Err(format!(
-                "samples are numbered 0 to {}, this is {sample}",
-                samples.saturating_sub(1)
-            ));
+            return Err(format!("samples are numbered 0 to {}, this is {sample}", samples.saturating_sub(1)));
         }
         let split = Split::of(&rollout.prompt);
         if split != rollout.split {
             let (right, wrong) = (split.name(), rollout.split.name());
-            return Err(format!(
-                "prompt {:?} belongs to the split {right} but is filed under {wrong}",
-                rollout.id
-            ));
+            return Err(format!("prompt {:?} belongs to the split {right} but is filed under {wrong}", rollout.id));
         }
         Ok(())
     }
@@ -258,27 +219,14 @@ impl Rollouts {
     /// The rollouts of one split by prompt: ids ascending, samples ascending. Prompts with fewer than
     /// `samples` rollouts are an error when fewer than `prompts` prompts are left without them; otherwise
     /// they are left out.
-    pub fn groups(
-        &self,
-        split: Split,
-        prompts: usize,
-        samples: usize,
-    ) -> Result<Vec<Vec<&Rollout>>, RolloutsError> {
+    pub fn groups(&self, split: Split, prompts: usize, samples: usize) -> Result<Vec<Vec<&Rollout>>, RolloutsError> {
         let mut groups: BTreeMap<&str, Vec<&Rollout>> = BTreeMap::new();
         for rollout in self.all.iter().filter(|rollout| rollout.split == split) {
             groups.entry(&rollout.id).or_default().push(rollout);
         }
-        let mut groups: Vec<_> = groups
-            .into_values()
-            .filter(|group| group.len() >= samples)
-            .collect();
+        let mut groups: Vec<_> = groups.into_values().filter(|group| group.len() >= samples).collect();
         if groups.len() < prompts {
-            return Err(RolloutsError::TooFew {
-                split: split.name(),
-                prompts,
-                samples,
-                enough: groups.len(),
-            });
+            return Err(RolloutsError::TooFew { split: split.name(), prompts, samples, enough: groups.len() });
         }
         for group in &mut groups {
             group.sort_by_key(|rollout| rollout.sample);
@@ -289,26 +237,14 @@ impl Rollouts {
 
 /// The rewards of grouped rollouts, in the groups' shape.
 pub fn score(groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Vec<Vec<f64>> {
-    groups
-        .iter()
-        .map(|group| {
-            group
-                .iter()
-                .map(|rollout| reward.score(&rollout.text))
-                .collect()
-        })
-        .collect()
+    groups.iter().map(|group| group.iter().map(|rollout| reward.score(&rollout.text)).collect()).collect()
 }
 
 fn same(what: &'static str, theirs: &str, ours: &str) -> Result<(), RolloutsError> {
     if theirs == ours {
         return Ok(());
     }
-    Err(RolloutsError::Other {
-        what,
-        theirs: theirs.to_string(),
-        ours: ours.to_string(),
-    })
+    Err(RolloutsError::Other { what, theirs: theirs.to_string(), ours: ours.to_string() })
 }
 
 /// Writes a rollouts file. Dropped before [`Writer::finish`], it leaves nothing behind.
@@ -325,15 +261,8 @@ impl Writer {
         let mut part = path.as_os_str().to_os_string();
         part.push(".part");
         let part = PathBuf::from(part);
-        let file = File::create(&part).map_err(|source| RolloutsError::File {
-            path: part.clone(),
-            source,
-        })?;
-        let mut writer = Self {
-            path: path.to_path_buf(),
-            part,
-            out: Some(BufWriter::new(file)),
-        };
+        let file = File::create(&part).map_err(|source| RolloutsError::File { path: part.clone(), source })?;
+        let mut writer = Self { path: path.to_path_buf(), part, out: Some(BufWriter::new(file)) };
         writer.line(header)?;
         Ok(writer)
     }
@@ -350,9 +279,7 @@ impl Writer {
             move |source| RolloutsError::File { path, source }
         };
         if let Some(out) = self.out.take() {
-            let file = out
-                .into_inner()
-                .map_err(|error| failed(&self.part)(error.into_error()))?;
+            let file = out.into_inner().map_err(|error| failed(&self.part)(error.into_error()))?;
             file.sync_all().map_err(failed(&self.part))?;
         }
         std::fs::rename(&self.part, &self.path).map_err(failed(&self.path))
@@ -365,10 +292,7 @@ impl Writer {
         serde_json::to_writer(&mut *out, value)
             .map_err(io::Error::from)
             .and_then(|()| out.write_all(b"\n"))
-            .map_err(|source| RolloutsError::File {
-                path: self.part.clone(),
-                source,
-            })
+            .map_err(|source| RolloutsError::File { path: self.part.clone(), source })
     }
 }
 
@@ -455,61 +379,18 @@ mod tests {
         };
         let head = json(&header());
         check(&[], "line 1: expected the header");
-        check(
-            &[json(&Header {
-                format: "other".into(),
-                ..header()
-            })],
-            "\"other\"",
-        );
+        check(&[json(&Header { format: "other".into(), ..header() })], "\"other\"");
         check(&[head.clone(), "{}".into()], "line 2: missing field");
-        check(
-            &[
-                head.clone(),
-                json(&Rollout {
-                    tokens: vec![],
-                    ..rollout("a", 0)
-                }),
-            ],
-            "1 to 3 tokens, this has 0",
-        );
-        check(
-            &[
-                head.clone(),
-                json(&Rollout {
-                    tokens: vec![1; 4],
-                    ..rollout("a", 0)
-                }),
-            ],
-            "this has 4",
-        );
-        check(
-            &[head.clone(), json(&rollout("a", 2))],
-            "numbered 0 to 1, this is 2",
-        );
+        check(&[head.clone(), json(&Rollout { tokens: vec![], ..rollout("a", 0) })], "1 to 3 tokens, this has 0");
+        check(&[head.clone(), json(&Rollout { tokens: vec![1; 4], ..rollout("a", 0) })], "this has 4");
+        check(&[head.clone(), json(&rollout("a", 2))], "numbered 0 to 1, this is 2");
         check(
             &[head.clone(), json(&rollout("a", 0)), json(&rollout("a", 0))],
             "line 3: sample 0 of prompt \"a\" occurs twice",
         );
-        let wrong = if Split::of("Prompt a") == Split::Test {
-            Split::Learn
-        } else {
-            Split::Test
-        };
-        check(
-            &[
-                head.clone(),
-                json(&Rollout {
-                    split: wrong,
-                    ..rollout("a", 0)
-                }),
-            ],
-            "but is filed under",
-        );
-        let long = Rollout {
-            text: "x".repeat(LINE_BYTES_MAX as usize),
-            ..rollout("a", 0)
-        };
+        let wrong = if Split::of("Prompt a") == Split::Test { Split::Learn } else { Split::Test };
+        check(&[head.clone(), json(&Rollout { split: wrong, ..rollout("a", 0) })], "but is filed under");
+        let long = Rollout { text: "x".repeat(LINE_BYTES_MAX as usize), ..rollout("a", 0) };
         check(&[head, json(&long)], "at most 1048576 bytes");
     }
 
@@ -517,22 +398,10 @@ mod tests {
     fn another_model_and_too_few_rollouts_are_refused() {
         let read = parse(&[json(&header()), json(&rollout("a", 0))]).expect("valid");
         assert!(read.require_model("aa").is_ok() && read.require_prompts("bb").is_ok());
-        let error = read
-            .require_model("cc")
-            .expect_err("another model")
-            .to_string();
-        assert_eq!(
-            error,
-            "the rollouts were made with the model aa, this is cc"
-        );
+        let error = read.require_model("cc").expect_err("another model").to_string();
+        assert_eq!(error, "the rollouts were made with the model aa, this is cc");
         let split = Split::of("Prompt a");
-        let error = read
-            .groups(split, 1, 2)
-            .expect_err("one rollout only")
-            .to_string();
-        assert!(
-            error.ends_with("at least 1 prompts with 2 rollouts each; 0 have as many"),
-            "{error}"
-        );
+        let error = read.groups(split, 1, 2).expect_err("one rollout only").to_string();
+        assert!(error.ends_with("at least 1 prompts with 2 rollouts each; 0 have as many"), "{error}");
     }
 }

@@ -57,19 +57,13 @@ pub fn bootstrap(
     let mut drawn = vec![0; prompts];
     let mut found: Vec<f64> = (0..rounds)
         .map(|_| {
-            drawn
-                .iter_mut()
-                .for_each(|index| *index = random.below(prompts));
+            drawn.iter_mut().for_each(|index| *index = random.below(prompts));
             statistic(&drawn)
         })
         .filter(|value| value.is_finite())
         .collect();
     found.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        found
-            .get((share * found.len().saturating_sub(1) as f64).round() as usize)
-            .copied()
-    };
+    let at = |share: f64| found.get((share * found.len().saturating_sub(1) as f64).round() as usize).copied();
     Some(at(0.025)?..at(0.975)?)
 }
 
@@ -143,10 +137,7 @@ mod tests {
     fn best_by_force(rewards: &[f64], n: u32) -> f64 {
         let choices = (0_u32..1 << rewards.len()).filter(|choice| choice.count_ones() == n);
         let best = choices.map(|choice| {
-            let chosen = rewards
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| choice >> index & 1 == 1);
+            let chosen = rewards.iter().enumerate().filter(|(index, _)| choice >> index & 1 == 1);
             chosen.fold(f64::NEG_INFINITY, |best, (_, &reward)| best.max(reward))
         });
         mean(&best.collect::<Vec<_>>())
@@ -158,22 +149,11 @@ mod tests {
         let mut pool: Vec<f64> = (0..9).map(|_| random.unit()).collect();
         pool[4] = pool[2];
         for n in 1..=9 {
-            let (got, expected) = (
-                best_of(&pool, n).expect("enough"),
-                best_by_force(&pool, n as u32),
-            );
-            assert!(
-                (got - expected).abs() <= 1e-12,
-                "n = {n}: {got} for {expected}"
-            );
+            let (got, expected) = (best_of(&pool, n).expect("enough"), best_by_force(&pool, n as u32));
+            assert!((got - expected).abs() <= 1e-12, "n = {n}: {got} for {expected}");
         }
         assert!((best_of(&pool, 1).expect("enough") - mean(&pool)).abs() <= 1e-12);
-        for (pool, n) in [
-            (&pool[..], 10),
-            (&pool[..], 0),
-            (&[1.0, f64::NAN][..], 1),
-            (&[][..], 1),
-        ] {
+        for (pool, n) in [(&pool[..], 10), (&pool[..], 0), (&[1.0, f64::NAN][..], 1), (&[][..], 1)] {
             assert_eq!(best_of(pool, n), None);
         }
         assert_eq!(best_of_kl_bound(1), 0.0);
@@ -185,16 +165,12 @@ mod tests {
         let mut random = SplitMix::new(11);
         let covered = (0..300).filter(|&round| {
             let numbers: Vec<f64> = (0..60).map(|_| random.unit()).collect();
-            let interval = bootstrap(numbers.len(), 400, round, |drawn| {
-                drawn.iter().map(|&i| numbers[i]).sum::<f64>() / 60.0
-            });
+            let interval =
+                bootstrap(numbers.len(), 400, round, |drawn| drawn.iter().map(|&i| numbers[i]).sum::<f64>() / 60.0);
             interval.expect("prompts").contains(&0.5)
         });
         let covered = covered.count();
-        assert!(
-            (265..=299).contains(&covered),
-            "{covered} of 300 intervals of 95 %"
-        );
+        assert!((265..=299).contains(&covered), "{covered} of 300 intervals of 95 %");
         let again = || bootstrap(5, 100, 9, |drawn| drawn[0] as f64);
         assert_eq!(again(), again());
         assert_eq!(bootstrap(0, 10, 1, |_| 0.0), None);
@@ -220,14 +196,10 @@ mod tests {
         for _ in 0..50 {
             let text: Vec<u32> = (0..40).map(|_| random.below(3) as u32).collect();
             let runs: Vec<&[u32]> = text.windows(4).collect();
-            let repeated = (0..runs.len())
-                .filter(|&at| runs[..at].contains(&runs[at]))
-                .count();
+            let repeated = (0..runs.len()).filter(|&at| runs[..at].contains(&runs[at])).count();
             assert_eq!(repeated_4([text.as_slice()]), Some(repeated as f64 / 37.0));
             let pairs: Vec<&[u32]> = text.windows(2).collect();
-            let first = (0..pairs.len())
-                .filter(|&at| !pairs[..at].contains(&pairs[at]))
-                .count();
+            let first = (0..pairs.len()).filter(|&at| !pairs[..at].contains(&pairs[at])).count();
             assert_eq!(distinct_2([text.as_slice()]), Some(first as f64 / 39.0));
         }
     }
@@ -235,10 +207,7 @@ mod tests {
     #[test]
     fn split_mix_gives_the_published_numbers() {
         let mut random = SplitMix::new(1_234_567);
-        assert_eq!(
-            [random.bits(), random.bits()],
-            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]
-        );
+        assert_eq!([random.bits(), random.bits()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
         assert!((0..1_000).all(|_| random.below(7) < 7 && (0.0..1.0).contains(&random.unit())));
     }
 }

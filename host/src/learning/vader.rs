@@ -70,10 +70,7 @@ fn tables() -> &'static Tables {
                 .iter()
                 .filter_map(|(emoji, &description)| {
                     let mut characters = emoji.chars();
-                    characters
-                        .next()
-                        .filter(|_| characters.next().is_none())
-                        .map(|character| (character, description))
+                    characters.next().filter(|_| characters.next().is_none()).map(|character| (character, description))
                 })
                 .collect(),
         }
@@ -85,9 +82,7 @@ fn tables() -> &'static Tables {
 pub(super) fn compound(text: &str) -> f64 {
     let text = describe_emoji(text);
     let sentence = Sentence::new(text.trim());
-    let mut valences: Vec<f64> = (0..sentence.lower.len())
-        .map(|at| sentence.valence(at))
-        .collect();
+    let mut valences: Vec<f64> = (0..sentence.lower.len()).map(|at| sentence.valence(at)).collect();
     damp_around_but(&sentence.lower, &mut valences);
     let sum: f64 = valences.iter().sum();
     let emphasis = punctuation_emphasis(&text);
@@ -186,10 +181,7 @@ impl<'a> Sentence<'a> {
         let (one, two, three) = (self.before(at, 1), self.before(at, 2), self.before(at, 3));
         let (intensified, without_doubt) = match back {
             1 => (false, false),
-            2 => (
-                two == "never" && emphatic(one),
-                two == "without" && one == "doubt",
-            ),
+            2 => (two == "never" && emphatic(one), two == "without" && one == "doubt"),
             // The precedence is the reference's: "so" or "this" right before is enough.
             _ => (
                 (three == "never" && emphatic(two)) || emphatic(one),
@@ -208,12 +200,7 @@ impl<'a> Sentence<'a> {
 
     /// Idioms around the word, and dampeners of two words before it.
     fn idioms(&self, mut valence: f64, at: usize) -> f64 {
-        let idiom = |phrase: &str| {
-            IDIOMS
-                .iter()
-                .find(|(name, _)| *name == phrase)
-                .map(|(_, valence)| *valence)
-        };
+        let idiom = |phrase: &str| IDIOMS.iter().find(|(name, _)| *name == phrase).map(|(_, valence)| *valence);
         let phrase = |from: usize, to: usize| self.lower[from..=to].join(" ");
         let before = [
             phrase(at - 1, at),
@@ -232,10 +219,7 @@ impl<'a> Sentence<'a> {
                 valence = found;
             }
         }
-        let dampened = [&before[4], &before[2]]
-            .iter()
-            .filter(|pair| DAMPENING_PAIRS.contains(&pair.as_str()))
-            .count();
+        let dampened = [&before[4], &before[2]].iter().filter(|pair| DAMPENING_PAIRS.contains(&pair.as_str())).count();
         valence - BOOST * dampened as f64
     }
 }
@@ -282,11 +266,7 @@ fn describe_emoji(text: &str) -> String {
 /// Punctuation around a word goes, unless so little is left that it was an emoticon.
 fn strip_punctuation(token: &str) -> &str {
     let stripped = token.trim_matches(|c: char| c.is_ascii_punctuation());
-    if stripped.chars().count() <= 2 {
-        token
-    } else {
-        stripped
-    }
+    if stripped.chars().count() <= 2 { token } else { stripped }
 }
 
 /// As Python's `str.isupper`: at least one letter with case, and none in lower case.
@@ -315,77 +295,41 @@ mod tests {
         ("VADER is smart, handsome, and funny.", 0.8316),
         ("VADER is smart, handsome, and funny!", 0.8439),
         ("VADER is VERY SMART, handsome, and FUNNY!!!", 0.9342),
-        (
-            "VADER is VERY SMART, uber handsome, and FRIGGIN FUNNY!!!",
-            0.9469,
-        ),
+        ("VADER is VERY SMART, uber handsome, and FRIGGIN FUNNY!!!", 0.9469),
         ("VADER is not smart, handsome, nor funny.", -0.7424),
         ("At least it isn't a horrible book.", 0.431),
         ("The book was only kind of good.", 0.3832),
-        (
-            "The plot was good, but the characters are uncompelling and the dialog is not great.",
-            -0.7042,
-        ),
+        ("The plot was good, but the characters are uncompelling and the dialog is not great.", -0.7042),
         ("Today SUX!", -0.5461),
         ("Today only kinda sux! But I'll get by, lol", 0.5249),
         ("Make sure you :) or :D today!", 0.8633),
         ("Catch utf-8 emoji such as 💘 and 💋 and 😁", 0.875),
         ("Not bad at all", 0.431),
-        (
-            "There is no hope, no joy and no good or bad in it.",
-            -0.4847,
-        ),
+        ("There is no hope, no joy and no good or bad in it.", -0.4847),
         ("It was the least happy day. At least we won.", 0.1783),
-        (
-            "Without a doubt the best cake, sort of nice and to die for.",
-            0.6016,
-        ),
-        (
-            "A person of reason is good; some more also love it.",
-            0.8115,
-        ),
+        ("Without a doubt the best cake, sort of nice and to die for.", 0.6016),
+        ("A person of reason is good; some more also love it.", 0.8115),
         ("Why??? Who cares???? Really?!", 0.643),
-        (
-            "This is so this terrible, never so great, never this bad.",
-            -0.4323,
-        ),
+        ("This is so this terrible, never so great, never this bad.", -0.4323),
         ("good good but good good bad", 0.705),
         ("no no no", 0.4168),
-        (
-            "Ünïcödé ᾼ ŉ 'n't \u{0} \u{202e} sad \u{d7ff} 🏳️\u{200d}🌈 happy",
-            0.7394,
-        ),
-        (
-            "The bus stop near the beating heart of town is badass, yeah right.",
-            -0.0772,
-        ),
+        ("Ünïcödé ᾼ ŉ 'n't \u{0} \u{202e} sad \u{d7ff} 🏳️\u{200d}🌈 happy", 0.7394),
+        ("The bus stop near the beating heart of town is badass, yeah right.", -0.0772),
     ];
 
     #[test]
     fn scores_are_those_of_the_authors_package() {
         for (text, expected) in REFERENCE {
             let got = compound(text);
-            assert!(
-                (got - expected).abs() <= 1e-9,
-                "{text:?}: got {got}, the reference gives {expected}"
-            );
+            assert!((got - expected).abs() <= 1e-9, "{text:?}: got {got}, the reference gives {expected}");
         }
     }
 
     #[test]
     fn odd_text_gives_a_finite_score() {
-        let mut odd = vec![
-            "!".repeat(100_000),
-            "?!\u{0}\u{feff}".repeat(100),
-            "no but ".repeat(2_000),
-            "\u{301}".into(),
-        ];
-        odd.extend(
-            (0..0x11_0000)
-                .step_by(97)
-                .filter_map(char::from_u32)
-                .map(|c| format!("{c}good {c} {c}{c}bad{c}")),
-        );
+        let mut odd =
+            vec!["!".repeat(100_000), "?!\u{0}\u{feff}".repeat(100), "no but ".repeat(2_000), "\u{301}".into()];
+        odd.extend((0..0x11_0000).step_by(97).filter_map(char::from_u32).map(|c| format!("{c}good {c} {c}{c}bad{c}")));
         for text in odd {
             let score = compound(&text);
             assert!((-1.0..=1.0).contains(&score), "{text:?} scores {score}");

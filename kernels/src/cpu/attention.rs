@@ -24,7 +24,7 @@ use std::ops::Range;
 use super::cache::{Cache, PANEL};
 use super::disjoint::Disjoint;
 use super::isa::Detected;
-use super::lanes::{Simd, exp, for_every_isa};
+use super::lanes::{Simd, exp_of_difference, for_every_isa};
 use super::pool::Pool;
 use crate::device::{PAGE_TOKENS, Plan};
 
@@ -45,27 +45,13 @@ struct Task {
 
 /// Writes every row's attention to `out`; q, out: `[R, A*D]` with A a multiple of the cache's KV heads.
 /// The rows' own keys and values have been stored, and the plan checked against the cache.
-pub(crate) fn attend(
-    isa: Detected,
-    pool: &Pool,
-    plan: &Plan,
-    q: &[f32],
-    cache: &Cache,
-    layer: usize,
-    out: &mut [f32],
-) {
+pub(crate) fn attend(isa: Detected, pool: &Pool, plan: &Plan, q: &[f32], cache: &Cache, layer: usize, out: &mut [f32]) {
     let tasks = tasks(plan, cache.kv_heads());
     let width = out.len() / plan.rows.len().max(1);
     let out = Disjoint::new(out);
     pool.for_each(tasks.len(), &|index| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let pass = Pass {
-                plan,
-                q,
-                cache,
-                layer,
-                width,
-            };
+            let pass = Pass { plan, q, cache, layer, width };
             run(isa, &pass, &tasks[index], scratch, &out);
         });
     });
@@ -119,10 +105,7 @@ fn tasks(plan: &Plan, kv_heads: usize) -> Vec<Task> {
         let end = start + run.len();
         for first in (start..end).step_by(TASK_ROWS) {
             let rows = first..end.min(first + TASK_ROWS);
-            tasks.extend((0..kv_heads).map(|kv_head| Task {
-                rows: rows.clone(),
-                kv_head,
-            }));
+            tasks.extend((0..kv_heads).map(|kv_head| Task { rows: rows.clone(), kv_head }));
         }
         start = end;
     }
@@ -134,27 +117,15 @@ for_every_isa! {
 }
 
 #[inline(always)]
-fn run_task<S: Simd>(
-    s: S,
-    pass: &Pass<'_>,
-    task: &Task,
-    scratch: &mut Scratch,
-    out: &Disjoint<'_, f32>,
-) {
+fn run_task<S: Simd>(s: S, pass: &Pass<'_>, task: &Task, scratch: &mut Scratch, out: &Disjoint<'_, f32>) {
     let (cache, plan) = (pass.cache, pass.plan);
     let rows = &plan.rows[task.rows.clone()];
     scratch.begin(s, pass, task);
     let group = scratch.group;
-    let pages = rows
-        .first()
-        .map_or(&[][..], |row| &plan.block_tables[row.sequence as usize]);
-    let keys_before = rows
-        .iter()
-        .map(|row| row.position as usize)
-        .max()
-        .unwrap_or(0);
-    for tile in 0..keys_before.div_ceil(PAGE_TOKENS) {
-        let page = pages[tile] as usize;
+    let pages = rows.first().map_or(&[][..], |row| &plan.block_tables[row.sequence as usize]);
+    let keys_before = rows.iter().map(|row| row.position as usize).max().unwrap_or(0);
+    for (tile, page) in pages[..keys_before.div_ceil(PAGE_TOKENS)].iter().enumerate() {
+        let page = *page as usize;
         let keys = columns(cache.key_tile(page, pass.layer, task.kv_head));
         let values = columns(cache.value_tile(page, pass.layer, task.kv_head));
         let count = |query: usize| {
@@ -166,10 +137,7 @@ fn run_task<S: Simd>(
             scratch.state().take_tile(s, keys, values, count);
         } else {
             scratch.widen(s, keys, values);
-            let (keys, values) = (
-                std::mem::take(&mut scratch.keys),
-                std::mem::take(&mut scratch.values),
-            );
+            let (keys, values) = (std::mem::take(&mut scratch.keys), std::mem::take(&mut scratch.values));
             scratch.state().take_tile(s, &keys, &values, count);
             (scratch.keys, scratch.values) = (keys, values);
         }
@@ -257,10 +225,7 @@ impl State<'_> {
         while query < queries {
             // Queries of a block stop at the same key: no query touches a value that it does not attend to.
             let here = count(query);
-            let alike = (query + 1..queries)
-                .take(BLOCK - 1)
-                .take_while(|&other| count(other) == here)
-                .count();
+            let alike = (query + 1..queries).take(BLOCK - 1).take_while(|&other| count(other) == here).count();
             if here > 0 {
                 match alike {
                     0 => self.take_block::<S, T, 1>(s, query, keys, values, here),
@@ -282,29 +247,25 @@ impl State<'_> {
         values: &[Columns<T>],
         count: usize,
     ) {
-        let q: [&[f32]; G] =
-            std::array::from_fn(|g| &self.q[(first + g) * self.width..][..self.width]);
+        let q: [&[f32]; G] = std::array::from_fn(|g| &self.q[(first + g) * self.width..][..self.width]);
         let scores = panel(s, q, keys, [[s.splat(0.0); 4]; G]);
         let mut weights = [[[0.0f32; 8]; 4]; G];
         let mut decay = [0.0f32; G];
         for g in 0..G {
-            let scores = if count < PAGE_TOKENS {
-                masked(s, scores[g], count)
-            } else {
-                scores[g]
-            };
+            let scores = if count < PAGE_TOKENS { masked(s, scores[g], count) } else { scores[g] };
             let upper = s.max(s.max(scores[0], scores[1]), s.max(scores[2], scores[3]));
             let (before, here) = (self.largest[first + g], s.largest(upper));
             // exp(0) is exactly 1, so leaving it out changes nothing.
-            (self.largest[first + g], decay[g]) = if here > before {
-                (here, crate::sampling::exp(before - here))
-            } else {
-                (before, 1.0)
-            };
+            (self.largest[first + g], decay[g]) =
+                if here > before { (here, crate::sampling::exp(before - here)) } else { (before, 1.0) };
             let largest = s.splat(self.largest[first + g]);
             let mut p = scores;
             for p in &mut p {
+<<<<<<< HEAD
                 *p = exp(s, s.sub(*p, largest));
+=======
+                *p = exp_of_difference(s, s.sub(*p, largest));
+>>>>>>> kernels
             }
             let sum = s.add(s.add(p[0], p[1]), s.add(p[2], p[3]));
             let lanes = &mut self.sums[first + g];
@@ -318,15 +279,21 @@ impl State<'_> {
         for index in 0..panels {
             let at = |g: usize| (first + g) * panels + index;
             let mut acc = [[s.splat(0.0); 4]; G];
+<<<<<<< HEAD
             for g in 0..G {
                 for c in 0..4 {
                     acc[g][c] = s.mul(s.load(&self.outputs[at(g)][c]), s.splat(decay[g]));
+=======
+            for (g, acc) in acc.iter_mut().enumerate() {
+                for (acc, output) in acc.iter_mut().zip(&self.outputs[at(g)]) {
+                    *acc = s.mul(s.load(output), s.splat(decay[g]));
+>>>>>>> kernels
                 }
             }
             let acc = panel(s, weights, &values[index * PAGE_TOKENS..][..count], acc);
-            for g in 0..G {
-                for c in 0..4 {
-                    s.store(acc[g][c], &mut self.outputs[at(g)][c]);
+            for (g, acc) in acc.into_iter().enumerate() {
+                for (acc, output) in acc.into_iter().zip(&mut self.outputs[at(g)]) {
+                    s.store(acc, output);
                 }
             }
         }
@@ -362,26 +329,19 @@ impl Scratch {
         self.own_values.clear();
         for row in task.rows.clone() {
             let from = row * pass.width + task.kv_head * row_width;
-            self.q
-                .extend(pass.q[from..from + row_width].iter().map(|q| q * scale));
+            self.q.extend(pass.q[from..from + row_width].iter().map(|q| q * scale));
             let slot = pass.plan.rows[row].slot as usize;
             let (page, offset) = (slot / PAGE_TOKENS, slot % PAGE_TOKENS);
             let keys = cache.key_tile(page, pass.layer, task.kv_head);
             for first in (0..self.padded).step_by(8) {
-                let bits = std::array::from_fn(|i| {
-                    keys.get((first + i) * PAGE_TOKENS + offset)
-                        .map_or(0, |bits| *bits)
-                });
+                let bits =
+                    std::array::from_fn(|i| keys.get((first + i) * PAGE_TOKENS + offset).map_or(0, |bits| *bits));
                 let mut eight = [0.0; 8];
                 s.store(s.load_f16(&bits), &mut eight);
                 self.own_keys.extend(eight);
             }
             let values = cache.value_tile(page, pass.layer, task.kv_head);
-            self.own_values.extend(
-                values
-                    .chunks_exact(PANEL * PAGE_TOKENS)
-                    .map(|panel| columns(panel)[offset]),
-            );
+            self.own_values.extend(values.chunks_exact(PANEL * PAGE_TOKENS).map(|panel| columns(panel)[offset]));
         }
         let queries = task.rows.len() * self.group;
         let eights = queries.next_multiple_of(8);
@@ -392,8 +352,7 @@ impl Scratch {
         self.own.clear();
         self.own.resize(eights, 0.0);
         self.outputs.clear();
-        self.outputs
-            .resize(queries * self.padded / PANEL, [[0.0; 8]; 4]);
+        self.outputs.resize(queries * self.padded / PANEL, [[0.0; 8]; 4]);
     }
 
     #[inline(always)]
@@ -426,11 +385,9 @@ impl Scratch {
         for first in (0..queries).step_by(8) {
             // Eight sums side by side, each in the order of `panel`; past the end the last one again.
             let query = |i: usize| (first + i).min(queries - 1);
-            let q: [&[f32]; 8] =
-                std::array::from_fn(|i| &self.q[query(i) * self.width..][..self.width]);
-            let keys: [&[f32]; 8] = std::array::from_fn(|i| {
-                &self.own_keys[query(i) / self.group * self.padded..][..self.width]
-            });
+            let q: [&[f32]; 8] = std::array::from_fn(|i| &self.q[query(i) * self.width..][..self.width]);
+            let keys: [&[f32]; 8] =
+                std::array::from_fn(|i| &self.own_keys[query(i) / self.group * self.padded..][..self.width]);
             let mut scores = [0.0f32; 8];
             for d in 0..self.width {
                 for i in 0..8 {
@@ -441,11 +398,16 @@ impl Scratch {
             for (sum, lanes) in sums.iter_mut().zip(&self.sums[first..]) {
                 *sum = s.sum(s.load(lanes));
             }
+<<<<<<< HEAD
             let [largest, own] = [&mut self.largest, &mut self.own]
                 .map(|x| &mut x.as_chunks_mut::<8>().0[first / 8]);
+=======
+            let [largest, own] = [&mut self.largest, &mut self.own].map(|x| &mut x.as_chunks_mut::<8>().0[first / 8]);
+>>>>>>> kernels
             let (before, here) = (s.load(largest), s.load(&scores));
             let upper = s.max(before, here);
-            let (decay, weight) = (exp(s, s.sub(before, upper)), exp(s, s.sub(here, upper)));
+            let (decay, weight) =
+                (exp_of_difference(s, s.sub(before, upper)), exp_of_difference(s, s.sub(here, upper)));
             let sum = s.mul_add(s.load(&sums), decay, weight);
             s.store(s.div(decay, sum), largest);
             s.store(s.div(weight, sum), own);
@@ -461,11 +423,7 @@ impl Scratch {
             let query = i * self.group + head;
             let (decay, weight) = (s.splat(self.largest[query]), s.splat(self.own[query]));
             let outputs = &mut self.outputs[query * panels..][..panels];
-            for (output, own) in outputs
-                .as_flattened_mut()
-                .iter_mut()
-                .zip(own.as_flattened())
-            {
+            for (output, own) in outputs.as_flattened_mut().iter_mut().zip(own.as_flattened()) {
                 let earlier = s.mul(s.load(output), decay);
                 s.store(s.mul_add(s.load_f16(own), weight, earlier), output);
             }

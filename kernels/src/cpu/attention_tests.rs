@@ -45,35 +45,13 @@ struct World {
 
 impl World {
     fn new(shape: [usize; 3], sequences: usize) -> World {
-        let cache = Cache::new(
-            &model(shape),
-            &CacheShape {
-                pages: PAGES[1],
-                taps: vec![1, 2],
-            },
-        )
-        .unwrap();
+        let cache = Cache::new(&model(shape), &CacheShape { pages: PAGES[1], taps: vec![1, 2] }).unwrap();
         // Pages interleaved and backwards, so that nothing is contiguous by luck.
-        let table = |s| {
-            (0..PAGES[0])
-                .map(|page| (PAGES[1] - 3 - (page * sequences + s)) as u32)
-                .collect()
-        };
-        World {
-            shape,
-            cache,
-            block_tables: (0..sequences).map(table).collect(),
-        }
+        let table = |s| (0..PAGES[0]).map(|page| (PAGES[1] - 3 - (page * sequences + s)) as u32).collect();
+        World { shape, cache, block_tables: (0..sequences).map(table).collect() }
     }
 
-    fn numbers(
-        &self,
-        what: u64,
-        sequence: u32,
-        position: u32,
-        count: usize,
-        scale: f32,
-    ) -> Vec<f32> {
+    fn numbers(&self, what: u64, sequence: u32, position: u32, count: usize, scale: f32) -> Vec<f32> {
         let mut random = Random(what << 48 | u64::from(sequence) << 32 | u64::from(position));
         let mut numbers = random.bells(count, scale);
         // A spike now and then, so that softmax is far from a mean.
@@ -100,22 +78,12 @@ impl World {
 
     fn row(&self, sequence: u32, position: u32) -> Row {
         let slot = self.slot(sequence, position);
-        Row {
-            token: 0,
-            position,
-            sequence,
-            slot,
-            response_count: position + 1,
-            remaining: 0.5,
-        }
+        Row { token: 0, position, sequence, slot, response_count: position + 1, remaining: 0.5 }
     }
 
     /// Stores the rows' own keys and values and attends, as a pass does. `[R, A*D]`.
     fn pass(&mut self, isa: Detected, pool: &Pool, rows: &[Row]) -> Vec<f32> {
-        let plan = Plan {
-            rows: rows.to_vec(),
-            block_tables: self.block_tables.clone(),
-        };
+        let plan = Plan { rows: rows.to_vec(), block_tables: self.block_tables.clone() };
         let mut q = Vec::new();
         for row in rows {
             let [query, key, value] = self.qkv(row.sequence, row.position);
@@ -130,31 +98,19 @@ impl World {
     /// Softmax attention in f64, all keys at once; and without the own key, to show that the test can tell.
     fn oracle(&self, row: &Row) -> [Vec<f64>; 2] {
         let [heads, kv_heads, width] = self.shape;
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            a.iter()
-                .zip(b)
-                .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                .sum()
-        };
-        let all: Vec<_> = (0..=row.position)
-            .map(|position| self.qkv(row.sequence, position))
-            .collect();
+        let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
+        let all: Vec<_> = (0..=row.position).map(|position| self.qkv(row.sequence, position)).collect();
         let mut out = [Vec::new(), Vec::new()];
         for head in 0..heads {
             let own = head / (heads / kv_heads) * width;
             let query = &all[row.position as usize][0][head * width..][..width];
             for (out, all) in out.iter_mut().zip([&all[..], &all[..all.len() - 1]]) {
-                let scores: Vec<f64> = all
-                    .iter()
-                    .map(|[_, k, _]| dot(query, &k[own..own + width]) / (width as f64).sqrt())
-                    .collect();
+                let scores: Vec<f64> =
+                    all.iter().map(|[_, k, _]| dot(query, &k[own..own + width]) / (width as f64).sqrt()).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
                 out.extend((0..width).map(|d| {
-                    let weighed = scores
-                        .iter()
-                        .zip(all)
-                        .map(|(s, x)| (s - largest).exp() * f64::from(x[2][own + d]));
+                    let weighed = scores.iter().zip(all).map(|(s, x)| (s - largest).exp() * f64::from(x[2][own + d]));
                     weighed.sum::<f64>() / sum
                 }));
             }
@@ -164,9 +120,7 @@ impl World {
 }
 
 fn positions(world: &World, sequence: u32, range: std::ops::Range<u32>) -> Vec<Row> {
-    range
-        .map(|position| world.row(sequence, position))
-        .collect()
+    range.map(|position| world.row(sequence, position)).collect()
 }
 
 #[test]
@@ -180,9 +134,8 @@ fn attention_agrees_with_f64_over_ragged_lengths() {
             let rows = positions(&world, sequence as u32, 0..length);
             world.pass(best_isa(), &pool, &rows);
         }
-        let rows: Vec<Row> = (0..4)
-            .flat_map(|s| positions(&world, s, lengths[s as usize]..lengths[s as usize] + 3))
-            .collect();
+        let rows: Vec<Row> =
+            (0..4).flat_map(|s| positions(&world, s, lengths[s as usize]..lengths[s as usize] + 3)).collect();
         let out = world.pass(best_isa(), &pool, &rows);
         let mut told_apart = 0;
         for (row, out) in rows.iter().zip(out.chunks_exact(shape[0] * shape[2])) {
@@ -191,18 +144,11 @@ fn attention_agrees_with_f64_over_ragged_lengths() {
             let bound = 2e-4;
             for ((out, expected), without) in out.iter().zip(&expected).zip(&without_own) {
                 let difference = (f64::from(*out) - expected).abs();
-                assert!(
-                    difference <= bound,
-                    "{shape:?} {row:?}: {out} is not {expected}"
-                );
+                assert!(difference <= bound, "{shape:?} {row:?}: {out} is not {expected}");
                 told_apart += usize::from((expected - without).abs() > 10.0 * bound);
             }
         }
-        assert!(
-            told_apart > out.len() / 20,
-            "{shape:?}: the own key shows in {told_apart} of {}",
-            out.len()
-        );
+        assert!(told_apart > out.len() / 20, "{shape:?}: the own key shows in {told_apart} of {}", out.len());
     }
 }
 
@@ -213,21 +159,12 @@ fn every_isa_and_any_number_of_threads_give_the_same_bits() {
         for isa in every_isa() {
             for threads in [1, 3] {
                 let mut world = World::new(shape, 3);
-                let rows: Vec<Row> = (0..3)
-                    .flat_map(|s| positions(&world, s, 0..[5, 40, 67][s as usize]))
-                    .collect();
+                let rows: Vec<Row> = (0..3).flat_map(|s| positions(&world, s, 0..[5, 40, 67][s as usize])).collect();
                 results.push(bits(&world.pass(isa, &Pool::new(threads), &rows)));
             }
         }
-        assert!(
-            results.windows(2).all(|pair| pair[0] == pair[1]),
-            "{shape:?}"
-        );
-        assert!(
-            results[0]
-                .iter()
-                .all(|bits| f32::from_bits(*bits).is_finite())
-        );
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{shape:?}");
+        assert!(results[0].iter().all(|bits| f32::from_bits(*bits).is_finite()));
     }
 }
 
@@ -242,9 +179,7 @@ fn chunks_of_any_size_equal_one_row_at_a_time() {
                 let width = shape[1] * shape[2];
                 for slot in 0..PAGES[1] * PAGE_TOKENS {
                     let junk = [f32::NAN, f32::INFINITY, -7.0][slot % 3];
-                    world
-                        .cache
-                        .store(1, slot, &vec![junk; width], &vec![junk; width]);
+                    world.cache.store(1, slot, &vec![junk; width], &vec![junk; width]);
                 }
             }
             let (mut out, mut start) = (Vec::new(), 0);
@@ -272,15 +207,8 @@ fn candidates_in_scratch_slots_equal_their_rows_in_pages() {
                 let mut world = World::new(shape, 3);
                 let prefix = positions(&world, 0, 0..position);
                 world.pass(best_isa(), &pool, &prefix);
-                let row = Row {
-                    sequence: 0,
-                    slot: world.slot(0, position),
-                    ..world.row(s, position)
-                };
-                let plan = Plan {
-                    rows: vec![row],
-                    block_tables: world.block_tables.clone(),
-                };
+                let row = Row { sequence: 0, slot: world.slot(0, position), ..world.row(s, position) };
+                let plan = Plan { rows: vec![row], block_tables: world.block_tables.clone() };
                 let [q, k, v] = world.qkv(s, position);
                 world.cache.store(1, row.slot as usize, &k, &v);
                 let mut out = vec![0.0; q.len()];
@@ -292,22 +220,15 @@ fn candidates_in_scratch_slots_equal_their_rows_in_pages() {
         let prefix = positions(&world, 0, 0..position);
         world.pass(best_isa(), &pool, &prefix);
         // Twenty rows of one sequence and position, the three candidates over and over.
-        let rows: Vec<Row> = (0..20)
-            .map(|i| Row {
-                slot: (SCRATCH_SLOT + i) as u32,
-                ..world.row(0, position)
-            })
-            .collect();
+        let rows: Vec<Row> =
+            (0..20).map(|i| Row { slot: (SCRATCH_SLOT + i) as u32, ..world.row(0, position) }).collect();
         let mut q = Vec::new();
         for (i, row) in rows.iter().enumerate() {
             let [query, k, v] = world.qkv(i as u32 % 3, position);
             world.cache.store(1, row.slot as usize, &k, &v);
             q.extend(query);
         }
-        let plan = Plan {
-            rows,
-            block_tables: world.block_tables.clone(),
-        };
+        let plan = Plan { rows, block_tables: world.block_tables.clone() };
         let mut out = vec![0.0; q.len()];
         attend(best_isa(), &pool, &plan, &q, &world.cache, 1, &mut out);
         for (i, out) in out.chunks_exact(shape[0] * shape[2]).enumerate() {
@@ -328,14 +249,7 @@ fn a_committed_winner_continues_as_if_it_had_never_left() {
             world.accumulate(&rows);
             for position in 35..68 {
                 let home = world.row(0, position);
-                let row = if through_scratch {
-                    Row {
-                        slot: (SCRATCH_SLOT + 5) as u32,
-                        ..home
-                    }
-                } else {
-                    home
-                };
+                let row = if through_scratch { Row { slot: (SCRATCH_SLOT + 5) as u32, ..home } } else { home };
                 out.extend(world.pass(best_isa(), &pool, &[row]));
                 world.accumulate(&[row]);
                 if through_scratch {
@@ -354,32 +268,16 @@ fn commit_copies_its_layers_and_their_taps_only() {
     let mut world = World::new([2, 1, 40], 1);
     let (from, to) = (SCRATCH_SLOT + 3, 2 * PAGE_TOKENS + 9);
     for layer in 0..LAYERS {
-        world.cache.store(
-            layer,
-            from,
-            &[layer as f32 + 1.0; 40],
-            &[layer as f32 + 3.0; 40],
-        );
+        world.cache.store(layer, from, &[layer as f32 + 1.0; 40], &[layer as f32 + 3.0; 40]);
     }
-    world.accumulate(&[Row {
-        slot: from as u32,
-        ..world.row(0, 0)
-    }]);
+    world.accumulate(&[Row { slot: from as u32, ..world.row(0, 0) }]);
     world.cache.commit(&[(from as u32, to as u32)], 0..1);
-    let key = |world: &World, layer| {
-        f16::from_bits(world.cache.key_tile(2, layer, 0)[39 * PAGE_TOKENS + 9]).to_f32()
-    };
-    let value = |world: &World, layer| {
-        f16::from_bits(world.cache.value_tile(2, layer, 0)[(PAGE_TOKENS + 9) * 32 + 7]).to_f32()
-    };
-    let sums =
-        |world: &World| [0, 1].map(|tap| world.cache.sum(tap, to) == world.cache.sum(tap, from));
+    let key = |world: &World, layer| f16::from_bits(world.cache.key_tile(2, layer, 0)[39 * PAGE_TOKENS + 9]).to_f32();
+    let value =
+        |world: &World, layer| f16::from_bits(world.cache.value_tile(2, layer, 0)[(PAGE_TOKENS + 9) * 32 + 7]).to_f32();
+    let sums = |world: &World| [0, 1].map(|tap| world.cache.sum(tap, to) == world.cache.sum(tap, from));
     assert_eq!([key(&world, 0), value(&world, 0)], [1.0, 3.0]);
-    assert_eq!(
-        [key(&world, 1), value(&world, 1)],
-        [0.0, 0.0],
-        "layer 1 was not in 0..1"
-    );
+    assert_eq!([key(&world, 1), value(&world, 1)], [0.0, 0.0], "layer 1 was not in 0..1");
     assert_eq!(sums(&world), [true, false]);
     world.cache.commit(&[(from as u32, to as u32)], 1..2);
     assert_eq!([key(&world, 1), value(&world, 1)], [2.0, 4.0]);
@@ -389,14 +287,9 @@ fn commit_copies_its_layers_and_their_taps_only() {
 impl World {
     /// Accumulates made-up residuals of the rows at both taps.
     fn accumulate(&mut self, rows: &[Row]) {
-        let x: Vec<f32> = rows
-            .iter()
-            .flat_map(|row| self.numbers(4, row.sequence, row.position, HIDDEN, 1.0))
-            .collect();
-        let plan = Plan {
-            rows: rows.to_vec(),
-            block_tables: self.block_tables.clone(),
-        };
+        let x: Vec<f32> =
+            rows.iter().flat_map(|row| self.numbers(4, row.sequence, row.position, HIDDEN, 1.0)).collect();
+        let plan = Plan { rows: rows.to_vec(), block_tables: self.block_tables.clone() };
         for tap in 0..2 {
             self.cache.accumulate(&plan, tap, &x);
         }
@@ -410,33 +303,17 @@ fn prefix_sums_are_exact_after_a_rewind() {
     let response = |world: &World, range: std::ops::Range<u32>| -> Vec<Row> {
         positions(world, 0, range)
             .into_iter()
-            .map(|r| Row {
-                response_count: (r.position + 1).saturating_sub(20),
-                ..r
-            })
+            .map(|r| Row { response_count: (r.position + 1).saturating_sub(20), ..r })
             .collect()
     };
     let rows = response(&world, 0..70);
     world.accumulate(&rows);
-    let before: Vec<_> = rows
-        .iter()
-        .map(|row| bits(world.cache.sum(1, row.slot as usize)))
-        .collect();
-    assert!(
-        before[..20].iter().flatten().all(|bits| *bits == 0),
-        "the prompt has no sums"
-    );
-    assert_eq!(
-        before[20],
-        bits(&world.numbers(4, 0, 20, HIDDEN, 1.0)),
-        "the first is the residual itself"
-    );
+    let before: Vec<_> = rows.iter().map(|row| bits(world.cache.sum(1, row.slot as usize))).collect();
+    assert!(before[..20].iter().flatten().all(|bits| *bits == 0), "the prompt has no sums");
+    assert_eq!(before[20], bits(&world.numbers(4, 0, 20, HIDDEN, 1.0)), "the first is the residual itself");
     assert!(before[69].iter().any(|b| f32::from_bits(*b).abs() > 2.0));
     // Rewind to 40, write other positions' residuals there, rewind again, and go on in single rows.
-    let other: Vec<Row> = response(&world, 40..55)
-        .into_iter()
-        .map(|row| Row { sequence: 1, ..row })
-        .collect();
+    let other: Vec<Row> = response(&world, 40..55).into_iter().map(|row| Row { sequence: 1, ..row }).collect();
     let tables = world.block_tables.clone();
     world.block_tables[1] = tables[0].clone();
     world.accumulate(&other);
@@ -444,38 +321,18 @@ fn prefix_sums_are_exact_after_a_rewind() {
     for row in &rows[40..] {
         world.accumulate(std::slice::from_ref(row));
     }
-    let after: Vec<_> = rows
-        .iter()
-        .map(|row| bits(world.cache.sum(1, row.slot as usize)))
-        .collect();
+    let after: Vec<_> = rows.iter().map(|row| bits(world.cache.sum(1, row.slot as usize))).collect();
     assert_eq!(before, after);
 }
 
 #[test]
 fn a_cache_refuses_what_cannot_be() {
-    let refused = |taps: &[usize], pages| {
-        Cache::new(
-            &model([2, 1, 8]),
-            &CacheShape {
-                pages,
-                taps: taps.to_vec(),
-            },
-        )
-        .err()
-    };
+    let refused =
+        |taps: &[usize], pages| Cache::new(&model([2, 1, 8]), &CacheShape { pages, taps: taps.to_vec() }).err();
     for taps in [&[0][..], &[3], &[2, 1], &[1, 1]] {
-        assert!(
-            matches!(
-                refused(taps, 4),
-                Some(crate::DeviceError::Shape { what: "taps", .. })
-            ),
-            "{taps:?}"
-        );
+        assert!(matches!(refused(taps, 4), Some(crate::DeviceError::Shape { what: "taps", .. })), "{taps:?}");
     }
-    assert!(matches!(
-        refused(&[1], usize::MAX / 64),
-        Some(crate::DeviceError::Shape { .. })
-    ));
+    assert!(matches!(refused(&[1], usize::MAX / 64), Some(crate::DeviceError::Shape { .. })));
     assert!(matches!(
         refused(&[1], 1 << 50),
         Some(crate::DeviceError::Failed { .. } | crate::DeviceError::Shape { .. })

@@ -62,10 +62,7 @@ impl Cache {
             taps: shape.taps.clone(),
             keys: zeroed("keys", &[&heads[..], &[model.head_width]].concat())?,
             values: zeroed("values", &[&heads[..], &[padded]].concat())?,
-            sums: zeroed(
-                "sums",
-                &[shape.pages, shape.taps.len(), PAGE_TOKENS, model.hidden],
-            )?,
+            sums: zeroed("sums", &[shape.pages, shape.taps.len(), PAGE_TOKENS, model.hidden])?,
         })
     }
 
@@ -111,9 +108,7 @@ impl Cache {
             let (k, v) = (&k[head * width..][..width], &v[head * width..][..width]);
             for (block, chunk) in k.chunks(rounded.len()).enumerate() {
                 rounded[..chunk.len()].convert_from_f32_slice(chunk);
-                let to = keys[block * rounded.len() * PAGE_TOKENS + offset..]
-                    .iter_mut()
-                    .step_by(PAGE_TOKENS);
+                let to = keys[block * rounded.len() * PAGE_TOKENS + offset..].iter_mut().step_by(PAGE_TOKENS);
                 for (to, from) in to.zip(&rounded[..chunk.len()]) {
                     *to = from.to_bits();
                 }
@@ -198,8 +193,7 @@ impl Cache {
         let [source, target] = tiles.map(|tile| tile * self.padded_width() * PAGE_TOKENS);
         for panel in (0..self.padded_width() * PAGE_TOKENS).step_by(PANEL * PAGE_TOKENS) {
             let start = source + panel + from * PANEL;
-            self.values
-                .copy_within(start..start + PANEL, target + panel + to * PANEL);
+            self.values.copy_within(start..start + PANEL, target + panel + to * PANEL);
         }
     }
 
@@ -247,10 +241,7 @@ fn zeroed<T: Zeroable>(what: &'static str, dimensions: &[usize]) -> Result<Vec<T
     let start = unsafe { alloc_zeroed(layout) };
     if start.is_null() {
         let message = format!("the system refused {} bytes for {what}", layout.size());
-        return Err(DeviceError::Failed {
-            operation: "cache",
-            message,
-        });
+        return Err(DeviceError::Failed { operation: "cache", message });
     }
     // SAFETY: the global allocator gave this memory for exactly `count` elements of T, and zero is a T.
     Ok(unsafe { Vec::from_raw_parts(start.cast::<T>(), count, count) })

@@ -5,7 +5,9 @@
 
 use std::ops::Range;
 
+use super::buffers::{CpuCache, Logits, Rows, Vector, zeroed};
 use super::cache::Cache;
+use super::checks::{Bounds, check_below, check_equal, check_matrix, check_one_pass, check_within, refuse};
 use super::disjoint::Disjoint;
 use super::linear;
 use super::pack::Matrix;
@@ -15,8 +17,8 @@ use super::silu::silu_mul;
 use super::tile::Lanes;
 use super::{Cpu, attention, features, norm, sample, top_k};
 use crate::device::{
-    CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead,
-    PAGE_TOKENS, Plan, Projections, TopK, VocabularyBias,
+    CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead, Plan, Projections,
+    TopK, VocabularyBias,
 };
 use crate::format::Format;
 
@@ -26,202 +28,13 @@ pub(super) const NORM_EPSILON_BEFORE_ANY_CACHE: f32 = 1e-5;
 /// Rows that one item takes of work that costs about a microsecond a row.
 const ROWS_AN_ITEM: usize = 8;
 
-/// A vector of f32.
-pub struct Vector(Vec<f32>);
-
-/// Activations `[rows_max, width]`, f32, row-major.
-pub struct Rows {
-    rows_max: usize,
-    width: usize,
-    data: Vec<f32>,
-}
-
-/// Keys, values and feature sums of one model, and what its passes need besides.
-pub struct CpuCache {
-    cache: Cache,
-    rope: Rope,
-    model: ModelShape,
-}
-
-/// Logits `[slots, V]`, f32, row-major.
-pub struct Logits {
-    slots: usize,
-    vocabulary: usize,
-    data: Vec<f32>,
-}
-
-/// The largest of everything in a plan, each plus one, so that checks need no walk over its rows.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bounds {
-    tokens: usize,
-    positions: usize,
-    slots: usize,
-    pages: usize,
-}
-
-fn refuse<T>(
-    operation: &'static str,
-    what: &'static str,
-    expected: impl ToString,
-    got: impl ToString,
-) -> Result<T, DeviceError> {
-    Err(DeviceError::Shape {
-        operation,
-        what,
-        expected: expected.to_string(),
-        got: got.to_string(),
-    })
-}
-
-fn check_equal(
-    operation: &'static str,
-    what: &'static str,
-    expected: usize,
-    got: usize,
-) -> Result<(), DeviceError> {
-    if got == expected {
-        Ok(())
-    } else {
-        refuse(operation, what, expected, got)
-    }
-}
-
-fn check_below(
-    operation: &'static str,
-    what: &'static str,
-    bound: usize,
-    got: usize,
-) -> Result<(), DeviceError> {
-    if got < bound {
-        Ok(())
-    } else {
-        refuse(operation, what, format!("below {bound}"), got)
-    }
-}
-
-/// Bounds are one more than the largest, so they may reach the size.
-fn check_within(
-    operation: &'static str,
-    what: &'static str,
-    size: usize,
-    bound: usize,
-) -> Result<(), DeviceError> {
-    if bound <= size {
-        Ok(())
-    } else {
-        refuse(operation, what, format!("below {size}"), bound - 1)
-    }
-}
-
-impl Bounds {
-    fn of(plan: &Plan) -> Result<Bounds, DeviceError> {
-        let mut bounds = Bounds::default();
-        for row in &plan.rows {
-            check_below(
-                "begin",
-                "a row's sequence",
-                plan.block_tables.len(),
-                row.sequence as usize,
-            )?;
-            let position = row.position as usize;
-            let table = &plan.block_tables[row.sequence as usize];
-            if table.len().saturating_mul(PAGE_TOKENS) < position {
-                return refuse(
-                    "begin",
-                    "a sequence's pages",
-                    position.div_ceil(PAGE_TOKENS),
-                    table.len(),
-                );
-            }
-            if row.response_count as usize > position + 1 {
-                return refuse(
-                    "begin",
-                    "a row's response count",
-                    format!("at most {}", position + 1),
-                    row.response_count,
-                );
-            }
-            bounds.tokens = bounds.tokens.max(row.token as usize + 1);
-            bounds.positions = bounds.positions.max(position + 1);
-            bounds.slots = bounds.slots.max(row.slot as usize + 1);
-        }
-        let pages = plan.block_tables.iter().flatten();
-        bounds.pages = pages.map(|&page| page as usize + 1).max().unwrap_or(0);
-        Ok(bounds)
-    }
-}
-
-impl Rows {
-    fn check(
-        &self,
-        operation: &'static str,
-        what: &'static str,
-        rows: usize,
-        width: usize,
-    ) -> Result<(), DeviceError> {
-        check_equal(operation, what, width, self.width)?;
-        if rows <= self.rows_max {
-            Ok(())
-        } else {
-            refuse(operation, what, format!("{rows} rows"), self.rows_max)
-        }
-    }
-
-    fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.width..][..self.width]
-    }
-}
-
-impl CpuCache {
-    /// Checks that a pass fits the cache and one of its layers.
-    fn check(
-        &self,
-        operation: &'static str,
-        bounds: &Bounds,
-        layer: usize,
-    ) -> Result<(), DeviceError> {
-        check_below(operation, "the layer", self.model.layers, layer)?;
-        self.check_plan(operation, bounds)
-    }
-
-    fn check_tap(
-        &self,
-        operation: &'static str,
-        bounds: &Bounds,
-        tap: usize,
-    ) -> Result<(), DeviceError> {
-        check_below(operation, "the tap", self.cache.taps().len(), tap)?;
-        self.check_plan(operation, bounds)
-    }
-
-    fn check_plan(&self, operation: &'static str, bounds: &Bounds) -> Result<(), DeviceError> {
-        check_within(operation, "a row's slot", self.cache.slots(), bounds.slots)?;
-        check_within(
-            operation,
-            "a sequence's page",
-            self.cache.pages(),
-            bounds.pages,
-        )?;
-        check_within(
-            operation,
-            "a row's position",
-            self.model.context_tokens,
-            bounds.positions,
-        )
-    }
-}
-
 impl Cpu {
     fn plan(&self, operation: &'static str) -> Result<&Plan, DeviceError> {
         plan_of(&self.plan, operation)
     }
 
     fn check_outside(&self, operation: &'static str) -> Result<(), DeviceError> {
-        if self.plan.is_none() {
-            Ok(())
-        } else {
-            refuse(operation, "the call", "outside a pass", "within one")
-        }
+        if self.plan.is_none() { Ok(()) } else { refuse(operation, "the call", "outside a pass", "within one") }
     }
 
     /// Prepares norms of some rows of x as the activations of `matrices`.
@@ -235,32 +48,42 @@ impl Cpu {
     ) {
         let formats: Vec<Format> = matrices.iter().map(|matrix| matrix.format()).collect();
         let (isa, epsilon) = (self.isa, self.norm_epsilon);
+<<<<<<< HEAD
         self.activations
             .prepare(&self.pool, isa, (rows, x.width), &formats, Source::Computed(&|row, out| norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out)));
+=======
+        self.activations.prepare(
+            &self.pool,
+            isa,
+            (rows, x.width),
+            &formats,
+            Source::Computed(&|row, out| norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out)),
+        );
+>>>>>>> kernels
     }
 }
 
 fn plan_of<'a>(plan: &'a Option<Plan>, operation: &'static str) -> Result<&'a Plan, DeviceError> {
     match plan {
         Some(plan) => Ok(plan),
-        None => refuse(
-            operation,
-            "the call",
-            "between begin and end",
-            "outside a pass",
-        ),
+        None => refuse(operation, "the call", "between begin and end", "outside a pass"),
     }
 }
 
-fn check_matrix(
-    operation: &'static str,
-    matrix: &Matrix,
-    n: usize,
-    k: usize,
-) -> Result<(), DeviceError> {
-    if (matrix.n(), matrix.k()) == (n, k) {
-        return Ok(());
+/// Combines the results of a tile with as many outputs as there are. A whole tile, which almost every one is,
+/// has its length known to the compiler.
+#[inline(always)]
+fn combine(out: &mut [f32], lanes: &Lanes, with: impl Fn(&mut f32, f32)) {
+    if let Ok(out) = <&mut Lanes>::try_from(&mut *out) {
+        for (out, result) in out.iter_mut().zip(lanes) {
+            with(out, *result);
+        }
+    } else {
+        for (out, result) in out.iter_mut().zip(lanes) {
+            with(out, *result);
+        }
     }
+<<<<<<< HEAD
     refuse(
         operation,
         "a matrix",
@@ -282,6 +105,8 @@ fn combine(out: &mut [f32], lanes: &Lanes, with: impl Fn(&mut f32, f32)) {
             with(out, *result);
         }
     }
+=======
+>>>>>>> kernels
 }
 
 impl Device for Cpu {
@@ -292,20 +117,10 @@ impl Device for Cpu {
     type Logits = Logits;
 
     fn info(&self) -> DeviceInfo {
-        DeviceInfo {
-            name: "cpu".into(),
-            isa: self.isa.isa().name().into(),
-            threads: self.pool.threads(),
-        }
+        DeviceInfo { name: "cpu".into(), isa: self.isa.isa().name().into(), threads: self.pool.threads() }
     }
 
-    fn matrix(
-        &mut self,
-        format: Format,
-        n: usize,
-        k: usize,
-        bytes: &[u8],
-    ) -> Result<Matrix, DeviceError> {
+    fn matrix(&mut self, format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Matrix, DeviceError> {
         Matrix::pack(format, n, k, bytes)
     }
 
@@ -314,51 +129,24 @@ impl Device for Cpu {
     }
 
     fn rows(&mut self, rows_max: usize, width: usize) -> Result<Rows, DeviceError> {
-        Ok(Rows {
-            rows_max,
-            width,
-            data: zeroed("rows", rows_max, width)?,
-        })
+        Ok(Rows { rows_max, width, data: zeroed("rows", rows_max, width)? })
     }
 
     fn cache(&mut self, model: &ModelShape, shape: &CacheShape) -> Result<CpuCache, DeviceError> {
-        let grouped = model.kv_heads > 0 && model.heads % model.kv_heads == 0;
+        let grouped = model.kv_heads > 0 && model.heads.is_multiple_of(model.kv_heads);
         if !grouped {
-            return refuse(
-                "cache",
-                "the number of heads",
-                format!("a multiple of {}", model.kv_heads),
-                model.heads,
-            );
+            return refuse("cache", "the number of heads", format!("a multiple of {}", model.kv_heads), model.heads);
         }
-        if model.head_width == 0 || model.head_width % 2 != 0 {
-            return refuse(
-                "cache",
-                "the width of a head",
-                "even and above 0",
-                model.head_width,
-            );
+        if model.head_width == 0 || !model.head_width.is_multiple_of(2) {
+            return refuse("cache", "the width of a head", "even and above 0", model.head_width);
         }
-        check_equal(
-            "cache",
-            "RoPE's frequencies",
-            model.head_width / 2,
-            model.rope_inverse_frequencies.len(),
-        )?;
+        check_equal("cache", "RoPE's frequencies", model.head_width / 2, model.rope_inverse_frequencies.len())?;
         self.norm_epsilon = model.norm_epsilon;
-        Ok(CpuCache {
-            cache: Cache::new(model, shape)?,
-            rope: Rope::new(model),
-            model: model.clone(),
-        })
+        Ok(CpuCache { cache: Cache::new(model, shape)?, rope: Rope::new(model), model: model.clone() })
     }
 
     fn logits(&mut self, slots: usize, vocabulary: usize) -> Result<Logits, DeviceError> {
-        Ok(Logits {
-            slots,
-            vocabulary,
-            data: zeroed("logits", slots, vocabulary)?,
-        })
+        Ok(Logits { slots, vocabulary, data: zeroed("logits", slots, vocabulary)? })
     }
 
     fn begin(&mut self, plan: &Plan) -> Result<(), DeviceError> {
@@ -405,11 +193,8 @@ impl Device for Cpu {
         let rows = self.plan(OPERATION)?.rows.len();
         cache.check(OPERATION, &self.bounds, layer)?;
         let model = &cache.model;
-        let (hidden, q_width, kv_width) = (
-            model.hidden,
-            model.heads * model.head_width,
-            model.kv_heads * model.head_width,
-        );
+        let (hidden, q_width, kv_width) =
+            (model.hidden, model.heads * model.head_width, model.kv_heads * model.head_width);
         x.check(OPERATION, "x", rows, hidden)?;
         q.check(OPERATION, "q", rows, q_width)?;
         check_equal(OPERATION, "the gain", hidden, gain.0.len())?;
@@ -428,6 +213,7 @@ impl Device for Cpu {
         self.keys.resize(rows * kv_width, 0.0);
         self.values.resize(rows * kv_width, 0.0);
         let widths = [q_width, kv_width, kv_width];
+<<<<<<< HEAD
         let outs = [
             Disjoint::new(&mut q.data),
             Disjoint::new(&mut self.keys),
@@ -452,9 +238,20 @@ impl Device for Cpu {
                     {
                         *out += bias;
                     }
+=======
+        let outs = [Disjoint::new(&mut q.data), Disjoint::new(&mut self.keys), Disjoint::new(&mut self.values)];
+        linear::run(&self.pool, self.isa, &self.activations, &matrices.map(|m| [m]), &|place, [lanes]| {
+            let start = place.row * widths[place.job];
+            // SAFETY: every place comes once.
+            let out = unsafe { outs[place.job].part(start + place.columns.start..start + place.columns.end) };
+            combine(out, lanes, |out, result| *out = result);
+            if let Some(biases) = weights.biases {
+                for (out, bias) in out.iter_mut().zip(&biases[place.job].0[place.columns.clone()]) {
+                    *out += bias;
+>>>>>>> kernels
                 }
-            },
-        );
+            }
+        });
 
         cache.rope.reserve(self.bounds.positions);
         let plan = plan_of(&self.plan, OPERATION)?;
@@ -464,34 +261,19 @@ impl Device for Cpu {
             for row in item * ROWS_AN_ITEM..rows.min((item + 1) * ROWS_AN_ITEM) {
                 let position = plan.rows[row].position as usize;
                 // SAFETY: every item has rows of its own.
-                rope.apply(position, unsafe {
-                    queries.part(row * q_width..(row + 1) * q_width)
-                });
+                rope.apply(position, unsafe { queries.part(row * q_width..(row + 1) * q_width) });
                 // SAFETY: as above.
-                rope.apply(position, unsafe {
-                    keys.part(row * kv_width..(row + 1) * kv_width)
-                });
+                rope.apply(position, unsafe { keys.part(row * kv_width..(row + 1) * kv_width) });
             }
         });
         for (row, plan_row) in plan.rows.iter().enumerate() {
             let range = row * kv_width..(row + 1) * kv_width;
-            cache.cache.store(
-                layer,
-                plan_row.slot as usize,
-                &self.keys[range.clone()],
-                &self.values[range],
-            );
+            cache.cache.store(layer, plan_row.slot as usize, &self.keys[range.clone()], &self.values[range]);
         }
         Ok(())
     }
 
-    fn attend(
-        &mut self,
-        q: &Rows,
-        cache: &CpuCache,
-        layer: usize,
-        out: &mut Rows,
-    ) -> Result<(), DeviceError> {
+    fn attend(&mut self, q: &Rows, cache: &CpuCache, layer: usize, out: &mut Rows) -> Result<(), DeviceError> {
         let plan = self.plan("attend")?;
         let rows = plan.rows.len();
         cache.check("attend", &self.bounds, layer)?;
@@ -499,24 +281,11 @@ impl Device for Cpu {
         q.check("attend", "q", rows, width)?;
         out.check("attend", "out", rows, width)?;
         let size = rows * width;
-        attention::attend(
-            self.isa,
-            &self.pool,
-            plan,
-            &q.data[..size],
-            &cache.cache,
-            layer,
-            &mut out.data[..size],
-        );
+        attention::attend(self.isa, &self.pool, plan, &q.data[..size], &cache.cache, layer, &mut out.data[..size]);
         Ok(())
     }
 
-    fn linear_add(
-        &mut self,
-        input: &Rows,
-        weight: &Matrix,
-        x: &mut Rows,
-    ) -> Result<(), DeviceError> {
+    fn linear_add(&mut self, input: &Rows, weight: &Matrix, x: &mut Rows) -> Result<(), DeviceError> {
         let rows = self.plan("linear_add")?.rows.len();
         input.check("linear_add", "the input", rows, weight.k())?;
         x.check("linear_add", "x", rows, weight.n())?;
@@ -529,6 +298,7 @@ impl Device for Cpu {
         );
         let width = x.width;
         let x = Disjoint::new(&mut x.data);
+<<<<<<< HEAD
         linear::run(
             &self.pool,
             self.isa,
@@ -541,6 +311,14 @@ impl Device for Cpu {
                 combine(x, lanes, |x, result| *x += result);
             },
         );
+=======
+        linear::run(&self.pool, self.isa, &self.activations, &[[weight]], &|place, [lanes]| {
+            let start = place.row * width;
+            // SAFETY: every place comes once.
+            let x = unsafe { x.part(start + place.columns.start..start + place.columns.end) };
+            combine(x, lanes, |x, result| *x += result);
+        });
+>>>>>>> kernels
         Ok(())
     }
 
@@ -560,6 +338,7 @@ impl Device for Cpu {
         self.prepare_norm(rows, &|row| row, x, gain, &[gate, up]);
         let (isa, width) = (self.isa, out.width);
         let out = Disjoint::new(&mut out.data);
+<<<<<<< HEAD
         linear::run(
             &self.pool,
             isa,
@@ -573,74 +352,42 @@ impl Device for Cpu {
                 combine(out, &silu_mul(isa, gate, up), |out, result| *out = result);
             },
         );
+=======
+        linear::run(&self.pool, isa, &self.activations, &[[gate, up]], &|place, [gate, up]| {
+            let start = place.row * width;
+            // SAFETY: every place comes once.
+            let out = unsafe { out.part(start + place.columns.start..start + place.columns.end) };
+            combine(out, &silu_mul(isa, gate, up), |out, result| *out = result);
+        });
+>>>>>>> kernels
         Ok(())
     }
 
-    fn accumulate(
-        &mut self,
-        x: &Rows,
-        tap: usize,
-        cache: &mut CpuCache,
-    ) -> Result<(), DeviceError> {
+    fn accumulate(&mut self, x: &Rows, tap: usize, cache: &mut CpuCache) -> Result<(), DeviceError> {
         let plan = self.plan("accumulate")?;
         cache.check_tap("accumulate", &self.bounds, tap)?;
         x.check("accumulate", "x", plan.rows.len(), cache.model.hidden)?;
-        cache
-            .cache
-            .accumulate(plan, tap, &x.data[..plan.rows.len() * x.width]);
+        cache.cache.accumulate(plan, tap, &x.data[..plan.rows.len() * x.width]);
         Ok(())
     }
 
-    fn values(
-        &mut self,
-        x: &Rows,
-        cache: &CpuCache,
-        head: &LinearHead,
-    ) -> Result<Vec<f32>, DeviceError> {
+    fn values(&mut self, x: &Rows, cache: &CpuCache, head: &LinearHead) -> Result<Vec<f32>, DeviceError> {
         let plan = self.plan("values")?;
         let hidden = cache.model.hidden;
         cache.check_tap("values", &self.bounds, head.tap)?;
         x.check("values", "x", plan.rows.len(), hidden)?;
-        check_equal(
-            "values",
-            "the head's weights of the residual stream",
-            hidden,
-            head.residual.len(),
-        )?;
-        check_equal(
-            "values",
-            "the head's weights of the mean",
-            hidden,
-            head.mean.len(),
-        )?;
-        Ok(features::values(
-            self.isa,
-            plan,
-            &x.data[..plan.rows.len() * hidden],
-            &cache.cache,
-            head,
-        ))
+        check_equal("values", "the head's weights of the residual stream", hidden, head.residual.len())?;
+        check_equal("values", "the head's weights of the mean", hidden, head.mean.len())?;
+        Ok(features::values(self.isa, plan, &x.data[..plan.rows.len() * hidden], &cache.cache, head))
     }
 
-    fn project(
-        &mut self,
-        x: &Rows,
-        cache: &CpuCache,
-        head: &OnePassHead,
-    ) -> Result<Vec<f32>, DeviceError> {
+    fn project(&mut self, x: &Rows, cache: &CpuCache, head: &OnePassHead) -> Result<Vec<f32>, DeviceError> {
         let plan = self.plan("project")?;
         let hidden = cache.model.hidden;
         cache.check_tap("project", &self.bounds, head.tap)?;
         x.check("project", "x", plan.rows.len(), hidden)?;
         check_one_pass("project", head, hidden)?;
-        Ok(features::project(
-            self.isa,
-            &self.pool,
-            plan,
-            &x.data[..plan.rows.len() * hidden],
-            &cache.cache,
-            head,
-        ))
+        Ok(features::project(self.isa, &self.pool, plan, &x.data[..plan.rows.len() * hidden], &cache.cache, head))
     }
 
     fn score_tokens(
@@ -652,100 +399,47 @@ impl Device for Cpu {
     ) -> Result<Vec<f32>, DeviceError> {
         let hidden = table.k();
         check_one_pass("score_tokens", head, hidden)?;
-        check_equal(
-            "score_tokens",
-            "the projection",
-            head.rank,
-            projection.len(),
-        )?;
+        check_equal("score_tokens", "the projection", head.rank, projection.len())?;
         let mut embeddings = vec![0.0; tokens.len() * hidden];
         for (&token, out) in tokens.iter().zip(embeddings.chunks_exact_mut(hidden)) {
             check_below("score_tokens", "a token", table.n(), token as usize)?;
             table.read_row(token as usize, out)?;
         }
-        Ok(features::score(
-            self.isa,
-            head,
-            projection,
-            &embeddings,
-            tokens,
-        ))
+        Ok(features::score(self.isa, head, projection, &embeddings, tokens))
     }
 
-    fn read_features(
-        &mut self,
-        x: &Rows,
-        tap: usize,
-        cache: &CpuCache,
-        out: &mut Vec<f32>,
-    ) -> Result<(), DeviceError> {
+    fn read_features(&mut self, x: &Rows, tap: usize, cache: &CpuCache, out: &mut Vec<f32>) -> Result<(), DeviceError> {
         let plan = self.plan("read_features")?;
         let hidden = cache.model.hidden;
         cache.check_tap("read_features", &self.bounds, tap)?;
         x.check("read_features", "x", plan.rows.len(), hidden)?;
-        features::read_features(
-            plan,
-            &x.data[..plan.rows.len() * hidden],
-            hidden,
-            &cache.cache,
-            tap,
-            out,
-        );
+        features::read_features(plan, &x.data[..plan.rows.len() * hidden], hidden, &cache.cache, tap, out);
         Ok(())
     }
 
-    fn copy_rows(
-        &mut self,
-        from: &Rows,
-        rows: &[u32],
-        to: &mut Rows,
-        start: usize,
-    ) -> Result<(), DeviceError> {
+    fn copy_rows(&mut self, from: &Rows, rows: &[u32], to: &mut Rows, start: usize) -> Result<(), DeviceError> {
         self.check_outside("copy_rows")?;
         check_equal("copy_rows", "the target's width", from.width, to.width)?;
         if start > to.rows_max || rows.len() > to.rows_max - start {
             let got = format!("{} rows from {start}", rows.len());
-            return refuse(
-                "copy_rows",
-                "the target's range",
-                format!("within {} rows", to.rows_max),
-                got,
-            );
+            return refuse("copy_rows", "the target's range", format!("within {} rows", to.rows_max), got);
         }
         for &row in rows {
             check_below("copy_rows", "a row", from.rows_max, row as usize)?;
         }
-        for (&row, to) in rows
-            .iter()
-            .zip(to.data[start * from.width..].chunks_exact_mut(from.width.max(1)))
-        {
+        for (&row, to) in rows.iter().zip(to.data[start * from.width..].chunks_exact_mut(from.width.max(1))) {
             to.copy_from_slice(from.row(row as usize));
         }
         Ok(())
     }
 
-    fn commit(
-        &mut self,
-        cache: &mut CpuCache,
-        copies: &[(u32, u32)],
-        layers: Range<usize>,
-    ) -> Result<(), DeviceError> {
+    fn commit(&mut self, cache: &mut CpuCache, copies: &[(u32, u32)], layers: Range<usize>) -> Result<(), DeviceError> {
         self.check_outside("commit")?;
         if layers.start > layers.end || layers.end > cache.model.layers {
-            return refuse(
-                "commit",
-                "the layers",
-                format!("within 0..{}", cache.model.layers),
-                format!("{layers:?}"),
-            );
+            return refuse("commit", "the layers", format!("within 0..{}", cache.model.layers), format!("{layers:?}"));
         }
         for &(from, to) in copies {
-            check_below(
-                "commit",
-                "a slot",
-                cache.cache.slots(),
-                from.max(to) as usize,
-            )?;
+            check_below("commit", "a slot", cache.cache.slots(), from.max(to) as usize)?;
         }
         cache.cache.commit(copies, layers);
         Ok(())
@@ -761,21 +455,11 @@ impl Device for Cpu {
     ) -> Result<(), DeviceError> {
         x.check("head", "x", 0, table.k())?;
         check_equal("head", "the gain", x.width, gain.0.len())?;
-        check_equal(
-            "head",
-            "the logits' vocabulary",
-            table.n(),
-            logits.vocabulary,
-        )?;
+        check_equal("head", "the logits' vocabulary", table.n(), logits.vocabulary)?;
         let mut slots: Vec<u32> = rows.iter().map(|&(_, slot)| slot).collect();
         slots.sort_unstable();
         if let Some(pair) = slots.windows(2).find(|pair| pair[0] == pair[1]) {
-            return refuse(
-                "head",
-                "a slot",
-                "written once",
-                format!("{} twice", pair[0]),
-            );
+            return refuse("head", "a slot", "written once", format!("{} twice", pair[0]));
         }
         for &(row, slot) in rows {
             check_below("head", "a row", x.rows_max, row as usize)?;
@@ -784,6 +468,7 @@ impl Device for Cpu {
         self.prepare_norm(rows.len(), &|row| rows[row].0 as usize, x, gain, &[table]);
         let vocabulary = logits.vocabulary;
         let logits = Disjoint::new(&mut logits.data);
+<<<<<<< HEAD
         linear::run(
             &self.pool,
             self.isa,
@@ -797,6 +482,14 @@ impl Device for Cpu {
                 combine(out, lanes, |out, result| *out = result);
             },
         );
+=======
+        linear::run(&self.pool, self.isa, &self.activations, &[[table]], &|place, [lanes]| {
+            let start = rows[place.row].1 as usize * vocabulary;
+            // SAFETY: every place comes once, and no slot occurs twice.
+            let out = unsafe { logits.part(start + place.columns.start..start + place.columns.end) };
+            combine(out, lanes, |out, result| *out = result);
+        });
+>>>>>>> kernels
         Ok(())
     }
 
@@ -807,29 +500,14 @@ impl Device for Cpu {
         k: usize,
         vocabulary: &[VocabularyBias],
     ) -> Result<TopK, DeviceError> {
-        Ok(top_k::top_k(
-            self.isa,
-            &self.pool,
-            logits.slot("top_k", slot)?,
-            k,
-            vocabulary,
-        ))
+        Ok(top_k::top_k(self.isa, &self.pool, logits.slot("top_k", slot)?, k, vocabulary))
     }
 
-    fn sample(
-        &mut self,
-        logits: &Logits,
-        draws: &[Draw],
-    ) -> Result<Vec<Option<Drawn>>, DeviceError> {
+    fn sample(&mut self, logits: &Logits, draws: &[Draw]) -> Result<Vec<Option<Drawn>>, DeviceError> {
         sample::sample(self.isa, &self.pool, &logits.data, logits.vocabulary, draws)
     }
 
-    fn read_logits(
-        &mut self,
-        logits: &Logits,
-        slot: u32,
-        out: &mut Vec<f32>,
-    ) -> Result<(), DeviceError> {
+    fn read_logits(&mut self, logits: &Logits, slot: u32, out: &mut Vec<f32>) -> Result<(), DeviceError> {
         let row = logits.slot("read_logits", slot)?;
         out.clear();
         out.extend_from_slice(row);
@@ -841,48 +519,5 @@ impl Device for Cpu {
         out.clear();
         out.extend_from_slice(&x.data[..rows * x.width]);
         Ok(())
-    }
-}
-
-impl Logits {
-    fn slot(&self, operation: &'static str, slot: u32) -> Result<&[f32], DeviceError> {
-        check_below(operation, "the slot", self.slots, slot as usize)?;
-        Ok(&self.data[slot as usize * self.vocabulary..][..self.vocabulary])
-    }
-}
-
-fn check_one_pass(
-    operation: &'static str,
-    head: &OnePassHead,
-    hidden: usize,
-) -> Result<(), DeviceError> {
-    let rank = head.rank;
-    if !(1..=64).contains(&rank) {
-        return refuse(operation, "the head's rank", "from 1 to 64", rank);
-    }
-    check_equal(
-        operation,
-        "the head's state matrix",
-        rank * (2 * hidden + 2),
-        head.state.len(),
-    )?;
-    check_equal(
-        operation,
-        "the head's embedding matrix",
-        rank * hidden,
-        head.embedding.len(),
-    )
-}
-
-fn zeroed(what: &'static str, rows: usize, width: usize) -> Result<Vec<f32>, DeviceError> {
-    match rows.checked_mul(width) {
-        // Zeroed memory comes from the system as it is touched.
-        Some(size) if size <= isize::MAX as usize / 4 => Ok(vec![0.0; size]),
-        _ => refuse(
-            "allocation",
-            what,
-            "a size that fits the address space",
-            format!("{rows} by {width}"),
-        ),
     }
 }

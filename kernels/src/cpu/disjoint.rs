@@ -21,11 +21,7 @@ unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 impl<'a, T> Disjoint<'a, T> {
     /// Borrows a slice for the time of one operation.
     pub(crate) fn new(slice: &'a mut [T]) -> Disjoint<'a, T> {
-        Disjoint {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            slice: PhantomData,
-        }
+        Disjoint { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
     /// A part of the slice.
@@ -35,19 +31,10 @@ impl<'a, T> Disjoint<'a, T> {
     ///
     /// # Safety
     /// While the part lives, no other part that overlaps it may exist, on any thread.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "that parts do not overlap is the contract of this function"
-    )]
+    #[expect(clippy::mut_from_ref, reason = "that parts do not overlap is the contract of this function")]
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "{range:?} of {}",
-            self.len
-        );
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         // SAFETY: the range lies within the borrowed slice, and the caller promises that nobody else has it.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start)
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
     }
 }

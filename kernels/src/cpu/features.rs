@@ -18,13 +18,7 @@ use crate::device::{LinearHead, OnePassHead, Plan, Row};
 const ROWS_PER_TASK: usize = 16;
 
 /// The head's value of every row, `[R]`; `x`: `[R, H]`. After [`Cache::accumulate`] of its tap.
-pub(crate) fn values(
-    isa: Detected,
-    plan: &Plan,
-    x: &[f32],
-    cache: &Cache,
-    head: &LinearHead,
-) -> Vec<f32> {
+pub(crate) fn values(isa: Detected, plan: &Plan, x: &[f32], cache: &Cache, head: &LinearHead) -> Vec<f32> {
     let mut mean = vec![0.0; head.residual.len()];
     let rows = plan.rows.iter().zip(x.chunks_exact(head.residual.len()));
     rows.map(|(row, x)| {
@@ -50,27 +44,15 @@ pub(crate) fn project(
         return out;
     }
     let width = head.embedding.len() / head.rank;
-    let chunks: Vec<_> = out
-        .chunks_mut(ROWS_PER_TASK * head.rank)
-        .map(Mutex::new)
-        .collect();
+    let chunks: Vec<_> = out.chunks_mut(ROWS_PER_TASK * head.rank).map(Mutex::new).collect();
     pool.for_each(chunks.len(), &|task| {
         let mut mean = vec![0.0; width];
-        let mut out = chunks[task]
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut out = chunks[task].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (i, out) in out.chunks_exact_mut(head.rank).enumerate() {
             let index = task * ROWS_PER_TASK + i;
             let row = &plan.rows[index];
             running_mean(row, cache, head.tap, &mut mean);
-            project_row(
-                isa,
-                &x[index * width..][..width],
-                &mean,
-                row.remaining,
-                &head.state,
-                out,
-            );
+            project_row(isa, &x[index * width..][..width], &mean, row.remaining, &head.state, out);
         }
     });
     out
@@ -88,18 +70,12 @@ pub(crate) fn score(
     let width = head.embedding.len() / head.rank.max(1);
     let mut direction = vec![0.0; width];
     // Bᵀp once, then one dot product a token, instead of rank of them.
-    for (p, b) in projection
-        .iter()
-        .zip(head.embedding.chunks_exact(width.max(1)))
-    {
+    for (p, b) in projection.iter().zip(head.embedding.chunks_exact(width.max(1))) {
         add_scaled(isa, *p, b, &mut direction);
     }
     let mut out = vec![0.0; tokens.len()];
     for (i, (out, token)) in out.iter_mut().zip(tokens).enumerate() {
-        let bias = head
-            .token_bias
-            .get(*token as usize)
-            .map_or(0.0, |bias| bias.to_f32());
+        let bias = head.token_bias.get(*token as usize).map_or(0.0, |bias| bias.to_f32());
         *out = product(isa, &direction, &embeddings[i * width..][..width]) + bias;
     }
     out
@@ -107,14 +83,7 @@ pub(crate) fn score(
 
 /// Appends the features of every row, `[R, 2H + 2]` row-major; `x`: `[R, hidden]`. After
 /// [`Cache::accumulate`] of the tap.
-pub(crate) fn read_features(
-    plan: &Plan,
-    x: &[f32],
-    hidden: usize,
-    cache: &Cache,
-    tap: usize,
-    out: &mut Vec<f32>,
-) {
+pub(crate) fn read_features(plan: &Plan, x: &[f32], hidden: usize, cache: &Cache, tap: usize, out: &mut Vec<f32>) {
     let mut mean = vec![0.0; hidden];
     out.reserve(plan.rows.len() * (2 * hidden + 2));
     for (row, x) in plan.rows.iter().zip(x.chunks_exact(hidden)) {
@@ -152,14 +121,7 @@ for_every_isa! {
 }
 
 #[inline(always)]
-fn project_one<S: Simd>(
-    s: S,
-    x: &[f32],
-    mean: &[f32],
-    remaining: f32,
-    state: &[f32],
-    out: &mut [f32],
-) {
+fn project_one<S: Simd>(s: S, x: &[f32], mean: &[f32], remaining: f32, state: &[f32], out: &mut [f32]) {
     let width = x.len();
     for (out, a) in out.iter_mut().zip(state.chunks_exact(2 * width + 2)) {
         let products = dot(s, &a[..width], x) + dot(s, &a[width..2 * width], mean);
@@ -209,14 +171,7 @@ mod tests {
             rope_pairing: RopePairing::Halves,
             rope_inverse_frequencies: vec![1.0],
         };
-        let mut cache = Cache::new(
-            &model,
-            &CacheShape {
-                pages: 2,
-                taps: vec![1, 3],
-            },
-        )
-        .expect("a small cache");
+        let mut cache = Cache::new(&model, &CacheShape { pages: 2, taps: vec![1, 3] }).expect("a small cache");
         let row = |i: u32| Row {
             token: 0,
             position: i,
@@ -225,20 +180,14 @@ mod tests {
             response_count: (i + 1).saturating_sub(4),
             remaining: 1.0 - i as f32 / 64.0,
         };
-        let plan = Plan {
-            rows: (0..ROWS as u32).map(row).collect(),
-            block_tables: vec![vec![1, 0]],
-        };
+        let plan = Plan { rows: (0..ROWS as u32).map(row).collect(), block_tables: vec![vec![1, 0]] };
         let x = random.bells(ROWS * HIDDEN, 2.0);
         cache.accumulate(&plan, 1, &x);
         (plan, x, cache)
     }
 
     fn dot(a: &[f32], b: &[f32]) -> f64 {
-        a.iter()
-            .zip(b)
-            .map(|(a, b)| f64::from(*a) * f64::from(*b))
-            .sum()
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     }
 
     fn one_pass(random: &mut Random) -> OnePassHead {
@@ -247,11 +196,7 @@ mod tests {
             rank: RANK,
             state: random.bells(RANK * (2 * HIDDEN + 2), 1.0),
             embedding: random.bells(RANK * HIDDEN, 1.0),
-            token_bias: random
-                .bells(10, 1.0)
-                .into_iter()
-                .map(f16::from_f32)
-                .collect(),
+            token_bias: random.bells(10, 1.0).into_iter().map(f16::from_f32).collect(),
         }
     }
 
@@ -265,11 +210,7 @@ mod tests {
             assert_eq!(features[..HIDDEN], x[i * HIDDEN..][..HIDDEN]);
             for d in 0..HIDDEN {
                 let response = (4..=i).map(|row| f64::from(x[row * HIDDEN + d]));
-                let mean = if i < 4 {
-                    0.0
-                } else {
-                    response.sum::<f64>() / (i - 3) as f64
-                };
+                let mean = if i < 4 { 0.0 } else { response.sum::<f64>() / (i - 3) as f64 };
                 assert!((f64::from(features[HIDDEN + d]) - mean).abs() <= 1e-5);
             }
             assert_eq!(features[2 * HIDDEN..], [plan.rows[i].remaining, 1.0]);
@@ -309,10 +250,7 @@ mod tests {
                 all.push(bits(&[values.clone(), projected].concat()));
             }
         }
-        assert!(
-            all.windows(2).all(|pair| pair[0] == pair[1]),
-            "the same bits everywhere"
-        );
+        assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "the same bits everywhere");
         assert!(all[0].len() == ROWS * (1 + RANK));
     }
 
@@ -324,18 +262,8 @@ mod tests {
         let isa = every_isa().pop().expect("scalar");
         let together = project(isa, &Pool::new(2), &plan, &x, &cache, &head);
         for i in [0, 3, 4, 39] {
-            let alone = Plan {
-                rows: vec![plan.rows[i]],
-                block_tables: plan.block_tables.clone(),
-            };
-            let alone = project(
-                isa,
-                &Pool::new(1),
-                &alone,
-                &x[i * HIDDEN..][..HIDDEN],
-                &cache,
-                &head,
-            );
+            let alone = Plan { rows: vec![plan.rows[i]], block_tables: plan.block_tables.clone() };
+            let alone = project(isa, &Pool::new(1), &alone, &x[i * HIDDEN..][..HIDDEN], &cache, &head);
             assert_eq!(bits(&alone), bits(&together[i * RANK..][..RANK]));
         }
     }
@@ -348,20 +276,13 @@ mod tests {
         let tokens = [3, 9, 0, 3, 10];
         let table = random.bells(11 * HIDDEN, 1.0);
         let row = |token: u32| &table[token as usize * HIDDEN..][..HIDDEN];
-        let embeddings: Vec<f32> = tokens
-            .iter()
-            .flat_map(|token| row(*token))
-            .copied()
-            .collect();
+        let embeddings: Vec<f32> = tokens.iter().flat_map(|token| row(*token)).copied().collect();
         for isa in every_isa() {
             let scores = score(isa, &head, &projection, &embeddings, &tokens);
             for (token, score_of) in tokens.iter().zip(&scores) {
                 let products = projection.iter().zip(head.embedding.chunks_exact(HIDDEN));
                 let products = products.map(|(p, b)| f64::from(*p) * dot(b, row(*token)));
-                let bias = head
-                    .token_bias
-                    .get(*token as usize)
-                    .map_or(0.0, |bias| bias.to_f64());
+                let bias = head.token_bias.get(*token as usize).map_or(0.0, |bias| bias.to_f64());
                 assert!((f64::from(*score_of) - (products.sum::<f64>() + bias)).abs() <= 1e-3);
                 let alone = score(isa, &head, &projection, row(*token), &[*token]);
                 assert_eq!(alone[0].to_bits(), score_of.to_bits());

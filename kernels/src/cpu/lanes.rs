@@ -16,8 +16,6 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     /// Eight f64 accumulators.
     type W: Copy;
-    /// Eight u64 accumulators.
-    type I: Copy;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; 8]) -> Self::F;
@@ -53,10 +51,8 @@ pub(crate) trait Simd: Copy {
     /// Lanes added in the order of [`Simd::sum`].
     fn wide_sum(self, acc: Self::W) -> f64;
 
-    fn weights_zero(self) -> Self::I;
-    /// acc + floor(e · 2^40), for e from 0 to 1.
-    fn weights_add(self, acc: Self::I, e: Self::F) -> Self::I;
-    fn weights_sum(self, acc: Self::I) -> u64;
+    /// acc + floor(e · 2^40) for e from 0 to 1: exact below 2^53, so for at most 2^13 additions.
+    fn weights_add(self, acc: Self::W, e: Self::F) -> Self::W;
 }
 
 /// The order of [`Simd::sum`] for eight numbers.
@@ -69,14 +65,16 @@ macro_rules! tree {
 /// [`crate::sampling::exp`], eight at a time, bit for bit.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let clamped = s.min(x, s.splat(EXP_CEILING));
-    let rounded = s.mul_add(clamped, s.splat(std::f32::consts::LOG2_E), s.splat(ROUNDER));
+    let e = exp_of_difference(s, s.min(x, s.splat(EXP_CEILING)));
+    s.where_above(x, s.splat(EXP_FLOOR), e)
+}
+
+/// [`exp`] of what is not above its ceiling: a difference to a maximum, or NaN.
+#[inline(always)]
+pub(crate) fn exp_of_difference<S: Simd>(s: S, x: S::F) -> S::F {
+    let rounded = s.mul_add(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUNDER));
     let n = s.sub(rounded, s.splat(ROUNDER));
-    let r = s.mul_add(
-        n,
-        s.splat(-LN_2[1]),
-        s.mul_add(n, s.splat(-LN_2[0]), clamped),
-    );
+    let r = s.mul_add(n, s.splat(-LN_2[1]), s.mul_add(n, s.splat(-LN_2[0]), x));
     let mut p = s.splat(EXP_POLYNOMIAL[0]);
     for c in &EXP_POLYNOMIAL[1..] {
         p = s.mul_add(p, r, s.splat(*c));
@@ -146,7 +144,6 @@ fn each<T: Copy, U: Copy>(a: [T; 8], b: [T; 8], f: impl Fn(T, T) -> U) -> [U; 8]
 impl Simd for Scalar {
     type F = [f32; 8];
     type W = [f64; 8];
-    type I = [u64; 8];
 
     fn splat(self, x: f32) -> [f32; 8] {
         [x; 8]
@@ -198,10 +195,7 @@ impl Simd for Scalar {
     }
     fn largest(self, x: [f32; 8]) -> f32 {
         let half = |a: f32, b: f32| if a > b { a } else { b };
-        half(
-            half(half(x[0], x[4]), half(x[2], x[6])),
-            half(half(x[1], x[5]), half(x[3], x[7])),
-        )
+        half(half(half(x[0], x[4]), half(x[2], x[6])), half(half(x[1], x[5]), half(x[3], x[7])))
     }
     fn wide_zero(self) -> [f64; 8] {
         [0.0; 8]
@@ -210,23 +204,13 @@ impl Simd for Scalar {
         each(acc, x.map(f64::from), |a, b| a + b)
     }
     fn wide_mul_add(self, acc: [f64; 8], a: [f32; 8], b: [f32; 8]) -> [f64; 8] {
-        each(
-            acc,
-            each(a, b, |a, b| f64::from(a) * f64::from(b)),
-            |a, b| a + b,
-        )
+        each(acc, each(a, b, |a, b| f64::from(a) * f64::from(b)), |a, b| a + b)
     }
     fn wide_sum(self, acc: [f64; 8]) -> f64 {
         tree!(acc)
     }
-    fn weights_zero(self) -> [u64; 8] {
-        [0; 8]
-    }
-    fn weights_add(self, acc: [u64; 8], e: [f32; 8]) -> [u64; 8] {
-        each(acc, e.map(crate::sampling::weight_of), |a, b| a + b)
-    }
-    fn weights_sum(self, acc: [u64; 8]) -> u64 {
-        acc.iter().sum()
+    fn weights_add(self, acc: [f64; 8], e: [f32; 8]) -> [f64; 8] {
+        each(acc, e.map(|e| crate::sampling::weight_of(e) as f64), |acc, w| acc + w)
     }
 }
 
@@ -266,7 +250,6 @@ mod avx2 {
     impl Simd for Avx2 {
         type F = __m256;
         type W = [__m256d; 2];
-        type I = [__m256i; 2];
 
         method!(splat(x: f32) -> __m256 = _mm256_set1_ps(x));
         method!(load(x: &[f32; 8]) -> __m256 = _mm256_loadu_ps(x.as_ptr()));
@@ -318,16 +301,10 @@ mod avx2 {
             tree!(x)
         });
 
-        method!(weights_zero() -> [__m256i; 2] = [_mm256_setzero_si256(); 2]);
-        method!(weights_add(acc: [__m256i; 2], e: __m256) -> [__m256i; 2] = {
-            let [low, high] = widen(_mm256_mul_ps(e, _mm256_set1_ps((1u64 << WEIGHT_BITS) as f32)));
-            [_mm256_add_epi64(acc[0], whole(low)), _mm256_add_epi64(acc[1], whole(high))]
-        });
-        method!(weights_sum(acc: [__m256i; 2]) -> u64 = {
-            let mut x = [0u64; 8];
-            _mm256_storeu_si256(x.as_mut_ptr().cast(), acc[0]);
-            _mm256_storeu_si256(x[4..].as_mut_ptr().cast(), acc[1]);
-            x.iter().sum()
+        method!(weights_add(acc: [__m256d; 2], e: __m256) -> [__m256d; 2] = {
+            let scaled = _mm256_mul_ps(e, _mm256_set1_ps((1u64 << WEIGHT_BITS) as f32));
+            let [low, high] = widen(_mm256_floor_ps(scaled));
+            [_mm256_add_pd(acc[0], low), _mm256_add_pd(acc[1], high)]
         });
     }
 
@@ -336,26 +313,7 @@ mod avx2 {
     #[inline(always)]
     unsafe fn widen(x: __m256) -> [__m256d; 2] {
         // SAFETY: the caller's.
-        unsafe {
-            [
-                _mm256_cvtps_pd(_mm256_castps256_ps128(x)),
-                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(x)),
-            ]
-        }
-    }
-
-    /// floor of four f64 from 0 to below 2^52, as integers: added to 2^52, a whole number stands in the mantissa.
-    ///
-    /// # Safety
-    /// The processor has AVX2.
-    #[inline(always)]
-    unsafe fn whole(x: __m256d) -> __m256i {
-        // SAFETY: the caller's.
-        unsafe {
-            let two_52 = _mm256_set1_pd((1u64 << 52) as f64);
-            let sum = _mm256_add_pd(_mm256_floor_pd(x), two_52);
-            _mm256_castpd_si256(_mm256_xor_pd(sum, two_52))
-        }
+        unsafe { [_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(x))] }
     }
 }
 
@@ -401,48 +359,29 @@ mod tests {
             let mut plain = [0.0; 8];
             s.store(result, &mut plain);
             // A NaN's payload is nobody's business.
-            out.extend(plain.map(|x| {
-                if x.is_nan() {
-                    u64::MAX
-                } else {
-                    u64::from(x.to_bits())
-                }
-            }));
+            out.extend(plain.map(|x| if x.is_nan() { u64::MAX } else { u64::from(x.to_bits()) }));
         }
         out.push(u64::from(s.above(a, b)));
         out.extend([s.sum(b), s.largest(b)].map(|x| u64::from(x.to_bits())));
         let wide = s.wide_mul_add(s.wide_add(s.wide_zero(), b), b, b);
         out.push(s.wide_sum(wide).to_bits());
         let e = exp(s, s.sub(b, s.splat(60.0)));
-        out.push(s.weights_sum(s.weights_add(s.weights_add(s.weights_zero(), e), s.splat(1.0))));
+        let weights = s.weights_add(s.weights_add(s.wide_zero(), e), s.splat(1.0));
+        out.push(s.wide_sum(weights) as u64);
         out
     }
 
     #[test]
     fn every_operation_gives_the_same_bits_everywhere() {
         let mut random = Random(1);
-        let special = [
-            f32::NAN,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            0.0,
-            -0.0,
-            f32::MAX,
-            1e-40,
-        ];
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::MAX, 1e-40];
         for _ in 0..2000 {
             let mut x: [f32; 8] = std::array::from_fn(|_| 20.0 * random.bell());
             x[random.below(8)] = special[random.below(special.len())];
             let y: [f32; 8] = std::array::from_fn(|_| 20.0 * random.bell());
             let half: [u16; 8] = std::array::from_fn(|_| random.next() as u16);
-            let all: Vec<_> = every_isa()
-                .into_iter()
-                .map(|isa| everything(isa, &x, &y, &half))
-                .collect();
-            assert!(
-                all.windows(2).all(|pair| pair[0] == pair[1]),
-                "{x:?} {y:?} {half:?}"
-            );
+            let all: Vec<_> = every_isa().into_iter().map(|isa| everything(isa, &x, &y, &half)).collect();
+            assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{x:?} {y:?} {half:?}");
         }
     }
 
@@ -452,16 +391,7 @@ mod tests {
         for round in 0..20_000 {
             let mut x: [f32; 8] = std::array::from_fn(|_| -100.0 * random.symmetric());
             if round % 50 == 0 {
-                x = [
-                    0.0,
-                    -0.0,
-                    f32::NAN,
-                    f32::INFINITY,
-                    f32::NEG_INFINITY,
-                    EXP_FLOOR,
-                    EXP_CEILING,
-                    f32::MIN,
-                ];
+                x = [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, EXP_FLOOR, EXP_CEILING, f32::MIN];
             }
             for isa in every_isa() {
                 let mut out = [f32::NAN; 8];
@@ -480,20 +410,10 @@ mod tests {
         let mut random = Random(3);
         for length in (0..70).chain([576, 1153]) {
             let (a, b) = (random.bells(length, 1.0), random.bells(length, 1.0));
-            let expected: f64 = a
-                .iter()
-                .zip(&b)
-                .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                .sum();
-            let found: Vec<f32> = every_isa()
-                .into_iter()
-                .map(|isa| product(isa, &a, &b))
-                .collect();
+            let expected: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let found: Vec<f32> = every_isa().into_iter().map(|isa| product(isa, &a, &b)).collect();
             assert!((f64::from(found[0]) - expected).abs() <= 1e-4, "{length}");
-            assert!(
-                found.iter().all(|x| x.to_bits() == found[0].to_bits()),
-                "{length}"
-            );
+            assert!(found.iter().all(|x| x.to_bits() == found[0].to_bits()), "{length}");
         }
     }
 }

@@ -60,9 +60,7 @@ pub(crate) fn run<const W: usize>(
     if panels == 0 {
         return;
     }
-    let panels_an_item = (ROWS_AN_ITEM * panels)
-        .div_ceil(activations.rows())
-        .min(panels);
+    let panels_an_item = (ROWS_AN_ITEM * panels).div_ceil(activations.rows()).min(panels);
     let panel_runs = panels.div_ceil(panels_an_item);
     let cut = Cut::new(pool.threads(), panel_runs, jobs);
     let tile_runs = cut.first_runs.last().copied().unwrap_or(0);
@@ -79,14 +77,10 @@ pub(crate) fn run<const W: usize>(
                 for (matrix, results) in matrices.iter().zip(&mut results) {
                     tile::multiply(isa, &matrix.tile(index), &panel, &mut results[..panel.rows]);
                 }
-                for row in 0..panel.rows {
-                    let place = Place {
-                        job,
-                        row: panel.first + row,
-                        columns: columns.clone(),
-                    };
+                (0..panel.rows).for_each(|row| {
+                    let place = Place { job, row: panel.first + row, columns: columns.clone() };
                     sink(place, std::array::from_fn(|w| &results[w][row]));
-                }
+                });
             }
         }
     });
@@ -102,11 +96,8 @@ struct Cut {
 impl Cut {
     fn new<const W: usize>(threads: usize, panel_runs: usize, jobs: &[[&Matrix; W]]) -> Cut {
         let tiles: usize = jobs.iter().map(|matrices| matrices[0].tiles()).sum();
-        let bytes: usize = jobs
-            .iter()
-            .flatten()
-            .map(|matrix| matrix.tiles() * matrix.blocks() * quant_bytes(matrix.format()))
-            .sum();
+        let bytes: usize =
+            jobs.iter().flatten().map(|matrix| matrix.tiles() * matrix.blocks() * quant_bytes(matrix.format())).sum();
         let wanted = (threads * ITEMS_A_THREAD).div_ceil(panel_runs);
         let least = (ITEM_BYTES_MIN * tiles).div_ceil(bytes.max(1));
         let tiles_a_run = tiles.div_ceil(wanted).max(least).max(1);
@@ -116,9 +107,6 @@ impl Cut {
             runs += matrices[0].tiles().div_ceil(tiles_a_run);
             first_runs.push(runs);
         }
-        Cut {
-            tiles_a_run,
-            first_runs,
-        }
+        Cut { tiles_a_run, first_runs }
     }
 }

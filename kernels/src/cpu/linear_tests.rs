@@ -75,10 +75,7 @@ fn multiply(isa: Isa, threads: usize, matrix: &Matrix, values: &[f32]) -> Vec<f3
         let start = place.row * n;
         let mut out = out.lock().expect("no sink panics");
         let out = &mut out[start + place.columns.start..start + place.columns.end];
-        assert!(
-            out.iter().all(|value| value.is_nan()),
-            "an output came twice"
-        );
+        assert!(out.iter().all(|value| value.is_nan()), "an output came twice");
         out.copy_from_slice(&lanes[..place.columns.len()]);
     });
     out.into_inner().expect("no sink panics")
@@ -104,38 +101,24 @@ fn check(format: Format, rows: usize, n: usize, k: usize, seed: u64) {
     let bounds = reference::error_bound(format, n, k, &bytes, &values);
     for (i, ((result, expected), bound)) in results.iter().zip(&expected).zip(&bounds).enumerate() {
         let difference = (f64::from(*result) - expected).abs();
-        assert!(
-            difference <= *bound,
-            "{format} {rows}x{n}x{k} [{i}]: {result} not {expected} within {bound}"
-        );
+        assert!(difference <= *bound, "{format} {rows}x{n}x{k} [{i}]: {result} not {expected} within {bound}");
     }
     for isa in available() {
         for threads in [1, 2, 3] {
             let same = multiply(isa, threads, &matrix, &values);
-            assert_eq!(
-                bits(&results),
-                bits(&same),
-                "{format} {rows}x{n}x{k} {isa:?} with {threads} threads"
-            );
+            assert_eq!(bits(&results), bits(&same), "{format} {rows}x{n}x{k} {isa:?} with {threads} threads");
         }
     }
     for row in [0, rows / 2, rows - 1] {
         let alone = multiply(Isa::best(), 1, &matrix, &values[row * k..][..k]);
-        assert_eq!(
-            bits(&results[row * n..][..n]),
-            bits(&alone),
-            "{format} {rows}x{n}x{k} row {row} alone"
-        );
+        assert_eq!(bits(&results[row * n..][..n]), bits(&alone), "{format} {rows}x{n}x{k} row {row} alone");
     }
 }
 
 #[test]
 fn products_are_right_and_the_same_everywhere() {
     for format in Format::ALL {
-        for (i, rows) in [1, 2, 5, 7, 12, 13, 20, 33, 64, 100]
-            .into_iter()
-            .enumerate()
-        {
+        for (i, rows) in [1, 2, 5, 7, 12, 13, 20, 33, 64, 100].into_iter().enumerate() {
             let n = [16, 1, 7, 33, 48, 17, 40, 31, 64, 100][i];
             let k = [32, 64, 96, 32, 160, 64, 128, 96, 32, 64][i];
             check(format, rows, n, k, i as u64);
@@ -213,10 +196,7 @@ fn packing_loses_nothing() {
             let bytes = weights(format, n, k, &mut Random(n as u64));
             let matrix = Matrix::pack(format, n, k, &bytes).unwrap();
             assert_eq!((matrix.n(), matrix.k(), matrix.format()), (n, k, format));
-            assert_eq!(
-                matrix.size_bytes(),
-                n.next_multiple_of(16) * format.row_bytes(k).unwrap()
-            );
+            assert_eq!(matrix.size_bytes(), n.next_multiple_of(16) * format.row_bytes(k).unwrap());
             let (mut row, mut expected) = (vec![0.0; k], vec![0.0; n * k]);
             assert!(format.dequantize(&bytes, &mut expected));
             for (i, expected) in expected.chunks_exact(k).enumerate() {
@@ -235,18 +215,9 @@ fn shapes_that_do_not_fit_are_refused_by_name() {
         Err(error @ DeviceError::Shape { .. }) => error.to_string(),
         _ => panic!("{format} {n} by {k} from {bytes} bytes was taken"),
     };
-    assert_eq!(
-        refusal(Format::Q4_1, 16, 48, 480),
-        "matrix: k must be a multiple of 32 in Q4_1, got 48"
-    );
-    assert_eq!(
-        refusal(Format::Q8_0, 2, 32, 67),
-        "matrix: the data must be 2 rows of 34 bytes, got 67 bytes"
-    );
-    assert_eq!(
-        refusal(Format::F32, 0, 32, 0),
-        "matrix: the shape must be at least 1 by 1, got 0 by 32"
-    );
+    assert_eq!(refusal(Format::Q4_1, 16, 48, 480), "matrix: k must be a multiple of 32 in Q4_1, got 48");
+    assert_eq!(refusal(Format::Q8_0, 2, 32, 67), "matrix: the data must be 2 rows of 34 bytes, got 67 bytes");
+    assert_eq!(refusal(Format::F32, 0, 32, 0), "matrix: the shape must be at least 1 by 1, got 0 by 32");
     refusal(Format::F32, usize::MAX, 2, 16);
     refusal(Format::F32, 1, usize::MAX, 16);
 }
@@ -274,11 +245,7 @@ fn the_256_bit_dot_product_gives_the_same_bits() {
             tile::multiply(isa, &tile, &panel, &mut expected);
             // SAFETY: AVX-512 VL and VNNI are there, and `multiply` has checked the same tile and panel.
             unsafe { super::tile_vnni::multiply_256_vl(&tile, &panel, &mut results) };
-            assert_eq!(
-                bits(results.as_flattened()),
-                bits(expected.as_flattened()),
-                "{format}, {rows} rows"
-            );
+            assert_eq!(bits(results.as_flattened()), bits(expected.as_flattened()), "{format}, {rows} rows");
         }
     }
 }

@@ -9,8 +9,12 @@
 //! So the scalar code is the readable definition, and tests compare the fast code with it bit for bit.
 
 mod attention;
+mod buffers;
 mod cache;
+mod checks;
 mod device;
+#[cfg(test)]
+mod device_tests;
 mod disjoint;
 mod features;
 mod isa;
@@ -37,7 +41,7 @@ mod tile_vnni;
 mod top_k;
 mod vocabulary;
 
-pub use device::{CpuCache, Logits, Rows, Vector};
+pub use buffers::{CpuCache, Logits, Rows, Vector};
 pub use isa::Isa;
 pub use pack::Matrix;
 
@@ -56,7 +60,7 @@ pub struct Cpu {
     /// The rows of the pass, between `begin` and `end`.
     plan: Option<Plan>,
     /// What [`Cpu::begin`](crate::Device::begin) learned about the plan.
-    bounds: device::Bounds,
+    bounds: checks::Bounds,
     activations: Activations,
     /// Keys and values of the pass before they go to the cache, `[R, KV * D]` each.
     keys: Vec<f32>,
@@ -82,10 +86,7 @@ impl Cpu {
     pub fn with(isa: Isa, threads: usize) -> Result<Cpu, DeviceError> {
         let Some(detected) = Detected::new(isa) else {
             let message = format!("this processor has no {}", isa.name());
-            return Err(DeviceError::Failed {
-                operation: "cpu",
-                message,
-            });
+            return Err(DeviceError::Failed { operation: "cpu", message });
         };
         Ok(Cpu::on(detected, threads))
     }
@@ -95,7 +96,7 @@ impl Cpu {
             isa,
             pool: Pool::new(threads),
             plan: None,
-            bounds: device::Bounds::default(),
+            bounds: checks::Bounds::default(),
             activations: Activations::default(),
             keys: Vec::new(),
             values: Vec::new(),

@@ -40,16 +40,10 @@ mod tests {
                 }
                 all.push(bits(&out));
             }
-            assert!(
-                all.windows(2).all(|pair| pair[0] == pair[1]),
-                "the same bits everywhere"
-            );
+            assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "the same bits everywhere");
         }
         let mut out = [1.0; 4];
         rms_norm(every_isa()[0], &[0.0; 4], &[1.0; 4], 1e-5, &mut out);
-        assert_eq!(
-            out, [0.0; 4],
-            "epsilon keeps a zero row from dividing by zero"
-        );
+        assert_eq!(out, [0.0; 4], "epsilon keeps a zero row from dividing by zero");
     }
 }

@@ -80,34 +80,18 @@ impl Matrix {
     /// [`DeviceError::Shape`] where `n` or `k` is 0, `k` is not a multiple of the format's block, or `bytes`
     /// is not exactly `n` rows.
     pub fn pack(format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Matrix, DeviceError> {
-        let shape = |what, expected: String, got: String| DeviceError::Shape {
-            operation: "matrix",
-            what,
-            expected,
-            got,
-        };
+        let shape =
+            |what, expected: String, got: String| DeviceError::Shape { operation: "matrix", what, expected, got };
         if n == 0 || k == 0 {
-            return Err(shape(
-                "the shape",
-                "at least 1 by 1".into(),
-                format!("{n} by {k}"),
-            ));
+            return Err(shape("the shape", "at least 1 by 1".into(), format!("{n} by {k}")));
         }
         let Some(row_bytes) = format.row_bytes(k) else {
             let step = format.block_elements();
-            return Err(shape(
-                "k",
-                format!("a multiple of {step} in {format}"),
-                k.to_string(),
-            ));
+            return Err(shape("k", format!("a multiple of {step} in {format}"), k.to_string()));
         };
         if n.checked_mul(row_bytes) != Some(bytes.len()) {
             let expected = format!("{n} rows of {row_bytes} bytes");
-            return Err(shape(
-                "the data",
-                expected,
-                format!("{} bytes", bytes.len()),
-            ));
+            return Err(shape("the data", expected, format!("{} bytes", bytes.len())));
         }
         let (tiles, blocks) = (n.div_ceil(TILE), k.div_ceil(BLOCK));
         let mut quants = vec![Line([0; 64]); tiles * blocks * quant_bytes(format) / 64];
@@ -120,14 +104,7 @@ impl Matrix {
             let scales = &mut scales[tile * tile_scales..][..tile_scales];
             pack_row(format, source, lane, quants, scales);
         }
-        Ok(Matrix {
-            format,
-            n,
-            k,
-            blocks,
-            quants,
-            scales,
-        })
+        Ok(Matrix { format, n, k, blocks, quants, scales })
     }
 
     /// Output rows.
@@ -207,9 +184,7 @@ fn pack_row(format: Format, source: &[u8], lane: usize, quants: &mut [u8], scale
         Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => {
             let header = if format == Format::Q4_1 { 4 } else { 2 };
             let blocks = source.chunks_exact(format.block_bytes());
-            let packed = quants
-                .chunks_exact_mut(quant_bytes(format))
-                .zip(scales.chunks_exact_mut(scale_count(format)));
+            let packed = quants.chunks_exact_mut(quant_bytes(format)).zip(scales.chunks_exact_mut(scale_count(format)));
             for (source, (quants, scales)) in blocks.zip(packed) {
                 scales[lane] = scale(source, 0);
                 if format == Format::Q4_1 {
@@ -230,13 +205,7 @@ fn pack_row(format: Format, source: &[u8], lane: usize, quants: &mut [u8], scale
 /// Dequantises up to 32 elements of one row of a tile.
 fn read_block(format: Format, quants: &[u8], scales: &[f16], lane: usize, out: &mut [f32]) {
     let byte = |element: usize| quants[((element / 4) * TILE + lane) * 4 + element % 4];
-    let nibble = |element: usize| {
-        f32::from(if element < 16 {
-            byte(element) & 15
-        } else {
-            byte(element - 16) >> 4
-        })
-    };
+    let nibble = |element: usize| f32::from(if element < 16 { byte(element) & 15 } else { byte(element - 16) >> 4 });
     for (i, value) in out.iter_mut().enumerate() {
         *value = match format {
             Format::F32 => {

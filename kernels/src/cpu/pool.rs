@@ -94,11 +94,7 @@ impl Pool {
             };
             workers.push((handle.thread().clone(), handle));
         }
-        Pool {
-            shared,
-            caller: Mutex::new(()),
-            workers,
-        }
+        Pool { shared, caller: Mutex::new(()), workers }
     }
 
     /// Threads that take part, the caller included.
@@ -129,15 +125,9 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The pointer is used by threads inside the operation, and this
         // function does not return before the operation is closed and all of them have left.
-        let body_pointer =
-            unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Body>(body) };
+        let body_pointer = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Body>(body) };
         // SAFETY: this thread holds `caller`, the last operation was closed and everybody had left, so nobody reads.
-        unsafe {
-            *shared.work.get() = Some(Work {
-                body: body_pointer,
-                count,
-            })
-        };
+        unsafe { *shared.work.get() = Some(Work { body: body_pointer, count }) };
         shared.next.0.store(0, Ordering::Relaxed);
         shared.state.fetch_add(NUMBER | OPEN, Ordering::Release);
 
@@ -155,17 +145,9 @@ impl Pool {
         let mut spins = 0;
         while shared.state.load(Ordering::Acquire) & INSIDE_MASK != 0 {
             spins += 1;
-            if spins < SPINS_BEFORE_YIELD {
-                std::hint::spin_loop()
-            } else {
-                std::thread::yield_now()
-            }
+            if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
-        let panic = shared
-            .panic
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(payload) = panic {
             resume_unwind(payload);
         }
@@ -197,10 +179,7 @@ impl Shared {
         }));
         if let Err(payload) = result {
             self.next.0.store(count, Ordering::Relaxed);
-            self.panic
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert(payload);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }
 
@@ -230,12 +209,7 @@ impl Shared {
             if state & OPEN == 0 || number == last {
                 return None;
             }
-            match self.state.compare_exchange_weak(
-                state,
-                state + INSIDE,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
+            match self.state.compare_exchange_weak(state, state + INSIDE, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Some(number),
                 Err(now) => state = now,
             }
@@ -280,10 +254,7 @@ mod tests {
                 pool.for_each(count, &|item| {
                     ran[item].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(
-                    ran.iter().all(|n| n.load(Ordering::Relaxed) == 1),
-                    "{threads} threads, {count} items"
-                );
+                assert!(ran.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{threads} threads, {count} items");
             }
         }
     }
@@ -316,10 +287,7 @@ mod tests {
                 pool.for_each(8, &|item| assert!(item != bad, "item {item} is bad"));
             }));
             let payload = caught.expect_err("the panic was lost");
-            assert_eq!(
-                payload.downcast_ref::<String>(),
-                Some(&format!("item {bad} is bad"))
-            );
+            assert_eq!(payload.downcast_ref::<String>(), Some(&format!("item {bad} is bad")));
             let sum = AtomicUsize::new(0);
             pool.for_each(10, &|item| {
                 sum.fetch_add(item, Ordering::Relaxed);

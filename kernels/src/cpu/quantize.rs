@@ -218,8 +218,7 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
 /// The most rows of a panel: what accumulators fit the registers.
 pub(crate) fn panel_rows_max(isa: Isa) -> usize {
     match isa {
-        Isa::Scalar | Isa::Avx2 => 8,
-        Isa::AvxVnni => 6,
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni => 6,
         Isa::Avx512Vnni => 12,
     }
 }
@@ -236,11 +235,7 @@ struct Panels {
 impl Panels {
     fn new(rows: usize, rows_max: usize) -> Panels {
         let count = rows.div_ceil(rows_max.max(1));
-        Panels {
-            count,
-            rows: rows.checked_div(count).unwrap_or(0),
-            longer: rows.checked_rem(count).unwrap_or(0),
-        }
+        Panels { count, rows: rows.checked_div(count).unwrap_or(0), longer: rows.checked_rem(count).unwrap_or(0) }
     }
 
     fn range(self, index: usize) -> std::ops::Range<usize> {
@@ -250,11 +245,7 @@ impl Panels {
 
     fn containing(self, row: usize) -> std::ops::Range<usize> {
         let in_longer = self.longer * (self.rows + 1);
-        let index = if row < in_longer {
-            row / (self.rows + 1)
-        } else {
-            self.longer + (row - in_longer) / self.rows
-        };
+        let index = if row < in_longer { row / (self.rows + 1) } else { self.longer + (row - in_longer) / self.rows };
         self.range(index)
     }
 }
@@ -284,11 +275,7 @@ fn scale_of(magnitude: u32) -> (f32, f32) {
 }
 
 fn quantize_block_scalar(values: &[f32; BLOCK]) -> Quantized {
-    let magnitude = values
-        .iter()
-        .map(|value| value.abs().to_bits())
-        .max()
-        .unwrap_or(0);
+    let magnitude = values.iter().map(|value| value.abs().to_bits()).max().unwrap_or(0);
     let (scale, inverse) = scale_of(magnitude);
     let mut groups = [0; BLOCK / 4];
     let mut sum = 0;
@@ -316,19 +303,12 @@ fn quantize_block_avx2(values: &[f32; BLOCK]) -> Quantized {
         *x = unsafe { _mm256_loadu_ps(chunk.as_ptr()) };
         most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(*x), bits));
     }
-    let most = _mm_max_epu32(
-        _mm256_castsi256_si128(most),
-        _mm256_extracti128_si256::<1>(most),
-    );
+    let most = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
     let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
     let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
     let (scale, inverse) = scale_of(_mm_cvtsi128_si32(most).cast_unsigned());
     if inverse <= 0.0 {
-        return Quantized {
-            groups: [0; BLOCK / 4],
-            scale,
-            sum: 0,
-        };
+        return Quantized { groups: [0; BLOCK / 4], scale, sum: 0 };
     }
     let inverse = _mm256_set1_ps(inverse);
     // The conversion rounds to even: no code of this process changes the rounding mode.
@@ -337,24 +317,14 @@ fn quantize_block_avx2(values: &[f32; BLOCK]) -> Quantized {
         *q = _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse));
     }
     let sum = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
-    let sum = _mm_add_epi32(
-        _mm256_castsi256_si128(sum),
-        _mm256_extracti128_si256::<1>(sum),
-    );
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
     let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
     let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
     // Packing interleaves the 128-bit halves: groups come out as 0 2 4 6 1 3 5 7.
-    let bytes = _mm256_packs_epi16(
-        _mm256_packs_epi32(q[0], q[1]),
-        _mm256_packs_epi32(q[2], q[3]),
-    );
+    let bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     let mut groups = [0; BLOCK / 4];
     // SAFETY: `groups` is 32 bytes.
     unsafe { _mm256_storeu_si256(groups.as_mut_ptr().cast(), bytes) };
-    Quantized {
-        groups,
-        scale,
-        sum: _mm_cvtsi128_si32(sum),
-    }
+    Quantized { groups, scale, sum: _mm_cvtsi128_si32(sum) }
 }

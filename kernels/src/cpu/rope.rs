@@ -82,12 +82,7 @@ mod tests {
 
     fn rope(pairing: RopePairing) -> Rope {
         let frequencies = (0..8).map(|i| 1e5f64.powf(-f64::from(i) / 8.0)).collect();
-        Rope {
-            pairing,
-            inverse_frequencies: frequencies,
-            context_tokens: 9000,
-            table: Vec::new(),
-        }
+        Rope { pairing, inverse_frequencies: frequencies, context_tokens: 9000, table: Vec::new() }
     }
 
     #[test]
@@ -107,20 +102,10 @@ mod tests {
                     };
                     let (sin, cos) = (position as f64 * rope.inverse_frequencies[pair]).sin_cos();
                     let [a, b] = [first, second].map(|d| f64::from(before[d]));
-                    assert!(
-                        (f64::from(after[first]) - (a * cos - b * sin)).abs() <= 5e-7,
-                        "{pairing:?} {position}"
-                    );
-                    assert!(
-                        (f64::from(after[second]) - (a * sin + b * cos)).abs() <= 5e-7,
-                        "{pairing:?} {position}"
-                    );
+                    assert!((f64::from(after[first]) - (a * cos - b * sin)).abs() <= 5e-7, "{pairing:?} {position}");
+                    assert!((f64::from(after[second]) - (a * sin + b * cos)).abs() <= 5e-7, "{pairing:?} {position}");
                 }
-                assert_eq!(
-                    after == before,
-                    position == 0,
-                    "position 0 alone stands still"
-                );
+                assert_eq!(after == before, position == 0, "position 0 alone stands still");
             }
         }
     }

@@ -36,15 +36,9 @@ mod tests {
             for i in 0..16 {
                 let (g, u) = (f64::from(gate[i]), f64::from(up[i]));
                 let expected = g * u / (1.0 + (-g).exp());
-                assert!(
-                    (f64::from(values[i]) - expected).abs() <= 1e-6 * expected.abs() + 1e-30,
-                    "silu({g})·{u}"
-                );
+                assert!((f64::from(values[i]) - expected).abs() <= 1e-6 * expected.abs() + 1e-30, "silu({g})·{u}");
             }
-            assert_eq!(
-                values.map(f32::to_bits),
-                silu_mul(best, &gate, &up).map(f32::to_bits)
-            );
+            assert_eq!(values.map(f32::to_bits), silu_mul(best, &gate, &up).map(f32::to_bits));
         }
     }
 }

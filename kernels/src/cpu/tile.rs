@@ -84,9 +84,7 @@ fn scalar_quantized(tile: &Tile<'_>, panel: &Panel<'_>, row: usize, lane: usize)
         for (g, group) in groups[row * 8..][..8].iter().enumerate() {
             for (i, q) in group.to_le_bytes().into_iter().enumerate() {
                 let u = match tile.format {
-                    Format::Q8_0 => {
-                        i32::from(quants[(g * TILE + lane) * 4 + i].cast_signed()) + 128
-                    }
+                    Format::Q8_0 => i32::from(quants[(g * TILE + lane) * 4 + i].cast_signed()) + 128,
                     _ if g < 4 => i32::from(quants[(g * TILE + lane) * 4 + i] & 15),
                     _ => i32::from(quants[((g - 4) * TILE + lane) * 4 + i] >> 4),
                 };
@@ -100,9 +98,7 @@ fn scalar_quantized(tile: &Tile<'_>, panel: &Panel<'_>, row: usize, lane: usize)
         }
         acc = (s as f32).mul_add(scales[lane].to_f32() * f32::from_bits(sums[row]), acc);
         if tile.format == Format::Q4_1 {
-            acc = scales[TILE + lane]
-                .to_f32()
-                .mul_add(f32::from_bits(sums[m + row]), acc);
+            acc = scales[TILE + lane].to_f32().mul_add(f32::from_bits(sums[m + row]), acc);
         }
     }
     acc

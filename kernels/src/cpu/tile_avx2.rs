@@ -39,9 +39,7 @@ pub(super) unsafe fn multiply(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lan
                     4 => $kernel::<4, $format>(tile, panel, out),
                     5 => $kernel::<5, $format>(tile, panel, out),
                     6 => $kernel::<6, $format>(tile, panel, out),
-                    7 => $kernel::<7, $format>(tile, panel, out),
-                    8 => $kernel::<8, $format>(tile, panel, out),
-                    rows => assert!(rows == 0, "panels have at most 8 rows"),
+                    rows => assert!(rows == 0, "panels have at most 6 rows"),
                 }
             }
         };
@@ -49,7 +47,10 @@ pub(super) unsafe fn multiply(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lan
     match tile.format {
         Format::Q4_0 => by_rows!(nibbles, 0),
         Format::Q4_1 => by_rows!(nibbles, 1),
-        Format::Q8_0 => by_rows!(bytes, 0),
+        Format::Q8_0 => {
+            // SAFETY: the caller's promise.
+            unsafe { bytes(tile, panel, out) }
+        }
         Format::F16 => by_rows!(plain, 16),
         Format::F32 => by_rows!(plain, 32),
     }
@@ -72,11 +73,15 @@ unsafe fn load_scales(scales: *const half::f16, at: usize) -> __m256 {
 /// As for [`multiply`], with a 4-bit tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
+<<<<<<< HEAD
 unsafe fn nibbles<const M: usize, const MINIMA: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
     out: &mut [Lanes],
 ) {
+=======
+unsafe fn nibbles<const M: usize, const MINIMA: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+>>>>>>> kernels
     let low = _mm256_set1_epi8(15);
     let ones = _mm256_set1_epi16(1);
     for half in 0..2 {
@@ -85,50 +90,32 @@ unsafe fn nibbles<const M: usize, const MINIMA: usize>(
             // SAFETY: block b is below `tile.blocks`, for which quants, scales and panel were checked: 4 loads of
             // 32 bytes in 256, 8 (or 16) scales of this block, M times 8 groups and 4 sums.
             unsafe {
-                let quants = tile
-                    .quants
-                    .as_ptr()
-                    .add(b * quant_bytes(Format::Q4_0) + half * 32);
+                let quants = tile.quants.as_ptr().add(b * quant_bytes(Format::Q4_0) + half * 32);
                 let (mut lower, mut upper) = ([low; 4], [low; 4]);
                 for g in 0..4 {
                     let packed = _mm256_load_si256(quants.add(g * 64).cast());
                     lower[g] = _mm256_and_si256(packed, low);
                     upper[g] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
                 }
-                let scales = tile
-                    .scales
-                    .as_ptr()
-                    .add(b * (TILE + MINIMA * TILE) + half * HALF);
+                let scales = tile.scales.as_ptr().add(b * (TILE + MINIMA * TILE) + half * HALF);
                 let d = load_scales(scales, 0);
-                let minima = if MINIMA == 1 {
-                    load_scales(scales, TILE)
-                } else {
-                    d
-                };
+                let minima = if MINIMA == 1 { load_scales(scales, TILE) } else { d };
                 let words = panel.quantized.as_ptr().add(b * M * ROW_WORDS);
                 for r in 0..M {
-                    let group =
-                        |g: usize| _mm256_set1_epi32(words.add(r * 8 + g).read().cast_signed());
+                    let group = |g: usize| _mm256_set1_epi32(words.add(r * 8 + g).read().cast_signed());
                     let pair = |g: usize| {
                         _mm256_add_epi16(
                             _mm256_maddubs_epi16(lower[g], group(g)),
                             _mm256_maddubs_epi16(upper[g], group(g + 4)),
                         )
                     };
-                    let sum = _mm256_add_epi16(
-                        _mm256_add_epi16(pair(0), pair(1)),
-                        _mm256_add_epi16(pair(2), pair(3)),
-                    );
+                    let sum = _mm256_add_epi16(_mm256_add_epi16(pair(0), pair(1)), _mm256_add_epi16(pair(2), pair(3)));
                     let mut s = _mm256_madd_epi16(sum, ones);
                     if MINIMA == 0 {
-                        s = _mm256_add_epi32(
-                            s,
-                            _mm256_set1_epi32(words.add(M * 10 + r).read().cast_signed()),
-                        );
+                        s = _mm256_add_epi32(s, _mm256_set1_epi32(words.add(M * 10 + r).read().cast_signed()));
                     }
                     let scale = _mm256_set1_ps(f32::from_bits(words.add(M * 8 + r).read()));
-                    acc[r] =
-                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(d, scale), acc[r]);
+                    acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(d, scale), acc[r]);
                     if MINIMA == 1 {
                         let sum = _mm256_set1_ps(f32::from_bits(words.add(M * 9 + r).read()));
                         acc[r] = _mm256_fmadd_ps(minima, sum, acc[r]);
@@ -143,48 +130,66 @@ unsafe fn nibbles<const M: usize, const MINIMA: usize>(
     }
 }
 
-/// Q8_0, for panels of M rows, four at a time.
+/// Q8_0, for panels of any size, at most four rows at a time.
 ///
 /// # Safety
-/// As for [`multiply`], with a Q8_0 tile and a panel of M rows.
+/// As for [`multiply`], with a Q8_0 tile.
 #[target_feature(enable = "avx2,fma,f16c")]
+<<<<<<< HEAD
 #[inline(never)]
 unsafe fn bytes<const M: usize, const UNUSED: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
     out: &mut [Lanes],
 ) {
+=======
+unsafe fn bytes(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+    for (index, out) in out.chunks_mut(4).enumerate() {
+        // SAFETY: the caller's promise; the chunk's rows are rows of the panel, from 4 times its index.
+        unsafe {
+            match out.len() {
+                1 => bytes_of_rows::<1>(tile, panel, 4 * index, out),
+                2 => bytes_of_rows::<2>(tile, panel, 4 * index, out),
+                3 => bytes_of_rows::<3>(tile, panel, 4 * index, out),
+                _ => bytes_of_rows::<4>(tile, panel, 4 * index, out),
+            }
+        }
+    }
+}
+
+/// Q8_0, for M rows of a panel from row `first`.
+///
+/// # Safety
+/// As for [`multiply`], with a Q8_0 tile, M outputs, and `first + M` rows in the panel.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn bytes_of_rows<const M: usize>(tile: &Tile<'_>, panel: &Panel<'_>, first: usize, out: &mut [Lanes]) {
+>>>>>>> kernels
     let ones = _mm256_set1_epi16(1);
     for half in 0..2 {
         let mut acc = [_mm256_setzero_ps(); M];
         for b in 0..tile.blocks {
             // SAFETY: block b is below `tile.blocks`, for which quants, scales and panel were checked: 8 loads of
-            // 32 bytes in 512, 8 scales of this block, M times 8 groups and 4 sums.
+            // 32 bytes in 512, 8 scales of this block, 8 groups and 4 sums for each row of the panel.
             unsafe {
-                let quants = tile
-                    .quants
-                    .as_ptr()
-                    .add(b * quant_bytes(Format::Q8_0) + half * 32);
+                let quants = tile.quants.as_ptr().add(b * quant_bytes(Format::Q8_0) + half * 32);
                 let d = load_scales(tile.scales.as_ptr().add(b * TILE + half * HALF), 0);
-                let words = panel.quantized.as_ptr().add(b * M * ROW_WORDS);
-                for from in (0..M).step_by(4) {
-                    let until = if from + 4 < M { from + 4 } else { M };
-                    let mut sums = [_mm256_setzero_si256(); 4];
-                    for g in 0..8 {
-                        let w = _mm256_load_si256(quants.add(g * 64).cast());
-                        let magnitude = _mm256_abs_epi8(w);
-                        for r in from..until {
-                            let q = _mm256_set1_epi32(words.add(r * 8 + g).read().cast_signed());
-                            let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(q, w));
-                            sums[r - from] =
-                                _mm256_add_epi32(sums[r - from], _mm256_madd_epi16(products, ones));
-                        }
+                let words = panel.quantized.as_ptr().add(b * panel.rows * ROW_WORDS);
+                let groups = words.add(first * 8);
+                let scales = words.add(panel.rows * 8 + first);
+                let mut sums = [_mm256_setzero_si256(); M];
+                for g in 0..8 {
+                    let w = _mm256_load_si256(quants.add(g * 64).cast());
+                    let magnitude = _mm256_abs_epi8(w);
+                    for r in 0..M {
+                        let q = _mm256_set1_epi32(groups.add(r * 8 + g).read().cast_signed());
+                        let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(q, w));
+                        sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(products, ones));
                     }
-                    for r in from..until {
-                        let scale = _mm256_set1_ps(f32::from_bits(words.add(M * 8 + r).read()));
-                        let s = _mm256_cvtepi32_ps(sums[r - from]);
-                        acc[r] = _mm256_fmadd_ps(s, _mm256_mul_ps(d, scale), acc[r]);
-                    }
+                }
+                for r in 0..M {
+                    let scale = _mm256_set1_ps(f32::from_bits(scales.add(r).read()));
+                    acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]), _mm256_mul_ps(d, scale), acc[r]);
                 }
             }
         }
@@ -201,11 +206,15 @@ unsafe fn bytes<const M: usize, const UNUSED: usize>(
 /// As for [`multiply`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
+<<<<<<< HEAD
 pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
     out: &mut [Lanes],
 ) {
+=======
+pub(super) unsafe fn plain<const M: usize, const BITS: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+>>>>>>> kernels
     for half in 0..2 {
         let mut acc = [_mm256_setzero_ps(); M];
         for b in 0..tile.blocks {
@@ -214,10 +223,7 @@ pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
             // of which this half takes 8, and M times 32 activations.
             unsafe {
                 let element = BITS / 8;
-                let weights = tile
-                    .quants
-                    .as_ptr()
-                    .add((b * BLOCK * TILE + half * HALF) * element);
+                let weights = tile.quants.as_ptr().add((b * BLOCK * TILE + half * HALF) * element);
                 let values = panel.plain.as_ptr().add(b * M * BLOCK);
                 for i in 0..BLOCK {
                     let at = weights.add(i * TILE * element);

@@ -57,11 +57,15 @@ pub(super) unsafe fn multiply_512(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut 
 /// As for [`multiply_512`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline(never)]
+<<<<<<< HEAD
 unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
     out: &mut [Lanes],
 ) {
+=======
+unsafe fn quantized_512<const M: usize, const FORMAT: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+>>>>>>> kernels
     let low = _mm512_set1_epi8(15);
     let flip = _mm512_set1_epi8(-128);
     let mut acc = [_mm512_setzero_ps(); M];
@@ -83,11 +87,7 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
                 for g in 0..8 {
                     let w = _mm512_xor_si512(_mm512_load_si512(quants.add(g * 64).cast()), flip);
                     for r in 0..M {
-                        sums[r] = _mm512_dpbusd_epi32(
-                            sums[r],
-                            w,
-                            _mm512_set1_epi32(word(r * 8 + g).cast_signed()),
-                        );
+                        sums[r] = _mm512_dpbusd_epi32(sums[r], w, _mm512_set1_epi32(word(r * 8 + g).cast_signed()));
                     }
                 }
             } else {
@@ -97,39 +97,23 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
                     let lower = _mm512_and_si512(packed, low);
                     let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), low);
                     for r in 0..M {
-                        sums[r] = _mm512_dpbusd_epi32(
-                            sums[r],
-                            lower,
-                            _mm512_set1_epi32(word(r * 8 + g).cast_signed()),
-                        );
+                        sums[r] = _mm512_dpbusd_epi32(sums[r], lower, _mm512_set1_epi32(word(r * 8 + g).cast_signed()));
                     }
                     for r in 0..M {
-                        sums[r] = _mm512_dpbusd_epi32(
-                            sums[r],
-                            upper,
-                            _mm512_set1_epi32(word(r * 8 + g + 4).cast_signed()),
-                        );
+                        sums[r] =
+                            _mm512_dpbusd_epi32(sums[r], upper, _mm512_set1_epi32(word(r * 8 + g + 4).cast_signed()));
                     }
                 }
             }
             let stride = if FORMAT == Q4_1 { 2 * TILE } else { TILE };
             let scales = tile.scales.as_ptr().add(b * stride);
             let d = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
-            let minima = if FORMAT == Q4_1 {
-                _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(TILE).cast()))
-            } else {
-                d
-            };
+            let minima = if FORMAT == Q4_1 { _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(TILE).cast())) } else { d };
             for r in 0..M {
                 let scale = _mm512_set1_ps(f32::from_bits(word(M * 8 + r)));
-                acc[r] =
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), _mm512_mul_ps(d, scale), acc[r]);
+                acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), _mm512_mul_ps(d, scale), acc[r]);
                 if FORMAT == Q4_1 {
-                    acc[r] = _mm512_fmadd_ps(
-                        minima,
-                        _mm512_set1_ps(f32::from_bits(word(M * 9 + r))),
-                        acc[r],
-                    );
+                    acc[r] = _mm512_fmadd_ps(minima, _mm512_set1_ps(f32::from_bits(word(M * 9 + r))), acc[r]);
                 }
             }
         }
@@ -146,11 +130,15 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
 /// As for [`multiply_512`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline(never)]
+<<<<<<< HEAD
 unsafe fn plain_512<const M: usize, const BITS: usize>(
     tile: &Tile<'_>,
     panel: &Panel<'_>,
     out: &mut [Lanes],
 ) {
+=======
+unsafe fn plain_512<const M: usize, const BITS: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+>>>>>>> kernels
     let mut acc = [_mm512_setzero_ps(); M];
     for b in 0..tile.blocks {
         let mut part = [_mm512_setzero_ps(); M];
@@ -168,11 +156,7 @@ unsafe fn plain_512<const M: usize, const BITS: usize>(
                     _mm512_loadu_ps(at.cast())
                 };
                 for r in 0..M {
-                    part[r] = _mm512_fmadd_ps(
-                        w,
-                        _mm512_set1_ps(values.add(r * BLOCK + i).read()),
-                        part[r],
-                    );
+                    part[r] = _mm512_fmadd_ps(w, _mm512_set1_ps(values.add(r * BLOCK + i).read()), part[r]);
                 }
             }
         }

@@ -9,20 +9,20 @@
 //! A file is not trusted: sizes, names and numbers are checked before anything is allocated for them.
 //! Which layer feeds a head is in the file; which tap of a cache that is, the engine sets.
 
+mod description;
+
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use half::f16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde::{Deserialize, Serialize};
 use vassal_kernels::{LinearHead, OnePassHead};
+
+pub use self::description::{Description, FORMAT, HeadKind, Provenance};
 
 /// The metadata key that holds the description.
 pub const METADATA_KEY: &str = "vassal_head";
-
-/// The value of [`Description::format`].
-pub const FORMAT: &str = "vassal-head-1";
 
 /// A larger file is refused: a one-pass head of rank 64 for a hidden width of 16,384 has 7 MB.
 pub const FILE_BYTES_MAX: usize = 16 << 20;
@@ -32,86 +32,6 @@ pub const DESCRIPTION_BYTES_MAX: usize = 64 << 10;
 
 /// The largest rank of a one-pass head.
 pub const RANK_MAX: usize = 64;
-
-const HIDDEN_MAX: usize = 1 << 16;
-const VOCABULARY_MAX: usize = 1 << 21;
-const NAME_BYTES_MAX: usize = 32;
-
-/// How a head reads the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HeadKind {
-    /// From the row after each candidate.
-    LookAhead,
-    /// From the row before the candidates and their embeddings.
-    OnePass,
-}
-
-/// What a head is and for which model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Description {
-    /// [`FORMAT`].
-    pub format: String,
-    /// The reward's name, by which policies ask for the head: `a-z`, `0-9` and `-`, at most 32 bytes.
-    pub name: String,
-    /// How it reads the model.
-    pub kind: HeadKind,
-    /// It reads the residual stream after this many layers.
-    pub layer: usize,
-    /// Layers of the model.
-    pub layers: usize,
-    /// Width of the model's residual stream, H.
-    pub hidden: usize,
-    /// The model's vocabulary, V.
-    pub vocabulary: usize,
-    /// SHA-256 of the model file, lower-case hexadecimal.
-    pub model_sha256: String,
-    /// σ_A: how much values differ between next tokens, in units of the reward; above 0.
-    pub spread: f64,
-    /// The token limit of the rollouts; at another limit values are less true.
-    pub token_limit: u32,
-    /// Where it comes from.
-    pub provenance: Provenance,
-}
-
-/// Where a head comes from and what it was measured to be worth.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Provenance {
-    /// SHA-256 of the prompts file.
-    pub prompts_sha256: String,
-    /// SHA-256 of the rollouts file.
-    pub rollouts_sha256: String,
-    /// Prompts fitted to.
-    pub prompts: usize,
-    /// Rollouts fitted to.
-    pub rollouts: usize,
-    /// Rollouts a prompt.
-    pub samples: u32,
-    /// Temperature of the rollouts.
-    pub temperature: f32,
-    /// Nucleus of the rollouts.
-    pub top_p: f32,
-    /// Discount of later targets; 1 means the finished response's reward itself.
-    pub lambda: f64,
-    /// Ridge penalties, by group of weights.
-    pub penalties: Vec<f64>,
-    /// Share of variance explained on held-out prompts. Look-ahead: of the prompt-centred reward, over all
-    /// states. One-pass: of the look-ahead head's change of value, within a state.
-    pub explained: f64,
-    /// The same by position: the state before the response, then equal parts of the token limit. Empty
-    /// where it was not measured.
-    pub explained_by_position: Vec<f64>,
-    /// Measured on tune prompts: a dial, and the KL in nats a token that it costs.
-    pub dial_to_kl: Vec<(f64, f64)>,
-    /// The seed of everything random.
-    pub seed: u64,
-    /// The command that made it.
-    pub command: String,
-    /// The version of the program that made it.
-    pub version: String,
-}
 
 /// The numbers of a head. The `tap` inside is always 0 here.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,9 +124,7 @@ pub enum HeadError {
         ours: usize,
     },
     /// The head was learned from another model of the same shape.
-    #[error(
-        "head {head:?} was learned from the model with SHA-256 {theirs}, this model has {ours}"
-    )]
+    #[error("head {head:?} was learned from the model with SHA-256 {theirs}, this model has {ours}")]
     OtherModel {
         /// The head's name.
         head: String,
@@ -220,89 +138,49 @@ pub enum HeadError {
 impl HeadFile {
     /// Reads a file.
     pub fn open(path: &Path) -> Result<Self, HeadError> {
-        let failed = |source| HeadError::File {
-            path: path.to_path_buf(),
-            source,
-        };
+        let failed = |source| HeadError::File { path: path.to_path_buf(), source };
         let mut bytes = Vec::new();
         let file = std::fs::File::open(path).map_err(failed)?;
-        io::Read::read_to_end(
-            &mut io::Read::take(file, FILE_BYTES_MAX as u64 + 1),
-            &mut bytes,
-        )
-        .map_err(failed)?;
+        io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX as u64 + 1), &mut bytes).map_err(failed)?;
         Self::read(&bytes)
     }
 
     /// Reads the bytes of a file.
     pub fn read(bytes: &[u8]) -> Result<Self, HeadError> {
         if bytes.len() > FILE_BYTES_MAX {
-            return Err(HeadError::Size {
-                part: "file",
-                most: FILE_BYTES_MAX,
-                got: bytes.len(),
-            });
+            return Err(HeadError::Size { part: "file", most: FILE_BYTES_MAX, got: bytes.len() });
         }
-        let container =
-            |error: safetensors::SafeTensorError| HeadError::Container(error.to_string());
+        let container = |error: safetensors::SafeTensorError| HeadError::Container(error.to_string());
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(container)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(container)?;
-        let text = metadata
-            .metadata()
-            .as_ref()
-            .and_then(|map| map.get(METADATA_KEY))
-            .map_or("", String::as_str);
+        let text = metadata.metadata().as_ref().and_then(|map| map.get(METADATA_KEY)).map_or("", String::as_str);
         if text.len() > DESCRIPTION_BYTES_MAX {
-            return Err(HeadError::Size {
-                part: "description",
-                most: DESCRIPTION_BYTES_MAX,
-                got: text.len(),
-            });
+            return Err(HeadError::Size { part: "description", most: DESCRIPTION_BYTES_MAX, got: text.len() });
         }
-        let description: Description =
-            serde_json::from_str(text).map_err(|error| HeadError::Description {
-                what: METADATA_KEY,
-                expected: "an object that describes a head".into(),
-                got: format!("{error}"),
-            })?;
+        let description: Description = serde_json::from_str(text).map_err(|error| HeadError::Description {
+            what: METADATA_KEY,
+            expected: "an object that describes a head".into(),
+            got: format!("{error}"),
+        })?;
         description.check()?;
-        let weights = Tensors {
-            tensors,
-            head: &description.name,
-        }
-        .weights(&description)?;
-        Ok(Self {
-            description,
-            weights,
-        })
+        let weights = Tensors { tensors, head: &description.name }.weights(&description)?;
+        Ok(Self { description, weights })
     }
 
     /// The bytes of a file, the same for equal heads.
     pub fn to_bytes(&self) -> Result<Vec<u8>, HeadError> {
         self.description.check()?;
-        let text = serde_json::to_string(&self.description)
-            .map_err(|error| HeadError::Container(error.to_string()))?;
+        let text = serde_json::to_string(&self.description).map_err(|error| HeadError::Container(error.to_string()))?;
         if text.len() > DESCRIPTION_BYTES_MAX {
-            return Err(HeadError::Size {
-                part: "description",
-                most: DESCRIPTION_BYTES_MAX,
-                got: text.len(),
-            });
+            return Err(HeadError::Size { part: "description", most: DESCRIPTION_BYTES_MAX, got: text.len() });
         }
         let tensors = self.tensors();
         let views: Result<Vec<_>, _> = tensors
             .iter()
-            .map(|(name, format, shape, bytes)| {
-                Ok((*name, TensorView::new(*format, shape.clone(), bytes)?))
-            })
+            .map(|(name, format, shape, bytes)| Ok((*name, TensorView::new(*format, shape.clone(), bytes)?)))
             .collect();
         let bytes = views
-            .and_then(|views| {
-                safetensors::serialize(
-                    views,
-                    Some(HashMap::from([(METADATA_KEY.to_string(), text)])),
-                )
-            })
+            .and_then(|views| safetensors::serialize(views, Some(HashMap::from([(METADATA_KEY.to_string(), text)]))))
             .map_err(|error| HeadError::Container(error.to_string()))?;
         // What cannot be read back must not be written: numbers that are not finite, foreign shapes.
         Self::read(&bytes)?;
@@ -319,16 +197,11 @@ impl HeadFile {
             file.write_all(&bytes)?;
             file.sync_all()
         });
-        written
-            .and_then(|()| std::fs::rename(&part, path))
-            .map_err(|source| {
-                // The error at hand matters more than a leftover that its name gives away.
-                let _ = std::fs::remove_file(&part);
-                HeadError::File {
-                    path: path.to_path_buf(),
-                    source,
-                }
-            })
+        written.and_then(|()| std::fs::rename(&part, path)).map_err(|source| {
+            // The error at hand matters more than a leftover that its name gives away.
+            let _ = std::fs::remove_file(&part);
+            HeadError::File { path: path.to_path_buf(), source }
+        })
     }
 
     /// Refuses a head for another model: by shape, then by hash.
@@ -341,21 +214,12 @@ impl HeadFile {
         ];
         for (what, theirs, ours) in shapes {
             if theirs != ours {
-                return Err(HeadError::OtherShape {
-                    head: own.name.clone(),
-                    what,
-                    theirs,
-                    ours,
-                });
+                return Err(HeadError::OtherShape { head: own.name.clone(), what, theirs, ours });
             }
         }
         if own.model_sha256 != model.sha256 {
             let (theirs, ours) = (own.model_sha256.clone(), model.sha256.to_string());
-            return Err(HeadError::OtherModel {
-                head: own.name.clone(),
-                theirs,
-                ours,
-            });
+            return Err(HeadError::OtherModel { head: own.name.clone(), theirs, ours });
         }
         Ok(())
     }
@@ -364,24 +228,9 @@ impl HeadFile {
         match &self.weights {
             HeadWeights::LookAhead(head, share) => {
                 let mut out = vec![
-                    (
-                        "residual",
-                        Dtype::F32,
-                        vec![head.residual.len()],
-                        f32_bytes(&head.residual),
-                    ),
-                    (
-                        "mean",
-                        Dtype::F32,
-                        vec![head.mean.len()],
-                        f32_bytes(&head.mean),
-                    ),
-                    (
-                        "scalars",
-                        Dtype::F32,
-                        vec![2],
-                        f32_bytes(&[head.remaining, head.bias]),
-                    ),
+                    ("residual", Dtype::F32, vec![head.residual.len()], f32_bytes(&head.residual)),
+                    ("mean", Dtype::F32, vec![head.mean.len()], f32_bytes(&head.mean)),
+                    ("scalars", Dtype::F32, vec![2], f32_bytes(&[head.remaining, head.bias])),
                 ];
                 if !share.is_empty() {
                     out.push(("share", Dtype::F32, vec![share.len()], f32_bytes(share)));
@@ -392,98 +241,13 @@ impl HeadFile {
                 let rank = head.rank.max(1);
                 let (state, embedding, scale) = balanced(head);
                 vec![
-                    (
-                        "state",
-                        Dtype::F16,
-                        vec![rank, state.len() / rank],
-                        f16_bytes(&state),
-                    ),
-                    (
-                        "embedding",
-                        Dtype::F16,
-                        vec![rank, embedding.len() / rank],
-                        f16_bytes(&embedding),
-                    ),
+                    ("state", Dtype::F16, vec![rank, state.len() / rank], f16_bytes(&state)),
+                    ("embedding", Dtype::F16, vec![rank, embedding.len() / rank], f16_bytes(&embedding)),
                     ("scale", Dtype::F32, vec![rank], f32_bytes(&scale)),
-                    (
-                        "token_bias",
-                        Dtype::F16,
-                        vec![head.token_bias.len()],
-                        f16_bytes(&head.token_bias),
-                    ),
+                    ("token_bias", Dtype::F16, vec![head.token_bias.len()], f16_bytes(&head.token_bias)),
                 ]
             }
         }
-    }
-}
-
-impl Description {
-    fn check(&self) -> Result<(), HeadError> {
-        let ensure = |accepted: bool, what, expected: &str, got: String| {
-            if accepted {
-                Ok(())
-            } else {
-                Err(HeadError::Description {
-                    what,
-                    expected: expected.into(),
-                    got,
-                })
-            }
-        };
-        let between = |number: usize, most: usize| (1..=most).contains(&number);
-        let hash = |text: &str| {
-            text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        };
-        let plain = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
-        let named = between(self.name.len(), NAME_BYTES_MAX) && self.name.bytes().all(plain);
-        let name = format!("1 to {NAME_BYTES_MAX} characters of a-z, 0-9 and -");
-        ensure(self.format == FORMAT, "format", FORMAT, self.format.clone())?;
-        ensure(named, "name", &name, format!("{:?}", self.name))?;
-        ensure(
-            between(self.layers, 1_000),
-            "layers",
-            "1 to 1000",
-            self.layers.to_string(),
-        )?;
-        ensure(
-            between(self.layer, self.layers),
-            "layer",
-            &format!("1 to {}", self.layers),
-            self.layer.to_string(),
-        )?;
-        ensure(
-            between(self.hidden, HIDDEN_MAX),
-            "hidden",
-            &format!("1 to {HIDDEN_MAX}"),
-            self.hidden.to_string(),
-        )?;
-        let (vocabulary, most) = (self.vocabulary, format!("1 to {VOCABULARY_MAX}"));
-        ensure(
-            between(vocabulary, VOCABULARY_MAX),
-            "vocabulary",
-            &most,
-            vocabulary.to_string(),
-        )?;
-        let sha256 = &self.model_sha256;
-        ensure(
-            hash(sha256),
-            "model_sha256",
-            "64 hexadecimal digits in lower case",
-            format!("{sha256:?}"),
-        )?;
-        let spread = self.spread;
-        ensure(
-            spread.is_finite() && spread > 0.0,
-            "spread",
-            "finite and > 0",
-            spread.to_string(),
-        )?;
-        ensure(
-            self.token_limit > 0,
-            "token_limit",
-            "at least 1",
-            self.token_limit.to_string(),
-        )
     }
 }
 
@@ -498,11 +262,7 @@ fn balanced(head: &OnePassHead) -> (Vec<f16>, Vec<f16>, Vec<f32>) {
         let mut out = Vec::with_capacity(factor.len());
         for (row, scale) in factor.chunks(width).zip(&mut scale) {
             let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-            let power = if largest > 0.0 {
-                largest.log2().floor().clamp(-60.0, 60.0).exp2()
-            } else {
-                1.0
-            };
+            let power = if largest > 0.0 { largest.log2().floor().clamp(-60.0, 60.0).exp2() } else { 1.0 };
             out.extend(row.iter().map(|x| f16::from_f32(x / power)));
             *scale *= power;
         }
@@ -519,12 +279,7 @@ struct Tensors<'a> {
 
 impl Tensors<'_> {
     fn weights(&self, description: &Description) -> Result<HeadWeights, HeadError> {
-        let Description {
-            hidden,
-            vocabulary,
-            kind,
-            ..
-        } = *description;
+        let Description { hidden, vocabulary, kind, .. } = *description;
         let weights = match kind {
             HeadKind::LookAhead => {
                 let scalars = self.f32("scalars", &[2])?;
@@ -536,24 +291,13 @@ impl Tensors<'_> {
                     bias: scalars[1],
                 };
                 let shared = self.tensors.tensor("share").is_ok();
-                let share = if shared {
-                    self.f32("share", &[hidden])?
-                } else {
-                    Vec::new()
-                };
+                let share = if shared { self.f32("share", &[hidden])? } else { Vec::new() };
                 HeadWeights::LookAhead(head, share)
             }
             HeadKind::OnePass => {
-                let rank = self
-                    .tensors
-                    .tensor("scale")
-                    .map_or(0, |tensor| tensor.shape().iter().product());
+                let rank = self.tensors.tensor("scale").map_or(0, |tensor| tensor.shape().iter().product());
                 if !(1..=RANK_MAX).contains(&rank) {
-                    return Err(self.refused(
-                        "scale",
-                        format!("F32 of 1 to {RANK_MAX} numbers"),
-                        rank.to_string(),
-                    ));
+                    return Err(self.refused("scale", format!("F32 of 1 to {RANK_MAX} numbers"), rank.to_string()));
                 }
                 let scale = self.f32("scale", &[rank])?;
                 let mut state = self.f16("state", &[rank, 2 * hidden + 2])?;
@@ -561,22 +305,14 @@ impl Tensors<'_> {
                     row.iter_mut().for_each(|x| *x *= scale);
                 }
                 if let Some(bad) = state.iter().find(|x| !x.is_finite()) {
-                    return Err(self.refused(
-                        "state",
-                        "finite after scaling".into(),
-                        bad.to_string(),
-                    ));
+                    return Err(self.refused("state", "finite after scaling".into(), bad.to_string()));
                 }
                 HeadWeights::OnePass(OnePassHead {
                     tap: 0,
                     rank,
                     state,
                     embedding: self.f16("embedding", &[rank, hidden])?,
-                    token_bias: self
-                        .f16("token_bias", &[vocabulary])?
-                        .into_iter()
-                        .map(f16::from_f32)
-                        .collect(),
+                    token_bias: self.f16("token_bias", &[vocabulary])?.into_iter().map(f16::from_f32).collect(),
                 })
             }
         };
@@ -591,51 +327,23 @@ impl Tensors<'_> {
         Ok(weights)
     }
 
-    fn bytes(
-        &self,
-        name: &'static str,
-        format: Dtype,
-        shape: &[usize],
-    ) -> Result<&[u8], HeadError> {
+    fn bytes(&self, name: &'static str, format: Dtype, shape: &[usize]) -> Result<&[u8], HeadError> {
         let expected = || format!("{format:?} {shape:?}");
-        let tensor = self
-            .tensors
-            .tensor(name)
-            .map_err(|_| self.refused(name, expected(), "nothing".into()))?;
+        let tensor = self.tensors.tensor(name).map_err(|_| self.refused(name, expected(), "nothing".into()))?;
         if tensor.dtype() != format || tensor.shape() != shape {
-            return Err(self.refused(
-                name,
-                expected(),
-                format!("{:?} {:?}", tensor.dtype(), tensor.shape()),
-            ));
+            return Err(self.refused(name, expected(), format!("{:?} {:?}", tensor.dtype(), tensor.shape())));
         }
         Ok(tensor.data())
     }
 
     fn f32(&self, name: &'static str, shape: &[usize]) -> Result<Vec<f32>, HeadError> {
         let bytes = self.bytes(name, Dtype::F32, shape)?;
-        self.finite(
-            name,
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&bytes| f32::from_le_bytes(bytes))
-                .collect(),
-        )
+        self.finite(name, bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
     }
 
     fn f16(&self, name: &'static str, shape: &[usize]) -> Result<Vec<f32>, HeadError> {
         let bytes = self.bytes(name, Dtype::F16, shape)?;
-        self.finite(
-            name,
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&bytes| f16::from_le_bytes(bytes).to_f32())
-                .collect(),
-        )
+        self.finite(name, bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect())
     }
 
     fn finite(&self, name: &'static str, numbers: Vec<f32>) -> Result<Vec<f32>, HeadError> {
@@ -646,27 +354,16 @@ impl Tensors<'_> {
     }
 
     fn refused(&self, tensor: &str, expected: String, got: String) -> HeadError {
-        HeadError::Tensor {
-            head: self.head.to_string(),
-            tensor: tensor.to_string(),
-            expected,
-            got,
-        }
+        HeadError::Tensor { head: self.head.to_string(), tensor: tensor.to_string(), expected, got }
     }
 }
 
 fn f32_bytes(numbers: &[f32]) -> Vec<u8> {
-    numbers
-        .iter()
-        .flat_map(|number| number.to_le_bytes())
-        .collect()
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
 fn f16_bytes(numbers: &[f16]) -> Vec<u8> {
-    numbers
-        .iter()
-        .flat_map(|number| number.to_le_bytes())
-        .collect()
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
 #[cfg(test)]
@@ -716,28 +413,18 @@ mod tests {
             remaining: 0.5,
             bias: -1.0,
         };
-        HeadFile {
-            description: description(HeadKind::LookAhead),
-            weights: HeadWeights::LookAhead(head, share),
-        }
+        HeadFile { description: description(HeadKind::LookAhead), weights: HeadWeights::LookAhead(head, share) }
     }
 
     fn one_pass() -> HeadFile {
         let head = OnePassHead {
             tap: 0,
             rank: 2,
-            state: (0..2 * (2 * HIDDEN + 2))
-                .map(|i| 1e-6 * (i as f32 - 3.0))
-                .collect(),
+            state: (0..2 * (2 * HIDDEN + 2)).map(|i| 1e-6 * (i as f32 - 3.0)).collect(),
             embedding: (0..2 * HIDDEN).map(|i| 1e-5 * (i as f32 + 0.5)).collect(),
-            token_bias: (0..VOCABULARY)
-                .map(|i| f16::from_f32(i as f32 / 8.0))
-                .collect(),
+            token_bias: (0..VOCABULARY).map(|i| f16::from_f32(i as f32 / 8.0)).collect(),
         };
-        HeadFile {
-            description: description(HeadKind::OnePass),
-            weights: HeadWeights::OnePass(head),
-        }
+        HeadFile { description: description(HeadKind::OnePass), weights: HeadWeights::OnePass(head) }
     }
 
     #[test]
@@ -756,24 +443,15 @@ mod tests {
         let bytes = file.to_bytes().expect("valid");
         let read = HeadFile::read(&bytes).expect("valid");
         assert_eq!(read.to_bytes().expect("valid"), bytes);
-        let (HeadWeights::OnePass(got), HeadWeights::OnePass(expected)) =
-            (&read.weights, &file.weights)
-        else {
+        let (HeadWeights::OnePass(got), HeadWeights::OnePass(expected)) = (&read.weights, &file.weights) else {
             panic!("one-pass heads");
         };
         assert_eq!((got.rank, &got.token_bias), (2, &expected.token_bias));
         for r in 0..2 {
             for (&a, &b) in got.state[r * 8..][..8].iter().zip(&expected.state[r * 8..]) {
-                for (&c, &d) in got.embedding[r * 3..][..3]
-                    .iter()
-                    .zip(&expected.embedding[r * 3..])
-                {
-                    let (got, expected) =
-                        (f64::from(a) * f64::from(c), f64::from(b) * f64::from(d));
-                    assert!(
-                        (got - expected).abs() <= expected.abs() / 500.0,
-                        "{got} for {expected}"
-                    );
+                for (&c, &d) in got.embedding[r * 3..][..3].iter().zip(&expected.embedding[r * 3..]) {
+                    let (got, expected) = (f64::from(a) * f64::from(c), f64::from(b) * f64::from(d));
+                    assert!((got - expected).abs() <= expected.abs() / 500.0, "{got} for {expected}");
                 }
             }
         }
@@ -783,40 +461,17 @@ mod tests {
     fn a_head_for_another_model_is_refused_by_shape_and_by_hash() {
         let file = look_ahead(vec![]);
         let sha256 = "ab".repeat(32);
-        let own = ModelIdentity {
-            sha256: &sha256,
-            layers: 4,
-            hidden: HIDDEN,
-            vocabulary: VOCABULARY,
-        };
+        let own = ModelIdentity { sha256: &sha256, layers: 4, hidden: HIDDEN, vocabulary: VOCABULARY };
         assert!(file.check_model(own).is_ok());
         let check = |model, expected: &str| {
             let error = file.check_model(model).expect_err(expected).to_string();
             assert!(error.contains(expected), "{error}");
         };
-        check(
-            ModelIdentity { layers: 30, ..own },
-            "layers 4, this model has 30",
-        );
-        check(
-            ModelIdentity { hidden: 576, ..own },
-            "hidden width 3, this model has 576",
-        );
-        check(
-            ModelIdentity {
-                vocabulary: 7,
-                ..own
-            },
-            "vocabulary 5, this model has 7",
-        );
+        check(ModelIdentity { layers: 30, ..own }, "layers 4, this model has 30");
+        check(ModelIdentity { hidden: 576, ..own }, "hidden width 3, this model has 576");
+        check(ModelIdentity { vocabulary: 7, ..own }, "vocabulary 5, this model has 7");
         let other = "00".repeat(32);
-        check(
-            ModelIdentity {
-                sha256: &other,
-                ..own
-            },
-            &format!("SHA-256 {sha256}, this model has {other}"),
-        );
+        check(ModelIdentity { sha256: &other, ..own }, &format!("SHA-256 {sha256}, this model has {other}"));
     }
 
     #[test]
@@ -827,44 +482,15 @@ mod tests {
             let error = file.to_bytes().expect_err(expected).to_string();
             assert!(error.contains(expected), "{error:?} lacks {expected:?}");
         };
+        check(&|file| file.description.spread = f64::NAN, "spread must be finite and > 0");
+        check(&|file| file.description.layer = 5, "layer must be 1 to 4, got 5");
+        check(&|file| file.description.name = "a b".into(), "name must be 1 to 32 characters");
+        check(&|file| file.description.hidden = 4, "\"residual\" must be F32 [4], got F32 [3]");
+        check(&|file| file.description.hidden = usize::MAX, "hidden must be 1 to 65536");
+        check(&|file| file.description.kind = HeadKind::OnePass, "\"scale\" must be F32 of 1 to 64 numbers, got 0");
+        check(&|file| file.description.provenance.command = "x".repeat(1 << 20), "in its description, this has");
         check(
-            &|file| file.description.spread = f64::NAN,
-            "spread must be finite and > 0",
-        );
-        check(
-            &|file| file.description.layer = 5,
-            "layer must be 1 to 4, got 5",
-        );
-        check(
-            &|file| file.description.name = "a b".into(),
-            "name must be 1 to 32 characters",
-        );
-        check(
-            &|file| file.description.hidden = 4,
-            "\"residual\" must be F32 [4], got F32 [3]",
-        );
-        check(
-            &|file| file.description.hidden = usize::MAX,
-            "hidden must be 1 to 65536",
-        );
-        check(
-            &|file| file.description.kind = HeadKind::OnePass,
-            "\"scale\" must be F32 of 1 to 64 numbers, got 0",
-        );
-        check(
-            &|file| file.description.provenance.command = "x".repeat(1 << 20),
-            "in its description, this has",
-        );
-        check(
-            &|file| {
-                file.weights = HeadWeights::LookAhead(
-                    LinearHead {
-                        bias: f32::NAN,
-                        ..linear(file)
-                    },
-                    vec![],
-                )
-            },
+            &|file| file.weights = HeadWeights::LookAhead(LinearHead { bias: f32::NAN, ..linear(file) }, vec![]),
             "\"scalars\" must be finite, got NaN",
         );
     }
@@ -894,10 +520,7 @@ mod tests {
                 }
             }
         }
-        assert!(matches!(
-            HeadFile::read(&vec![0; FILE_BYTES_MAX + 1]),
-            Err(HeadError::Size { .. })
-        ));
+        assert!(matches!(HeadFile::read(&vec![0; FILE_BYTES_MAX + 1]), Err(HeadError::Size { .. })));
     }
 
     #[test]
