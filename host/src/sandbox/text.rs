@@ -108,6 +108,9 @@ fn find(
     mut store: StoreContextMut<'_, StoreData>,
     (pattern, place): (Pattern, Place),
 ) -> wasmtime::Result<(Vec<u64>,)> {
+    // Lifting a pattern costs the host an allocation a spelling, whether or not one is ever tried.
+    let spellings = pattern.iter().flatten().map(|spelling| spelling.len() + 1);
+    charge_items(&mut store, pattern.len() + spellings.sum::<usize>())?;
     let text = Arc::clone(&store.data().text);
     let mut fuel = store.get_fuel()?;
     let found = text.search().map_err(Clone::clone)?.find(&pattern, place.into(), &mut fuel);

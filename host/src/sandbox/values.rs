@@ -79,7 +79,6 @@ async fn evaluate(
 }
 
 async fn current(mut store: StoreContextMut<'_, StoreData>, head: u32) -> wasmtime::Result<Result<f32, ValueError>> {
-    charge_items(&mut store, 1)?;
     let heads = store.data().heads;
     let Some(deciding) = &store.data().deciding else {
         return Ok(Err(ValueError::NotNow));
