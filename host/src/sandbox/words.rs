@@ -52,9 +52,7 @@ pub fn near_names<'a>(name: &str, among: impl IntoIterator<Item = &'a str>) -> V
         .collect();
     near.sort_unstable();
     near.truncate(3);
-    near.into_iter()
-        .map(|(_, candidate)| candidate.to_owned())
-        .collect()
+    near.into_iter().map(|(_, candidate)| candidate.to_owned()).collect()
 }
 
 /// Levenshtein's distance in characters; only the first 64 of each are compared.
