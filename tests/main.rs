@@ -4,3 +4,4 @@ mod loader;
 mod policies;
 mod rebuild;
 mod sketches;
+mod template;
