@@ -5,6 +5,7 @@
 //! files, its device, its network) failed. The command line's exit codes are these causes.
 
 use crate::engine::EngineError;
+use crate::learning::fitting::FitError;
 use crate::learning::prompts::PromptsError;
 use crate::learning::rollouts::RolloutsError;
 use crate::model::config::ConfigError;
@@ -122,6 +123,9 @@ pub enum Error {
         /// The first stage that refused it.
         stage: &'static str,
     },
+    /// Nothing could be fitted.
+    #[error(transparent)]
+    Fit(#[from] FitError),
     /// A policy's fault ended a response.
     #[error("the response was ended by a fault of {0}")]
     Fault(Fault),
@@ -155,6 +159,7 @@ impl Error {
             | Self::Usage(_)
             | Self::Prompts(_)
             | Self::Rollouts(_)
+            | Self::Fit(_)
             | Self::Gguf(_)
             | Self::Config(_)
             | Self::Tokenizer(_)

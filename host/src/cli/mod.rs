@@ -39,6 +39,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Samples responses of the base model, for learning.
     Rollout(learn::RolloutArguments),
+    /// Fits a look-ahead head and a one-pass head to rollouts.
+    Fit(learn::FitArguments),
 }
 
 /// The model, and what it runs on.
@@ -108,6 +110,7 @@ pub fn main() -> std::process::ExitCode {
         Command::Policy(command) => policy::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => learn::rollout(arguments),
+        Command::Fit(arguments) => learn::fit(arguments),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
