@@ -5,3 +5,4 @@ mod loader;
 mod policies;
 mod rebuild;
 mod sketches;
+mod tidy;
