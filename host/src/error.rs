@@ -5,6 +5,7 @@
 //! files, its device, its network) failed. The command line's exit codes are these causes.
 
 use crate::engine::EngineError;
+use crate::learning::fitting::FitError;
 use crate::learning::prompts::PromptsError;
 use crate::learning::rollouts::RolloutsError;
 use crate::model::config::ConfigError;
@@ -107,6 +108,9 @@ pub enum Error {
     /// The rollouts' file is bad, or could not be written.
     #[error(transparent)]
     Rollouts(#[from] RolloutsError),
+    /// Nothing could be fitted.
+    #[error(transparent)]
+    Fit(#[from] FitError),
     /// A policy's fault ended a response.
     #[error("the response was ended by a fault of {0}")]
     Fault(Fault),
@@ -131,6 +135,7 @@ impl Error {
             | Self::Usage(_)
             | Self::Prompts(_)
             | Self::Rollouts(_)
+            | Self::Fit(_)
             | Self::Gguf(_)
             | Self::Config(_)
             | Self::Tokenizer(_)

@@ -35,6 +35,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Samples responses of the base model, for learning.
     Rollout(learn::RolloutArguments),
+    /// Fits a look-ahead head and a one-pass head to rollouts.
+    Fit(learn::FitArguments),
 }
 
 /// The model, and what it runs on.
@@ -109,6 +111,7 @@ pub fn main() -> std::process::ExitCode {
         Command::Pull(arguments) => pull::run(arguments),
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => learn::rollout(arguments),
+        Command::Fit(arguments) => learn::fit(arguments),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

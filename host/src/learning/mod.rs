@@ -11,7 +11,9 @@
 //! [`features::FeatureSource`]. Start at [`look_ahead::fit`].
 
 pub mod bilinear;
+pub mod decoding;
 pub mod features;
+pub mod fitting;
 pub mod look_ahead;
 pub mod one_pass;
 pub mod prompts;
