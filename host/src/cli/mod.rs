@@ -104,6 +104,11 @@ impl ModelArguments {
     }
 }
 
+/// The definition of the command line, for tests that compare documents with it.
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// Parses the command line and runs it. The exit code comes back.
 pub fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
