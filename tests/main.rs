@@ -1,7 +1,13 @@
 //! The one integration-test binary.
 
+mod chains;
+mod engine;
+mod golden;
 mod hostile;
+mod identities;
 mod loader;
 mod policies;
 mod rebuild;
 mod sketches;
+mod support;
+mod tree;
