@@ -193,7 +193,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         rank: arguments.rank,
         candidates: 20,
         states_per_rollout: 6,
-        rollouts_per_prompt: 4,
+        rollouts_per_prompt: 3,
         threads: options.threads.unwrap_or(2),
         seed: arguments.seed,
     };
