@@ -165,11 +165,8 @@ pub(super) struct FitArguments {
 /// Rewards by name.
 fn find_rewards(names: &[String]) -> Result<Vec<&'static dyn Reward>, Error> {
     let find = |name: &String| {
-        rewards::by_name(name).ok_or_else(|| Error::Unknown {
-            what: "reward",
-            name: name.clone(),
-            near: rewards::all().iter().map(|reward| reward.name().to_owned()).collect(),
-        })
+        let unknown = || Error::unknown("reward", name, rewards::all().iter().map(|reward| reward.name()));
+        rewards::by_name(name).ok_or_else(unknown)
     };
     names.iter().map(find).collect()
 }
