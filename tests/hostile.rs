@@ -231,9 +231,9 @@ fn tables_grow_to_their_limit_and_no_further() {
 
 #[test]
 fn a_table_or_memory_that_starts_too_large_is_refused() {
-    let load = |fields| Forged { fields, ..Forged::default() }.load().and_then(|policy| {
-        policy.describe(&[], GRANTED).map(|_| ())
-    });
+    let load = |fields| {
+        Forged { fields, ..Forged::default() }.load().and_then(|policy| policy.describe(&[], GRANTED).map(|_| ()))
+    };
     assert!(load("(table 10000 funcref)").is_ok());
     assert!(load("(table 10001 funcref)").is_err());
     assert!(load("(table 1000000 funcref)").is_err());
@@ -558,7 +558,9 @@ fn proposals_that_no_guest_needs_are_off() {
     refused("(memory $shared 1 1 shared)");
     refused("(type $s (struct (field i32)))");
     refused("(tag $t)");
-    refused("(func (param i64 i64 i64 i64) (result i64 i64) (i64.add128 (local.get 0) (local.get 1) (local.get 2) (local.get 3)))");
+    refused(
+        "(func (param i64 i64 i64 i64) (result i64 i64) (i64.add128 (local.get 0) (local.get 1) (local.get 2) (local.get 3)))",
+    );
 }
 
 #[test]

@@ -6,3 +6,4 @@ mod policies;
 mod rebuild;
 mod sketches;
 mod template;
+mod tidy;

@@ -61,20 +61,20 @@ pub(super) struct RolloutArguments {
     model: ModelArguments,
 }
 
-fn parse_split(text: &str) -> Result<Split, String> {
+pub(super) fn parse_split(text: &str) -> Result<Split, String> {
     let all = [Split::Learn, Split::Tune, Split::Test];
     all.into_iter().find(|split| split.name() == text).ok_or_else(|| format!("expected learn, tune or test, got {text:?}"))
 }
 
 /// The prompts of a file, or the project's own.
-fn read_prompts(path: Option<&Path>) -> Result<PromptSet, Error> {
+pub(super) fn read_prompts(path: Option<&Path>) -> Result<PromptSet, Error> {
     let Some(path) = path else { return Ok(PromptSet::built_in()) };
     let failed = |source| Error::File { what: "prompts", path: path.display().to_string(), source };
     Ok(PromptSet::parse(&std::fs::read_to_string(path).map_err(failed)?)?)
 }
 
 /// A bar on standard error, with the time left.
-fn bar(total: usize, what: &'static str) -> ProgressBar {
+pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
     ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(what)
 }
@@ -163,7 +163,7 @@ pub(super) struct FitArguments {
 }
 
 /// Rewards by name.
-fn find_rewards(names: &[String]) -> Result<Vec<&'static dyn Reward>, Error> {
+pub(super) fn find_rewards(names: &[String]) -> Result<Vec<&'static dyn Reward>, Error> {
     let find = |name: &String| {
         let unknown = || Error::unknown("reward", name, rewards::all().iter().map(|reward| reward.name()));
         rewards::by_name(name).ok_or_else(unknown)
@@ -288,7 +288,8 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     drop(host);
 
     let tune: Vec<&Prompt> = set.of(Split::Tune).take(DIAL_PROMPTS).collect();
-    for (kind, mut files) in [("look-ahead", look_ahead_files(&spreads)), ("one-pass", one_pass)] {
+    for (kind, mut files) in [(HeadKind::LookAhead, look_ahead_files(&spreads)), (HeadKind::OnePass, one_pass)] {
+        let kind = kind.name();
         let mut host = Host::open_with(&with_engine, |_, _| Ok(files.clone()))?;
         for file in &mut files {
             let name = file.description.name.clone();

@@ -3,6 +3,7 @@
 
 mod bench;
 mod display;
+mod evaluate;
 mod learn;
 mod policy;
 mod pull;
@@ -41,6 +42,8 @@ enum Command {
     Rollout(learn::RolloutArguments),
     /// Fits a look-ahead head and a one-pass head to rollouts.
     Fit(learn::FitArguments),
+    /// Compares base, Best-of-16 and vas on test prompts.
+    Evaluate(evaluate::EvaluateArguments),
 }
 
 /// The model, and what it runs on.
@@ -101,6 +104,11 @@ impl ModelArguments {
     }
 }
 
+/// The definition of the command line, for tests that compare documents with it.
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// Parses the command line and runs it. The exit code comes back.
 pub fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
@@ -111,6 +119,7 @@ pub fn main() -> std::process::ExitCode {
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => learn::rollout(arguments),
         Command::Fit(arguments) => learn::fit(arguments),
+        Command::Evaluate(arguments) => evaluate::evaluate(arguments),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

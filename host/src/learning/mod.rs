@@ -12,6 +12,7 @@
 
 pub mod bilinear;
 pub mod decoding;
+pub mod evaluation;
 pub mod features;
 pub mod fitting;
 pub mod look_ahead;

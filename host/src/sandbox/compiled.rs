@@ -20,9 +20,7 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
 use wasmtime::Store;
-use wasmtime::component::{
-    self, Component, ComponentExportIndex, ComponentNamedList, InstancePre, Lift, Lower,
-};
+use wasmtime::component::{self, Component, ComponentExportIndex, ComponentNamedList, InstancePre, Lift, Lower};
 
 /// A policy's component, checked and compiled. Clones share it.
 #[derive(Clone)]
@@ -134,11 +132,7 @@ impl Sandbox {
         let policy = || name.to_owned();
         let (size_bytes, limit_bytes) = (bytes.len(), shared.limits.component_bytes);
         if size_bytes > limit_bytes {
-            return Err(LoadError::TooLarge {
-                policy: policy(),
-                bytes: size_bytes,
-                limit_bytes,
-            });
+            return Err(LoadError::TooLarge { policy: policy(), bytes: size_bytes, limit_bytes });
         }
         match bytes.first_chunk::<8>() {
             Some([0, b'a', b's', b'm', _, _, 0, 0]) => {
@@ -147,40 +141,24 @@ impl Sandbox {
             Some([0, b'a', b's', b'm', ..]) => {}
             _ => return Err(LoadError::NotWebAssembly { policy: policy() }),
         }
-        let invalid = |error: wasmtime::Error| LoadError::Invalid {
-            policy: policy(),
-            detail: clean(&format!("{error:#}"), 512),
-        };
+        let invalid =
+            |error: wasmtime::Error| LoadError::Invalid { policy: policy(), detail: clean(&format!("{error:#}"), 512) };
         let component = Component::from_binary(&shared.engine, bytes).map_err(invalid)?;
-        let imports = shared
-            .contract
-            .check(&component)
-            .map_err(|error| LoadError::Contract {
-                policy: policy(),
-                error,
-            })?;
+        let imports =
+            shared.contract.check(&component).map_err(|error| LoadError::Contract { policy: policy(), error })?;
         let imports_values = imports.iter().any(|import| import.starts_with("values."));
         let imports_find = imports.iter().any(|import| import == "text.find");
-        let linker = if imports_values {
-            &shared.suspending
-        } else {
-            &shared.plain
-        };
+        let linker = if imports_values { &shared.suspending } else { &shared.plain };
         let pre = linker.instantiate_pre(&component).map_err(invalid)?;
         let export = |function: &str| {
             let interface = component.get_export_index(None, POLICY);
-            interface
-                .and_then(|interface| component.get_export_index(Some(&interface), function))
-                .ok_or_else(|| {
-                    let wanted = format!("{POLICY}#{function}");
-                    LoadError::Contract {
-                        policy: policy(),
-                        error: ContractError::MissingExport {
-                            wanted,
-                            exports: Vec::new(),
-                        },
-                    }
-                })
+            interface.and_then(|interface| component.get_export_index(Some(&interface), function)).ok_or_else(|| {
+                let wanted = format!("{POLICY}#{function}");
+                LoadError::Contract {
+                    policy: policy(),
+                    error: ContractError::MissingExport { wanted, exports: Vec::new() },
+                }
+            })
         };
         Ok(CompiledPolicy(Arc::new(Compiled {
             name: policy(),
@@ -230,10 +208,7 @@ impl CompiledPolicy {
     /// # Errors
     /// [`LoadError::Describe`] if the guest fails, [`LoadError::Manifest`] if its manifest is refused.
     pub fn describe(&self, offered: &[HeadOffer], granted: Needs) -> Result<Manifest, LoadError> {
-        let refused = |error| LoadError::Manifest {
-            policy: self.0.name.clone(),
-            error,
-        };
+        let refused = |error| LoadError::Manifest { policy: self.0.name.clone(), error };
         let described = || {
             let raw = self.0.describe_once(offered).map_err(LoadError::Describe)?;
             Manifest::check(raw, offered, granted, &self.0.shared.limits).map_err(refused)
@@ -262,11 +237,7 @@ impl CompiledPolicy {
         }
         let fuel = compiled.shared.limits.fuel_start;
         let fault = |kind| Fault::new(&compiled.name, kind);
-        let mut data = StoreData::new(
-            &compiled.shared.limits,
-            text,
-            compiled.shared.deadline_ticks,
-        );
+        let mut data = StoreData::new(&compiled.shared.limits, text, compiled.shared.deadline_ticks);
         data.heads = manifest.heads.len();
         data.candidates = request.candidates as usize;
         let exchange = data.exchange.clone();
@@ -277,28 +248,19 @@ impl CompiledPolicy {
                 compiled.call(&mut store, &instance, compiled.start, (raw,))?;
             Ok((store, instance, answer.0))
         };
-        let (store, instance, answer) =
-            run().map_err(|error| exchange.fault(&compiled.name, &error))?;
+        let (store, instance, answer) = run().map_err(|error| exchange.fault(&compiled.name, &error))?;
         let plan = answer.map_err(|reason| {
             let detail = clean(&reason, compiled.shared.limits.summary_bytes);
-            Fault {
-                detail,
-                ..fault(FaultKind::StartRefused)
-            }
+            Fault { detail, ..fault(FaultKind::StartRefused) }
         })?;
-        let plan =
-            Plan::check(&plan, manifest).map_err(|error| fault(FaultKind::BadPlan(error)))?;
+        let plan = Plan::check(&plan, manifest).map_err(|error| fault(FaultKind::BadPlan(error)))?;
         Instance::new(compiled, manifest, plan, store, &instance)
     }
 }
 
 impl Compiled {
     /// A new store and instance, with every limit set before the guest's start functions run.
-    fn instantiate(
-        &self,
-        data: StoreData,
-        fuel: u64,
-    ) -> wasmtime::Result<(Store<StoreData>, component::Instance)> {
+    fn instantiate(&self, data: StoreData, fuel: u64) -> wasmtime::Result<(Store<StoreData>, component::Instance)> {
         let limits = &self.shared.limits;
         let mut store = Store::new(&self.shared.engine, data);
         store.limiter(|data| data);
@@ -336,35 +298,21 @@ impl Compiled {
 
     fn describe_once(&self, offered: &[HeadOffer]) -> Result<bindings::Manifest, Fault> {
         let offered: Vec<bindings::HeadOffer> = offered.iter().map(lower_offer).collect();
-        let data = StoreData::new(
-            &self.shared.limits,
-            &self.shared.no_text,
-            self.shared.deadline_ticks,
-        );
+        let data = StoreData::new(&self.shared.limits, &self.shared.no_text, self.shared.deadline_ticks);
         let exchange = data.exchange.clone();
         let run = || -> wasmtime::Result<bindings::Manifest> {
             let (mut store, instance) = self.instantiate(data, self.shared.limits.fuel_describe)?;
-            Ok(self
-                .call::<_, (bindings::Manifest,)>(&mut store, &instance, self.describe, (offered,))?
-                .0)
+            Ok(self.call::<_, (bindings::Manifest,)>(&mut store, &instance, self.describe, (offered,))?.0)
         };
         run().map_err(|error| exchange.fault(&self.name, &error))
     }
 }
 
 fn lower_offer(offer: &HeadOffer) -> bindings::HeadOffer {
-    bindings::HeadOffer {
-        name: offer.name.clone(),
-        kind: offer.kind.clone(),
-        spread: offer.spread,
-    }
+    bindings::HeadOffer { name: offer.name.clone(), kind: offer.kind.clone(), spread: offer.spread }
 }
 
-fn lower_request(
-    manifest: &Manifest,
-    request: &StartRequest<'_>,
-    text: &VocabularyText,
-) -> bindings::Request {
+fn lower_request(manifest: &Manifest, request: &StartRequest<'_>, text: &VocabularyText) -> bindings::Request {
     let lower_value = |value: &SettingValue| match value {
         SettingValue::Number(number) => bindings::SettingValue::Number(*number),
         SettingValue::Flag(flag) => bindings::SettingValue::Flag(*flag),
@@ -374,17 +322,10 @@ fn lower_request(
     let named = manifest.settings.iter().zip(request.settings);
     bindings::Request {
         settings: named
-            .map(|(setting, value)| bindings::NamedValue {
-                name: setting.name.clone(),
-                value: lower_value(value),
-            })
+            .map(|(setting, value)| bindings::NamedValue { name: setting.name.clone(), value: lower_value(value) })
             .collect(),
         heads: manifest.heads.iter().map(lower_offer).collect(),
-        prompt: if manifest.needs.prompt {
-            request.prompt.to_vec()
-        } else {
-            Vec::new()
-        },
+        prompt: if manifest.needs.prompt { request.prompt.to_vec() } else { Vec::new() },
         candidates: request.candidates,
         vocabulary_size: u32::try_from(text.size()).unwrap_or(u32::MAX),
         end_of_text: text.vocabulary().end_of_text().to_vec(),

@@ -67,17 +67,15 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
 pub(super) fn start_clock(engine: &Engine, deadline_ms: u64) -> std::io::Result<u64> {
     let tick = Duration::from_millis(deadline_ms.div_ceil(TICKS).max(1));
     let weak = engine.weak();
-    thread::Builder::new()
-        .name("policy-clock".into())
-        .spawn(move || {
-            loop {
-                thread::sleep(tick);
-                match weak.upgrade() {
-                    Some(engine) => engine.increment_epoch(),
-                    None => return,
-                }
+    thread::Builder::new().name("policy-clock".into()).spawn(move || {
+        loop {
+            thread::sleep(tick);
+            match weak.upgrade() {
+                Some(engine) => engine.increment_epoch(),
+                None => return,
             }
-        })?;
+        }
+    })?;
     // The tick that is under way counts as one.
     Ok(TICKS + 1)
 }

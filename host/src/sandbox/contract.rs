@@ -55,14 +55,8 @@ pub(super) struct Contract {
 impl Contract {
     /// Compiles the reference; an error is a bug of the host.
     pub(super) fn new(engine: &Engine) -> wasmtime::Result<Self> {
-        let reference = Component::new(
-            engine,
-            reference_bytes().map_err(|error| wasmtime::format_err!("{error:#}"))?,
-        )?;
-        Ok(Self {
-            engine: engine.clone(),
-            reference: reference.component_type(),
-        })
+        let reference = Component::new(engine, reference_bytes().map_err(|error| wasmtime::format_err!("{error:#}"))?)?;
+        Ok(Self { engine: engine.clone(), reference: reference.component_type() })
     }
 
     /// Checks a component and returns the functions that it imports, as `interface.function`.
@@ -70,15 +64,9 @@ impl Contract {
         let component = component.component_type();
         let mut imported = Vec::new();
         for (name, import) in component.imports(&self.engine) {
-            let ours = self
-                .reference
-                .get_import(&self.engine, name)
-                .map(|import| import.ty);
+            let ours = self.reference.get_import(&self.engine, name).map(|import| import.ty);
             match (import.ty, ours) {
-                (
-                    ComponentItem::ComponentInstance(theirs),
-                    Some(ComponentItem::ComponentInstance(ours)),
-                ) => {
+                (ComponentItem::ComponentInstance(theirs), Some(ComponentItem::ComponentInstance(ours))) => {
                     for function in self.compare_imports(name, &theirs, &ours)? {
                         imported.push(format!("{}.{function}", short(name)));
                     }
@@ -86,34 +74,19 @@ impl Contract {
                 _ => return Err(self.unknown(clean(name, NAME_BYTES))),
             }
         }
-        match component
-            .get_export(&self.engine, POLICY)
-            .map(|export| export.ty)
-        {
+        match component.get_export(&self.engine, POLICY).map(|export| export.ty) {
             Some(ComponentItem::ComponentInstance(theirs)) => self.compare_exports(&theirs)?,
             _ => {
-                let exports = component
-                    .exports(&self.engine)
-                    .map(|(name, _)| clean(name, NAME_BYTES))
-                    .collect();
-                return Err(ContractError::MissingExport {
-                    wanted: POLICY.to_owned(),
-                    exports,
-                });
+                let exports = component.exports(&self.engine).map(|(name, _)| clean(name, NAME_BYTES)).collect();
+                return Err(ContractError::MissingExport { wanted: POLICY.to_owned(), exports });
             }
         }
         Ok(imported)
     }
 
     fn unknown(&self, import: String) -> ContractError {
-        let known = self
-            .reference
-            .imports(&self.engine)
-            .map(|(name, _)| name.to_owned());
-        ContractError::UnknownImport {
-            import,
-            known: known.filter(|name| name != TYPES).collect(),
-        }
+        let known = self.reference.imports(&self.engine).map(|(name, _)| name.to_owned());
+        ContractError::UnknownImport { import, known: known.filter(|name| name != TYPES).collect() }
     }
 
     /// A guest may import fewer functions than there are, but each as it is.
@@ -127,10 +100,7 @@ impl Contract {
         for (name, item) in theirs.exports(&self.engine) {
             let known = ours.get_export(&self.engine, name).map(|item| item.ty);
             match (item.ty, known) {
-                (
-                    ComponentItem::ComponentFunc(theirs),
-                    Some(ComponentItem::ComponentFunc(ours)),
-                ) => {
+                (ComponentItem::ComponentFunc(theirs), Some(ComponentItem::ComponentFunc(ours))) => {
                     same_function(interface, name, &theirs, &ours)?;
                     functions.push(name.to_owned());
                 }
@@ -144,33 +114,20 @@ impl Contract {
 
     /// A guest must export every function of the policy interface; others that it has are not looked at.
     fn compare_exports(&self, theirs: &ComponentInstance) -> Result<(), ContractError> {
-        let Some(ComponentItem::ComponentInstance(ours)) = self
-            .reference
-            .get_export(&self.engine, POLICY)
-            .map(|export| export.ty)
+        let Some(ComponentItem::ComponentInstance(ours)) =
+            self.reference.get_export(&self.engine, POLICY).map(|export| export.ty)
         else {
-            return Err(ContractError::MissingExport {
-                wanted: POLICY.to_owned(),
-                exports: Vec::new(),
-            });
+            return Err(ContractError::MissingExport { wanted: POLICY.to_owned(), exports: Vec::new() });
         };
         for (name, item) in ours.exports(&self.engine) {
             let ComponentItem::ComponentFunc(ours) = item.ty else {
                 continue;
             };
             match theirs.get_export(&self.engine, name).map(|item| item.ty) {
-                Some(ComponentItem::ComponentFunc(theirs)) => {
-                    same_function(POLICY, name, &theirs, &ours)?
-                }
+                Some(ComponentItem::ComponentFunc(theirs)) => same_function(POLICY, name, &theirs, &ours)?,
                 _ => {
-                    let exports = theirs
-                        .exports(&self.engine)
-                        .map(|(name, _)| clean(name, NAME_BYTES))
-                        .collect();
-                    return Err(ContractError::MissingExport {
-                        wanted: format!("{POLICY}#{name}"),
-                        exports,
-                    });
+                    let exports = theirs.exports(&self.engine).map(|(name, _)| clean(name, NAME_BYTES)).collect();
+                    return Err(ContractError::MissingExport { wanted: format!("{POLICY}#{name}"), exports });
                 }
             }
         }
@@ -183,17 +140,9 @@ fn reference_bytes() -> anyhow::Result<Vec<u8>> {
     let mut resolve = wit_parser::Resolve::default();
     let package = resolve.push_str("policy.wit", WIT)?;
     let world = resolve.select_world(&[package], Some("aligner"))?;
-    let mut module =
-        wit_component::dummy_module(&resolve, world, wit_parser::ManglingAndAbi::Standard32);
-    wit_component::embed_component_metadata(
-        &mut module,
-        &resolve,
-        world,
-        wit_component::StringEncoding::UTF8,
-    )?;
-    wit_component::ComponentEncoder::default()
-        .module(&module)?
-        .encode()
+    let mut module = wit_component::dummy_module(&resolve, world, wit_parser::ManglingAndAbi::Standard32);
+    wit_component::embed_component_metadata(&mut module, &resolve, world, wit_component::StringEncoding::UTF8)?;
+    wit_component::ComponentEncoder::default().module(&module)?.encode()
 }
 
 /// `values` of `vassal:policy/values@0.1.0`.
@@ -215,10 +164,7 @@ fn same_function(
             .or_else(|| unnamed_difference("result", theirs.results(), ours.results()))
     };
     difference.map_or(Ok(()), |difference| {
-        Err(ContractError::Types {
-            function: format!("{interface}#{name}"),
-            difference: clean(&difference, 512),
-        })
+        Err(ContractError::Types { function: format!("{interface}#{name}"), difference: clean(&difference, 512) })
     })
 }
 
@@ -240,19 +186,13 @@ fn difference(theirs: &Type, ours: &Type) -> Option<String> {
             theirs.cases().map(|case| (case.name, case.ty)),
             ours.cases().map(|case| (case.name, case.ty)),
         ),
-        (Type::Enum(theirs), Type::Enum(ours)) => optional_difference(
-            "case",
-            theirs.names().map(|name| (name, None)),
-            ours.names().map(|name| (name, None)),
-        ),
-        (Type::Flags(theirs), Type::Flags(ours)) => optional_difference(
-            "flag",
-            theirs.names().map(|name| (name, None)),
-            ours.names().map(|name| (name, None)),
-        ),
-        (Type::Tuple(theirs), Type::Tuple(ours)) => {
-            unnamed_difference("part", theirs.types(), ours.types())
+        (Type::Enum(theirs), Type::Enum(ours)) => {
+            optional_difference("case", theirs.names().map(|name| (name, None)), ours.names().map(|name| (name, None)))
         }
+        (Type::Flags(theirs), Type::Flags(ours)) => {
+            optional_difference("flag", theirs.names().map(|name| (name, None)), ours.names().map(|name| (name, None)))
+        }
+        (Type::Tuple(theirs), Type::Tuple(ours)) => unnamed_difference("part", theirs.types(), ours.types()),
         (Type::Result(theirs), Type::Result(ours)) => optional_difference(
             "result case",
             [("ok", theirs.ok()), ("error", theirs.err())].into_iter(),
@@ -260,9 +200,7 @@ fn difference(theirs: &Type, ours: &Type) -> Option<String> {
         ),
         _ => None,
     };
-    Some(
-        inner.unwrap_or_else(|| format!("is {}, but {} in the contract", kind(theirs), kind(ours))),
-    )
+    Some(inner.unwrap_or_else(|| format!("is {}, but {} in the contract", kind(theirs), kind(ours))))
 }
 
 fn named_difference<'a>(
@@ -270,11 +208,7 @@ fn named_difference<'a>(
     theirs: impl Iterator<Item = (&'a str, Type)>,
     ours: impl Iterator<Item = (&'a str, Type)>,
 ) -> Option<String> {
-    optional_difference(
-        what,
-        theirs.map(|(name, ty)| (name, Some(ty))),
-        ours.map(|(name, ty)| (name, Some(ty))),
-    )
+    optional_difference(what, theirs.map(|(name, ty)| (name, Some(ty))), ours.map(|(name, ty)| (name, Some(ty))))
 }
 
 fn unnamed_difference(
@@ -303,17 +237,13 @@ fn optional_difference<'a>(
             (Some(ty), Some(expected)) => difference(ty, expected),
             (None, None) => None,
             (Some(ty), None) => Some(format!("carries {}, but nothing in the contract", kind(ty))),
-            (None, Some(expected)) => Some(format!(
-                "carries nothing, but {} in the contract",
-                kind(expected)
-            )),
+            (None, Some(expected)) => Some(format!("carries nothing, but {} in the contract", kind(expected))),
         };
         if let Some(inner) = inner {
             return Some(format!("{quoted} {inner}"));
         }
     }
-    ours.get(theirs.len())
-        .map(|(missing, _)| format!("{} of the contract is missing", quote(what, missing)))
+    ours.get(theirs.len()).map(|(missing, _)| format!("{} of the contract is missing", quote(what, missing)))
 }
 
 fn quote(what: &str, name: &str) -> String {

@@ -214,28 +214,16 @@ impl Context<'_> {
         Ok(Steering {
             adjust: raw.adjust,
             blend: self.blend(&raw.blend)?,
-            bias: raw
-                .bias
-                .map_or_else(|| Ok(Vec::new()), |bias| self.bias(&bias))?,
-            vocabulary: raw
-                .vocabulary
-                .map(|bias| self.vocabulary(bias))
-                .transpose()?,
+            bias: raw.bias.map_or_else(|| Ok(Vec::new()), |bias| self.bias(&bias))?,
+            vocabulary: raw.vocabulary.map(|bias| self.vocabulary(bias)).transpose()?,
             tail,
         })
     }
 
     fn deltas(&self, place: &'static str, deltas: &[f32]) -> Result<(), BadDecision> {
         let limit = self.limits.magnitude;
-        match deltas
-            .iter()
-            .find(|delta| !(delta.abs() <= limit || **delta == f32::NEG_INFINITY))
-        {
-            Some(&given) => Err(BadDecision::Delta {
-                place,
-                given,
-                limit,
-            }),
+        match deltas.iter().find(|delta| !(delta.abs() <= limit || **delta == f32::NEG_INFINITY)) {
+            Some(&given) => Err(BadDecision::Delta { place, given, limit }),
             None => Ok(()),
         }
     }
@@ -245,10 +233,7 @@ impl Context<'_> {
         let mut seen = 0_u64;
         let check = |term: &bindings::HeadWeight| {
             if !usize::try_from(term.head).is_ok_and(|head| head < heads) {
-                return Err(BadDecision::UnknownHead {
-                    given: term.head,
-                    heads,
-                });
+                return Err(BadDecision::UnknownHead { given: term.head, heads });
             }
             // Heads are at most 16, so a word holds one bit for each.
             let bit = 1_u64 << (term.head % 64);
@@ -258,10 +243,7 @@ impl Context<'_> {
             seen |= bit;
             let within = term.weight.abs() <= limit;
             if !within {
-                return Err(BadDecision::Weight {
-                    given: term.weight,
-                    limit,
-                });
+                return Err(BadDecision::Weight { given: term.weight, limit });
             }
             let baseline = match term.baseline {
                 bindings::Baseline::None => Baseline::None,
@@ -269,11 +251,7 @@ impl Context<'_> {
                 bindings::Baseline::Weighted => Baseline::Weighted,
                 bindings::Baseline::State => Baseline::State,
             };
-            Ok(HeadWeight {
-                head: term.head,
-                weight: term.weight,
-                baseline,
-            })
+            Ok(HeadWeight { head: term.head, weight: term.weight, baseline })
         };
         terms.iter().map(check).collect()
     }
@@ -286,12 +264,7 @@ impl Context<'_> {
         }
         self.tokens("bias", &raw.tokens, self.limits.bias_tokens)?;
         self.deltas("bias", &raw.deltas)?;
-        let mut pairs: Vec<(Token, f32)> = raw
-            .tokens
-            .iter()
-            .copied()
-            .zip(raw.deltas.iter().copied())
-            .collect();
+        let mut pairs: Vec<(Token, f32)> = raw.tokens.iter().copied().zip(raw.deltas.iter().copied()).collect();
         // Stable, so that sums run in the order given.
         pairs.sort_by_key(|(token, _)| *token);
         pairs.dedup_by(|later, earlier| {
@@ -301,15 +274,8 @@ impl Context<'_> {
             }
             same
         });
-        match pairs
-            .iter()
-            .find(|(_, sum)| !(sum.abs() <= self.limits.magnitude || *sum == f32::NEG_INFINITY))
-        {
-            Some((_, sum)) => Err(BadDecision::Delta {
-                place: "bias",
-                given: *sum,
-                limit: self.limits.magnitude,
-            }),
+        match pairs.iter().find(|(_, sum)| !(sum.abs() <= self.limits.magnitude || *sum == f32::NEG_INFINITY)) {
+            Some((_, sum)) => Err(BadDecision::Delta { place: "bias", given: *sum, limit: self.limits.magnitude }),
             None => Ok(pairs),
         }
     }
@@ -325,11 +291,7 @@ impl Context<'_> {
         if let (Some(last), true) = (raw.bits.last_mut(), used > 0) {
             *last &= (1 << used) - 1;
         }
-        Ok(VocabularyBias {
-            bits: raw.bits,
-            set: raw.set,
-            unset: raw.unset,
-        })
+        Ok(VocabularyBias { bits: raw.bits, set: raw.set, unset: raw.unset })
     }
 
     fn splice(&self, raw: bindings::Splice) -> Result<Decision, BadDecision> {
@@ -345,44 +307,24 @@ impl Context<'_> {
         }
         let most = self.manifest.rewind_max.min(self.response);
         if remove > most {
-            return Err(BadDecision::Remove {
-                given: remove,
-                most,
-            });
+            return Err(BadDecision::Remove { given: remove, most });
         }
         self.tokens("insert", &insert, self.limits.insert_tokens)?;
         Ok(Decision::Splice { remove, insert })
     }
 
-    fn tokens(
-        &self,
-        place: &'static str,
-        tokens: &[Token],
-        limit: usize,
-    ) -> Result<(), BadDecision> {
+    fn tokens(&self, place: &'static str, tokens: &[Token], limit: usize) -> Result<(), BadDecision> {
         let (given, vocabulary) = (tokens.len(), self.vocabulary);
         if given > limit {
-            return Err(BadDecision::TooLong {
-                place,
-                given,
-                limit,
-            });
+            return Err(BadDecision::TooLong { place, given, limit });
         }
         match tokens.iter().find(|token| **token as usize >= vocabulary) {
-            Some(&given) => Err(BadDecision::UnknownToken {
-                place,
-                given,
-                vocabulary,
-            }),
+            Some(&given) => Err(BadDecision::UnknownToken { place, given, vocabulary }),
             None => Ok(()),
         }
     }
 
     fn granted(&self, need: &'static str, granted: bool) -> Result<(), BadDecision> {
-        if granted {
-            Ok(())
-        } else {
-            Err(BadDecision::NotGranted(need))
-        }
+        if granted { Ok(()) } else { Err(BadDecision::NotGranted(need)) }
     }
 }

@@ -130,9 +130,7 @@ impl From<Trap> for TrapCode {
             Trap::MemoryOutOfBounds => Self::MemoryOutOfBounds,
             Trap::TableOutOfBounds => Self::TableOutOfBounds,
             Trap::IndirectCallToNull | Trap::BadSignature => Self::IndirectCall,
-            Trap::IntegerOverflow | Trap::IntegerDivisionByZero | Trap::BadConversionToInteger => {
-                Self::Arithmetic
-            }
+            Trap::IntegerOverflow | Trap::IntegerDivisionByZero | Trap::BadConversionToInteger => Self::Arithmetic,
             Trap::InvalidChar
             | Trap::StringOutOfBounds
             | Trap::ListOutOfBounds
@@ -155,11 +153,7 @@ const DETAIL_BYTES: usize = 512;
 impl Fault {
     /// A fault of `policy` whose kind says everything.
     pub(super) fn new(policy: &str, kind: FaultKind) -> Self {
-        Self {
-            kind,
-            policy: policy.to_owned(),
-            detail: String::new(),
-        }
+        Self { kind, policy: policy.to_owned(), detail: String::new() }
     }
 
     /// Classifies the error of a guest call. `last_note` is what the guest noted last in it: the message of
@@ -173,10 +167,7 @@ impl Fault {
                 Trap::Interrupt => FaultKind::Deadline,
                 other => FaultKind::Trap(other.into()),
             }
-        } else if error
-            .downcast_ref::<wasmtime::PoolConcurrencyLimitError>()
-            .is_some()
-        {
+        } else if error.downcast_ref::<wasmtime::PoolConcurrencyLimitError>().is_some() {
             FaultKind::Capacity
         } else {
             FaultKind::Error
@@ -188,10 +179,6 @@ impl Fault {
             FaultKind::Trap(TrapCode::Unreachable) => last_note.cloned().unwrap_or_default(),
             _ => String::new(),
         };
-        Self {
-            kind,
-            policy: policy.to_owned(),
-            detail,
-        }
+        Self { kind, policy: policy.to_owned(), detail }
     }
 }

@@ -38,11 +38,7 @@ pub(super) struct StoreData {
 }
 
 impl StoreData {
-    pub(super) fn new(
-        limits: &Arc<Limits>,
-        text: &Arc<VocabularyText>,
-        deadline_ticks: u64,
-    ) -> Self {
+    pub(super) fn new(limits: &Arc<Limits>, text: &Arc<VocabularyText>, deadline_ticks: u64) -> Self {
         Self {
             limits: Arc::clone(limits),
             text: Arc::clone(text),
@@ -57,36 +53,18 @@ impl StoreData {
 
 /// Growth beyond a limit is an error rather than a failed `memory.grow`, so that it has a kind of its own.
 impl ResourceLimiter for StoreData {
-    fn memory_growing(
-        &mut self,
-        _: usize,
-        desired: usize,
-        maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, _: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let limit_bytes = self.limits.memory_bytes;
         if desired > limit_bytes {
-            return Err(Raised(FaultKind::Memory {
-                wanted_bytes: desired,
-                limit_bytes,
-            })
-            .into());
+            return Err(Raised(FaultKind::Memory { wanted_bytes: desired, limit_bytes }).into());
         }
         Ok(maximum.is_none_or(|maximum| desired <= maximum))
     }
 
-    fn table_growing(
-        &mut self,
-        _: usize,
-        desired: usize,
-        maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
+    fn table_growing(&mut self, _: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let limit = self.limits.table_elements;
         if desired > limit {
-            return Err(Raised(FaultKind::Table {
-                wanted: desired,
-                limit,
-            })
-            .into());
+            return Err(Raised(FaultKind::Table { wanted: desired, limit }).into());
         }
         Ok(maximum.is_none_or(|maximum| desired <= maximum))
     }
@@ -152,44 +130,29 @@ fn link_plain(linker: &mut Linker<StoreData>) -> wasmtime::Result<()> {
 }
 
 fn link_audit(audit: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
-    audit.func_wrap(
-        "note",
-        |mut store: StoreContextMut<'_, StoreData>, (message,): (String,)| {
-            charge_items(&mut store, message.len())?;
-            let data = store.data();
-            let mut exchanged = data.exchange.lock();
-            if exchanged.noted < data.limits.notes {
-                exchanged.noted += 1;
-                exchanged
-                    .notes
-                    .push(clean(&message, data.limits.note_bytes));
-            } else {
-                exchanged.notes_dropped += 1;
-            }
-            Ok(())
-        },
-    )
+    audit.func_wrap("note", |mut store: StoreContextMut<'_, StoreData>, (message,): (String,)| {
+        charge_items(&mut store, message.len())?;
+        let data = store.data();
+        let mut exchanged = data.exchange.lock();
+        if exchanged.noted < data.limits.notes {
+            exchanged.noted += 1;
+            exchanged.notes.push(clean(&message, data.limits.note_bytes));
+        } else {
+            exchanged.notes_dropped += 1;
+        }
+        Ok(())
+    })
 }
 
 /// Takes `units` of fuel from the running call; a call that has fewer is out of fuel.
-pub(super) fn charge(
-    store: &mut StoreContextMut<'_, StoreData>,
-    units: u64,
-) -> wasmtime::Result<()> {
+pub(super) fn charge(store: &mut StoreContextMut<'_, StoreData>, units: u64) -> wasmtime::Result<()> {
     let left = store.get_fuel()?.checked_sub(units);
     store.set_fuel(left.unwrap_or(0))?;
-    if left.is_some() {
-        Ok(())
-    } else {
-        Err(Trap::OutOfFuel.into())
-    }
+    if left.is_some() { Ok(()) } else { Err(Trap::OutOfFuel.into()) }
 }
 
 /// Charges for `items` bytes, tokens or values that cross.
-pub(super) fn charge_items(
-    store: &mut StoreContextMut<'_, StoreData>,
-    items: usize,
-) -> wasmtime::Result<()> {
+pub(super) fn charge_items(store: &mut StoreContextMut<'_, StoreData>, items: usize) -> wasmtime::Result<()> {
     let units = store.data().limits.fuel_item.saturating_mul(items as u64);
     charge(store, units)
 }

@@ -148,7 +148,7 @@ impl Instance {
         instance: &component::Instance,
     ) -> Result<Self, Fault> {
         let decide = instance
-            .get_typed_func(&mut store, &compiled.decide)
+            .get_typed_func(&mut store, compiled.decide)
             .map_err(|error| Fault::from_error(&compiled.name, &error, None))?;
         let left = store.get_fuel().unwrap_or(0);
         Ok(Self {
@@ -171,17 +171,9 @@ impl Instance {
     /// # Panics
     /// If the last step is not decided yet, or the step's lists do not fit each other: the host's bugs.
     pub fn decide(&mut self, step: &Step<'_>) -> Progress {
-        assert_eq!(
-            step.logits.len(),
-            step.candidates.len(),
-            "one logit a candidate"
-        );
+        assert_eq!(step.logits.len(), step.candidates.len(), "one logit a candidate");
         let rows = step.prefetched.count_ones() as usize;
-        assert_eq!(
-            step.values.len(),
-            rows * step.candidates.len(),
-            "one value a prefetched head and candidate"
-        );
+        assert_eq!(step.values.len(), rows * step.candidates.len(), "one value a prefetched head and candidate");
         let limits = &self.compiled.shared.limits;
         let mut store = match std::mem::replace(&mut self.state, State::Moved) {
             State::Idle(store) => store,
@@ -204,8 +196,7 @@ impl Instance {
             return self.settle(store, answer);
         }
         if !step.ended {
-            store.data_mut().deciding =
-                Some(Deciding::new(Arc::clone(&self.step), limits.evaluations));
+            store.data_mut().deciding = Some(Deciding::new(Arc::clone(&self.step), limits.evaluations));
         }
         self.poll(Box::pin(async move {
             let answer = decide.call_async(&mut store, parameters).await;
@@ -219,11 +210,7 @@ impl Instance {
     /// If it waits for nothing, or for another number of values: the host's bugs.
     pub fn resume(&mut self, answer: ValueAnswer) -> Progress {
         if let ValueAnswer::Values(values) = &answer {
-            assert_eq!(
-                values.len(),
-                self.wanted,
-                "one value a head and token asked for"
-            );
+            assert_eq!(values.len(), self.wanted, "one value a head and token asked for");
         }
         match std::mem::replace(&mut self.state, State::Moved) {
             State::Suspended(running) => {
@@ -239,10 +226,7 @@ impl Instance {
     }
 
     fn poll(&mut self, mut running: Running) -> Progress {
-        match running
-            .as_mut()
-            .poll(&mut std::task::Context::from_waker(Waker::noop()))
-        {
+        match running.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())) {
             Poll::Ready((store, answer)) => self.settle(store, answer),
             Poll::Pending => match self.exchange.lock().request.take() {
                 Some(request) => {
@@ -263,25 +247,20 @@ impl Instance {
     /// Takes the store back, or drops it with the fault it has earned.
     fn settle(&mut self, mut store: Store<StoreData>, answer: Answer) -> Progress {
         let limits = &self.compiled.shared.limits;
-        self.fuel_used = limits
-            .fuel_decide
-            .saturating_sub(store.get_fuel().unwrap_or(0));
+        self.fuel_used = limits.fuel_decide.saturating_sub(store.get_fuel().unwrap_or(0));
         store.data_mut().deciding = None;
         let context = Context {
             manifest: &self.manifest,
             limits,
             vocabulary: self.vocabulary,
             candidates: self.step.candidates.len(),
-            response: self
-                .step
-                .kept
-                .saturating_add(self.step.appended.len().try_into().unwrap_or(u32::MAX)),
+            response: self.step.kept.saturating_add(self.step.appended.len().try_into().unwrap_or(u32::MAX)),
             ended: self.step.ended,
         };
         let decided = match answer {
-            Ok((raw,)) => context
-                .check(raw)
-                .map_err(|error| Fault::new(&self.compiled.name, FaultKind::BadDecision(error))),
+            Ok((raw,)) => {
+                context.check(raw).map_err(|error| Fault::new(&self.compiled.name, FaultKind::BadDecision(error)))
+            }
             Err(error) => Err(self.exchange.fault(&self.compiled.name, &error)),
         };
         match decided {
@@ -313,11 +292,7 @@ impl Instance {
 
     /// The fault that ended it, if one did.
     pub fn fault(&self) -> Option<&Fault> {
-        if let State::Faulted(fault) = &self.state {
-            Some(fault)
-        } else {
-            None
-        }
+        if let State::Faulted(fault) = &self.state { Some(fault) } else { None }
     }
 
     /// Whether it waits for values.
@@ -355,17 +330,8 @@ fn refill(buffers: &mut Arc<bindings::Step>, step: &Step<'_>) {
     let Some(buffers) = Arc::get_mut(buffers) else {
         return;
     };
-    let bindings::Step {
-        kept,
-        appended,
-        candidates,
-        logits,
-        prefetched,
-        values,
-        log_normalizer,
-        entropy,
-        ended,
-    } = buffers;
+    let bindings::Step { kept, appended, candidates, logits, prefetched, values, log_normalizer, entropy, ended } =
+        buffers;
     copy(appended, step.appended);
     copy(candidates, step.candidates);
     copy(logits, step.logits);
@@ -384,5 +350,16 @@ pub(super) fn once<T>(future: impl Future<Output = wasmtime::Result<T>>) -> wasm
     match pin!(future).poll(&mut std::task::Context::from_waker(Waker::noop())) {
         Poll::Ready(result) => result,
         Poll::Pending => Err(wasmtime::format_err!("a call that cannot wait did")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn instances_may_move_between_threads() {
+        fn is_send<T: Send>() {}
+        is_send::<super::Instance>();
+        is_send::<crate::sandbox::CompiledPolicy>();
+        is_send::<crate::sandbox::Sandbox>();
     }
 }

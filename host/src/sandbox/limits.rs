@@ -25,11 +25,12 @@ pub struct Limits {
     /// Fuel of one `decide`, units. The contract's number: at most about 5 ms even for denormal
     /// divisions, which cost 20 ns a unit; ordinary code burns it in well under 1 ms.
     pub fuel_decide: u64,
-    /// Fuel of `start` and of instantiation together, units. Once a response, so it may prepare tables.
+    /// Fuel of instantiation and `start` together, units. The contract's number: once a response, so a guest
+    /// may look up a tenant's phrases in the vocabulary.
     pub fuel_start: u64,
-    /// Fuel of one `describe` and its instantiation, units. Once a load.
+    /// Fuel of instantiation and one `describe` together, units. The contract's number.
     pub fuel_describe: u64,
-    /// Fuel a byte, a token or a value that a host function takes from a guest or gives it, units.
+    /// Fuel a byte, a list, a token or a value that a host function takes from a guest or gives it, units.
     pub fuel_item: u64,
     /// Fuel a byte of text to be tokenised, units: up to a microsecond of the host's time.
     pub fuel_text_byte: u64,
@@ -95,8 +96,8 @@ impl Default for Limits {
             tables: 4,
             table_elements: 10_000,
             fuel_decide: 250_000,
-            fuel_start: 250_000,
-            fuel_describe: 250_000,
+            fuel_start: 1_000_000,
+            fuel_describe: 1_000_000,
             fuel_item: 1,
             fuel_text_byte: 32,
             deadline_ms: 100,

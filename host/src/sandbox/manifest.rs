@@ -114,9 +114,7 @@ impl Setting {
             SettingKind::Number { initial, .. } => SettingValue::Number(*initial),
             SettingKind::Flag(flag) => SettingValue::Flag(*flag),
             // Validation leaves no empty choice.
-            SettingKind::Choice(words) => {
-                SettingValue::Choice(words.first().cloned().unwrap_or_default())
-            }
+            SettingKind::Choice(words) => SettingValue::Choice(words.first().cloned().unwrap_or_default()),
             SettingKind::Text(text) => SettingValue::Text(text.clone()),
         }
     }
@@ -137,24 +135,14 @@ pub struct Needs {
 
 impl Needs {
     /// Everything.
-    pub const ALL: Self = Self {
-        prompt: true,
-        insert: true,
-        rewind: true,
-        stop: true,
-    };
+    pub const ALL: Self = Self { prompt: true, insert: true, rewind: true, stop: true };
 
     /// The names of what is needed or granted, in the contract's order.
     pub fn names(&self) -> Vec<&'static str> {
-        [
-            ("prompt", self.prompt),
-            ("insert", self.insert),
-            ("rewind", self.rewind),
-            ("stop", self.stop),
-        ]
-        .into_iter()
-        .filter_map(|(name, set)| set.then_some(name))
-        .collect()
+        [("prompt", self.prompt), ("insert", self.insert), ("rewind", self.rewind), ("stop", self.stop)]
+            .into_iter()
+            .filter_map(|(name, set)| set.then_some(name))
+            .collect()
     }
 
     /// The field of this name, if there is one.
@@ -195,9 +183,7 @@ pub enum ManifestError {
         most: u64,
     },
     /// A number setting whose numbers are not finite or not in order.
-    #[error(
-        "setting `{name}`: minimum {minimum} <= initial {initial} <= maximum {maximum} must hold, all finite"
-    )]
+    #[error("setting `{name}`: minimum {minimum} <= initial {initial} <= maximum {maximum} must hold, all finite")]
     Range {
         /// The setting.
         name: String,
@@ -246,11 +232,7 @@ pub enum ManifestError {
 }
 
 fn near_hint(names: &[String]) -> String {
-    if names.is_empty() {
-        String::new()
-    } else {
-        format!("; near: {}", names.join(", "))
-    }
+    if names.is_empty() { String::new() } else { format!("; near: {}", names.join(", ")) }
 }
 
 impl Manifest {
@@ -261,40 +243,15 @@ impl Manifest {
         granted: Needs,
         limits: &Limits,
     ) -> Result<Self, ManifestError> {
-        bound(
-            "candidates-max",
-            raw.candidates_max.into(),
-            1,
-            limits.candidates.into(),
-        )?;
+        bound("candidates-max", raw.candidates_max.into(), 1, limits.candidates.into())?;
         bound("rewind-max", raw.rewind_max.into(), 0, limits.rewind.into())?;
-        bound(
-            "the number of heads",
-            raw.heads.len() as u64,
-            0,
-            limits.heads as u64,
-        )?;
-        bound(
-            "the number of settings",
-            raw.settings.len() as u64,
-            0,
-            limits.settings as u64,
-        )?;
-        let heads = raw
-            .heads
-            .iter()
-            .map(|name| offered_head(name, offered, limits))
-            .collect::<Result<Vec<_>, _>>()?;
+        bound("the number of heads", raw.heads.len() as u64, 0, limits.heads as u64)?;
+        bound("the number of settings", raw.settings.len() as u64, 0, limits.settings as u64)?;
+        let heads = raw.heads.iter().map(|name| offered_head(name, offered, limits)).collect::<Result<Vec<_>, _>>()?;
         unique("head", heads.iter().map(|head| head.name.as_str()))?;
-        let settings = raw
-            .settings
-            .into_iter()
-            .map(|setting| Setting::check(setting, limits))
-            .collect::<Result<Vec<_>, _>>()?;
-        unique(
-            "setting",
-            settings.iter().map(|setting| setting.name.as_str()),
-        )?;
+        let settings =
+            raw.settings.into_iter().map(|setting| Setting::check(setting, limits)).collect::<Result<Vec<_>, _>>()?;
+        unique("setting", settings.iter().map(|setting| setting.name.as_str()))?;
         Ok(Self {
             name: checked_name("the policy's name", &raw.name, limits.name_bytes)?,
             version: checked_name("the policy's version", &raw.version, limits.version_bytes)?,
@@ -313,18 +270,13 @@ impl Manifest {
             ("name", self.name == other.name),
             ("version", self.version == other.version),
             ("summary", self.summary == other.summary),
-            (
-                "candidates-max",
-                self.candidates_max == other.candidates_max,
-            ),
+            ("candidates-max", self.candidates_max == other.candidates_max),
             ("rewind-max", self.rewind_max == other.rewind_max),
             ("heads", self.heads == other.heads),
             ("settings", self.settings == other.settings),
             ("needs", self.needs == other.needs),
         ];
-        parts
-            .into_iter()
-            .find_map(|(part, equal)| (!equal).then_some(part))
+        parts.into_iter().find_map(|(part, equal)| (!equal).then_some(part))
     }
 }
 
@@ -332,34 +284,16 @@ impl Setting {
     fn check(raw: bindings::Setting, limits: &Limits) -> Result<Self, ManifestError> {
         let name = checked_name("setting", &raw.name, limits.name_bytes)?;
         let kind = match raw.kind {
-            bindings::SettingKind::Number(bindings::NumberSetting {
-                minimum,
-                maximum,
-                initial,
-            }) => {
+            bindings::SettingKind::Number(bindings::NumberSetting { minimum, maximum, initial }) => {
                 let finite = minimum.is_finite() && maximum.is_finite();
                 if !(finite && minimum <= initial && initial <= maximum) {
-                    return Err(ManifestError::Range {
-                        name,
-                        minimum,
-                        initial,
-                        maximum,
-                    });
+                    return Err(ManifestError::Range { name, minimum, initial, maximum });
                 }
-                SettingKind::Number {
-                    minimum,
-                    maximum,
-                    initial,
-                }
+                SettingKind::Number { minimum, maximum, initial }
             }
             bindings::SettingKind::Flag(flag) => SettingKind::Flag(flag),
             bindings::SettingKind::Choice(words) => {
-                bound(
-                    "the number of a choice's words",
-                    words.len() as u64,
-                    1,
-                    limits.choices as u64,
-                )?;
+                bound("the number of a choice's words", words.len() as u64, 1, limits.choices as u64)?;
                 let words = words
                     .iter()
                     .map(|word| checked_name("a choice's word", word, limits.name_bytes))
@@ -370,11 +304,7 @@ impl Setting {
             bindings::SettingKind::Text(text) => {
                 let (bytes, limit_bytes) = (text.len(), limits.setting_text_bytes);
                 if bytes > limit_bytes {
-                    return Err(ManifestError::LongText {
-                        name,
-                        bytes,
-                        limit_bytes,
-                    });
+                    return Err(ManifestError::LongText { name, bytes, limit_bytes });
                 }
                 SettingKind::Text(text)
             }
@@ -383,82 +313,38 @@ impl Setting {
             bindings::Scope::Tenant => Scope::Tenant,
             bindings::Scope::Request => Scope::Request,
         };
-        Ok(Self {
-            name,
-            summary: clean(&raw.summary, limits.summary_bytes),
-            scope,
-            kind,
-        })
+        Ok(Self { name, summary: clean(&raw.summary, limits.summary_bytes), scope, kind })
     }
 }
 
 fn bound(what: &'static str, given: u64, least: u64, most: u64) -> Result<(), ManifestError> {
-    if (least..=most).contains(&given) {
-        Ok(())
-    } else {
-        Err(ManifestError::Bound {
-            what,
-            given,
-            least,
-            most,
-        })
-    }
+    if (least..=most).contains(&given) { Ok(()) } else { Err(ManifestError::Bound { what, given, least, most }) }
 }
 
 /// A name is what cleaning leaves as it is: two that look alike cannot differ in hidden characters.
-fn checked_name(
-    what: &'static str,
-    name: &str,
-    limit_bytes: usize,
-) -> Result<String, ManifestError> {
+fn checked_name(what: &'static str, name: &str, limit_bytes: usize) -> Result<String, ManifestError> {
     let cleaned = clean(name, limit_bytes);
     let plain = cleaned == name && name.trim() == name && !name.contains('=');
-    if plain && !name.is_empty() {
-        Ok(cleaned)
-    } else {
-        Err(ManifestError::Name {
-            what,
-            given: cleaned,
-            limit_bytes,
-        })
-    }
+    if plain && !name.is_empty() { Ok(cleaned) } else { Err(ManifestError::Name { what, given: cleaned, limit_bytes }) }
 }
 
-fn unique<'a>(
-    what: &'static str,
-    names: impl Iterator<Item = &'a str>,
-) -> Result<(), ManifestError> {
+fn unique<'a>(what: &'static str, names: impl Iterator<Item = &'a str>) -> Result<(), ManifestError> {
     let mut names: Vec<&str> = names.collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(ManifestError::Twice {
-            what,
-            name: pair[0].to_owned(),
-        }),
+        Some(pair) => Err(ManifestError::Twice { what, name: pair[0].to_owned() }),
         None => Ok(()),
     }
 }
 
-fn offered_head(
-    name: &str,
-    offered: &[HeadOffer],
-    limits: &Limits,
-) -> Result<HeadOffer, ManifestError> {
-    offered
-        .iter()
-        .find(|offer| offer.name == name)
-        .cloned()
-        .ok_or_else(|| ManifestError::UnknownHead {
-            name: clean(name, limits.name_bytes),
-            near: near_names(name, offered.iter().map(|offer| offer.name.as_str())),
-        })
+fn offered_head(name: &str, offered: &[HeadOffer], limits: &Limits) -> Result<HeadOffer, ManifestError> {
+    offered.iter().find(|offer| offer.name == name).cloned().ok_or_else(|| ManifestError::UnknownHead {
+        name: clean(name, limits.name_bytes),
+        near: near_names(name, offered.iter().map(|offer| offer.name.as_str())),
+    })
 }
 
-fn checked_needs(
-    names: &[String],
-    mut granted: Needs,
-    limits: &Limits,
-) -> Result<Needs, ManifestError> {
+fn checked_needs(names: &[String], mut granted: Needs, limits: &Limits) -> Result<Needs, ManifestError> {
     let mut needs = Needs::default();
     for name in names {
         let Some(need) = needs.by_name(name) else {

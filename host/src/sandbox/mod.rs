@@ -35,9 +35,7 @@ pub use decision::{BadDecision, Baseline, Decision, HeadWeight, Steering, Tail};
 pub use fault::{BadCall, Fault, FaultKind, TrapCode};
 pub use instance::{Instance, Progress, Step, ValueAnswer, ValueRequest};
 pub use limits::Limits;
-pub use manifest::{
-    HeadOffer, Manifest, ManifestError, Needs, Scope, Setting, SettingKind, SettingValue,
-};
+pub use manifest::{HeadOffer, Manifest, ManifestError, Needs, Scope, Setting, SettingKind, SettingValue};
 pub use plan::{BadPlan, Plan, Schedule};
 pub use settings::SettingError;
 pub use text::VocabularyText;

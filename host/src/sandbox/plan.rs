@@ -56,28 +56,20 @@ impl Plan {
     pub(super) fn check(raw: &bindings::Plan, manifest: &Manifest) -> Result<Self, BadPlan> {
         let most = manifest.candidates_max;
         if !(1..=most).contains(&raw.candidates) {
-            return Err(BadPlan::Candidates {
-                given: raw.candidates,
-                most,
-            });
+            return Err(BadPlan::Candidates { given: raw.candidates, most });
         }
         if !(0.0..=1.0).contains(&raw.candidates_floor) {
             return Err(BadPlan::Floor(raw.candidates_floor));
         }
         let heads = manifest.heads.len();
         if raw.prefetch.len() != heads {
-            return Err(BadPlan::Schedules {
-                given: raw.prefetch.len(),
-                heads,
-            });
+            return Err(BadPlan::Schedules { given: raw.prefetch.len(), heads });
         }
         let prefetch = raw.prefetch.iter().enumerate();
         let prefetch = prefetch.map(|(head, schedule)| match *schedule {
             bindings::Schedule::Never => Ok(Schedule::Never),
             bindings::Schedule::Every(n) if n >= 1 => Ok(Schedule::Every(n)),
-            bindings::Schedule::Unsure(below) if (0.0..=1.0).contains(&below) => {
-                Ok(Schedule::Unsure(below))
-            }
+            bindings::Schedule::Unsure(below) if (0.0..=1.0).contains(&below) => Ok(Schedule::Unsure(below)),
             _ => Err(BadPlan::Schedule(head)),
         });
         Ok(Self {

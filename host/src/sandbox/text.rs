@@ -22,10 +22,7 @@ pub struct VocabularyText {
 impl VocabularyText {
     /// Wraps a model's vocabulary; share the result among all of the model's responses.
     pub fn new(vocabulary: Arc<dyn Vocabulary>) -> Arc<Self> {
-        Arc::new(Self {
-            vocabulary,
-            search: OnceLock::new(),
-        })
+        Arc::new(Self { vocabulary, search: OnceLock::new() })
     }
 
     /// A vocabulary that knows no tokens: what `describe` sees.
@@ -46,11 +43,7 @@ impl VocabularyText {
     /// The bytes of a token that is text; nothing for others.
     fn bytes(&self, token: Token) -> &[u8] {
         let known = usize::try_from(token).is_ok_and(|token| token < self.size());
-        if known && !self.vocabulary.is_special(token) {
-            self.vocabulary.bytes(token)
-        } else {
-            &[]
-        }
+        if known && !self.vocabulary.is_special(token) { self.vocabulary.bytes(token) } else { &[] }
     }
 
     /// The index of `text.find`, built at the first call.
@@ -81,41 +74,31 @@ impl Vocabulary for NoTokens {
 }
 
 pub(super) fn link(text: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
-    text.func_wrap(
-        "bytes",
-        |mut store: StoreContextMut<'_, StoreData>, (tokens,): (Vec<Token>,)| {
-            charge_items(&mut store, tokens.len())?;
-            let text = Arc::clone(&store.data().text);
-            // Paid for before a byte is copied.
-            let total = tokens.iter().fold(0_usize, |total, token| {
-                total.saturating_add(text.bytes(*token).len())
-            });
-            charge_items(&mut store, total)?;
-            let mut bytes = Vec::with_capacity(total);
-            let mut ends = Vec::with_capacity(tokens.len());
-            for token in tokens {
-                bytes.extend_from_slice(text.bytes(token));
-                // Fuel bounds the total far below 4 GiB.
-                ends.push(u32::try_from(bytes.len())?);
-            }
-            Ok(((bytes, ends),))
-        },
-    )?;
-    text.func_wrap(
-        "tokens",
-        |mut store: StoreContextMut<'_, StoreData>, (text,): (String,)| {
-            let limits = &store.data().limits;
-            let (bytes, limit) = (text.len(), limits.text_bytes);
-            if bytes > limit {
-                return Err(
-                    Raised(FaultKind::BadCall(BadCall::TextTooLong { bytes, limit })).into(),
-                );
-            }
-            let units = limits.fuel_text_byte.saturating_mul(bytes as u64);
-            charge(&mut store, units)?;
-            Ok((store.data().text.vocabulary.tokens(&text),))
-        },
-    )?;
+    text.func_wrap("bytes", |mut store: StoreContextMut<'_, StoreData>, (tokens,): (Vec<Token>,)| {
+        charge_items(&mut store, tokens.len())?;
+        let text = Arc::clone(&store.data().text);
+        // Paid for before a byte is copied.
+        let total = tokens.iter().fold(0_usize, |total, token| total.saturating_add(text.bytes(*token).len()));
+        charge_items(&mut store, total)?;
+        let mut bytes = Vec::with_capacity(total);
+        let mut ends = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            bytes.extend_from_slice(text.bytes(token));
+            // Fuel bounds the total far below 4 GiB.
+            ends.push(u32::try_from(bytes.len())?);
+        }
+        Ok(((bytes, ends),))
+    })?;
+    text.func_wrap("tokens", |mut store: StoreContextMut<'_, StoreData>, (text,): (String,)| {
+        let limits = &store.data().limits;
+        let (bytes, limit) = (text.len(), limits.text_bytes);
+        if bytes > limit {
+            return Err(Raised(FaultKind::BadCall(BadCall::TextTooLong { bytes, limit })).into());
+        }
+        let units = limits.fuel_text_byte.saturating_mul(bytes as u64);
+        charge(&mut store, units)?;
+        Ok((store.data().text.vocabulary.tokens(&text),))
+    })?;
     text.func_wrap("find", find)
 }
 
@@ -125,6 +108,9 @@ fn find(
     mut store: StoreContextMut<'_, StoreData>,
     (pattern, place): (Pattern, Place),
 ) -> wasmtime::Result<(Vec<u64>,)> {
+    // Lifting a pattern costs the host an allocation a spelling, whether or not one is ever tried.
+    let spellings = pattern.iter().flatten().map(|spelling| spelling.len() + 1);
+    charge_items(&mut store, pattern.len() + spellings.sum::<usize>())?;
     let text = Arc::clone(&store.data().text);
     let mut fuel = store.get_fuel()?;
     let found = text.search().map_err(Clone::clone)?.find(&pattern, place.into(), &mut fuel);

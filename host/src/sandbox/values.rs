@@ -36,12 +36,9 @@ pub(super) struct Evaluated {
 type Values = Result<Vec<f32>, ValueError>;
 
 pub(super) fn link(values: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
-    values.func_wrap_async(
-        "evaluate",
-        |store, (heads, tokens): (Vec<u32>, Vec<Token>)| {
-            Box::new(async move { Ok((evaluate(store, heads, tokens).await?,)) })
-        },
-    )?;
+    values.func_wrap_async("evaluate", |store, (heads, tokens): (Vec<u32>, Vec<Token>)| {
+        Box::new(async move { Ok((evaluate(store, heads, tokens).await?,)) })
+    })?;
     values.func_wrap_async("current", |store, (head,): (u32,)| {
         Box::new(async move { Ok((current(store, head).await?,)) })
     })
@@ -68,19 +65,12 @@ async fn evaluate(
         return Ok(Err(ValueError::BudgetSpent));
     };
     deciding.evaluations_left = left;
-    let request = ValueRequest::Evaluate {
-        heads: heads.clone(),
-        tokens: tokens.clone(),
-    };
+    let request = ValueRequest::Evaluate { heads: heads.clone(), tokens: tokens.clone() };
     let answer = ask(&mut store, request).await;
     Ok(match answer {
         ValueAnswer::Values(values) => {
             if let Some(deciding) = &mut store.data_mut().deciding {
-                deciding.evaluated.push(Evaluated {
-                    heads,
-                    tokens,
-                    values: values.clone(),
-                });
+                deciding.evaluated.push(Evaluated { heads, tokens, values: values.clone() });
             }
             Ok(values)
         }
@@ -88,11 +78,7 @@ async fn evaluate(
     })
 }
 
-async fn current(
-    mut store: StoreContextMut<'_, StoreData>,
-    head: u32,
-) -> wasmtime::Result<Result<f32, ValueError>> {
-    charge_items(&mut store, 1)?;
+async fn current(mut store: StoreContextMut<'_, StoreData>, head: u32) -> wasmtime::Result<Result<f32, ValueError>> {
     let heads = store.data().heads;
     let Some(deciding) = &store.data().deciding else {
         return Ok(Err(ValueError::NotNow));
@@ -139,14 +125,7 @@ async fn ask(store: &mut StoreContextMut<'_, StoreData>, request: ValueRequest) 
     let exchange: Exchange = store.data().exchange.clone();
     exchange.lock().request = Some(request);
     // No waker is kept: the driver polls again exactly when it has left an answer.
-    let answer = poll_fn(|_| {
-        exchange
-            .lock()
-            .answer
-            .take()
-            .map_or(Poll::Pending, Poll::Ready)
-    })
-    .await;
+    let answer = poll_fn(|_| exchange.lock().answer.take().map_or(Poll::Pending, Poll::Ready)).await;
     // The guest does not pay for the time that others took.
     let ticks = store.data().deadline_ticks;
     store.set_epoch_deadline(ticks);
@@ -155,12 +134,7 @@ async fn ask(store: &mut StoreContextMut<'_, StoreData>, request: ValueRequest) 
 
 impl Deciding {
     pub(super) fn new(step: Arc<Step>, evaluations: u32) -> Self {
-        Self {
-            step,
-            evaluations_left: evaluations,
-            evaluated: Vec::new(),
-            current: Vec::new(),
-        }
+        Self { step, evaluations_left: evaluations, evaluated: Vec::new(), current: Vec::new() }
     }
 
     /// The values asked for, where this policy was given every one of them in this step.
@@ -187,17 +161,11 @@ impl Deciding {
                 return self.step.values.get(row * columns + column).copied();
             }
         }
-        self.evaluated
-            .iter()
-            .enumerate()
-            .find_map(|(index, evaluated)| {
-                let row = evaluated.heads.iter().position(|known| *known == head)?;
-                let column = places.find(index + 1, &evaluated.tokens, token)?;
-                evaluated
-                    .values
-                    .get(row * evaluated.tokens.len() + column)
-                    .copied()
-            })
+        self.evaluated.iter().enumerate().find_map(|(index, evaluated)| {
+            let row = evaluated.heads.iter().position(|known| *known == head)?;
+            let column = places.find(index + 1, &evaluated.tokens, token)?;
+            evaluated.values.get(row * evaluated.tokens.len() + column).copied()
+        })
     }
 }
 
@@ -207,13 +175,8 @@ struct Places<'a>(HashMap<usize, HashMap<&'a Token, usize>>);
 
 impl<'a> Places<'a> {
     fn find(&mut self, list: usize, tokens: &'a [Token], token: Token) -> Option<usize> {
-        let places = self.0.entry(list).or_insert_with(|| {
-            tokens
-                .iter()
-                .enumerate()
-                .map(|(at, token)| (token, at))
-                .collect()
-        });
+        let places =
+            self.0.entry(list).or_insert_with(|| tokens.iter().enumerate().map(|(at, token)| (token, at)).collect());
         places.get(&token).copied()
     }
 }

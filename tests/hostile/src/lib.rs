@@ -227,6 +227,9 @@ fn spin() -> ! {
 }
 
 fn recurse(depth: u64) -> u64 {
+    if depth == u64::MAX {
+        return 0;
+    }
     let frame = black_box([depth; 64]);
     frame[(depth % 64) as usize] + recurse(black_box(depth + 1))
 }
