@@ -1,5 +1,7 @@
 //! The one integration-test binary.
 
+mod cli;
+mod embed;
 mod hostile;
 mod loader;
 mod policies;

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use vassal_kernels::{Device, LinearHead, ModelShape, PAGE_TOKENS, Plan, Row};
 
-use super::{ModelArguments, print, print_json};
+use super::{ModelArguments, between, print, print_json};
 use crate::engine::{EngineOptions, Event};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
@@ -46,7 +46,7 @@ pub(super) struct DecodeArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// Interleaved rounds; medians are printed.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, value_parser = between(1, 10_000))]
     rounds: usize,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
@@ -56,10 +56,10 @@ pub(super) struct DecodeArguments {
 #[derive(Debug, Args)]
 pub(super) struct SandboxArguments {
     /// Live instances, asked in turn.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = between(1, 1024))]
     sequences: usize,
     /// Timed steps of each instance.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = between(1, 1_000_000))]
     rounds: usize,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
