@@ -17,17 +17,8 @@ use crate::rebuild::root;
 use crate::template;
 
 /// The response's words in the JSON of `vassal run`, besides those of rows and time.
-const REPORT_KEYS: [&str; 9] = [
-    "text",
-    "tokens",
-    "finish",
-    "reward",
-    "kl",
-    "cross_entropy",
-    "tokens_per_second",
-    "forwards_per_token",
-    "seconds",
-];
+const REPORT_KEYS: [&str; 9] =
+    ["text", "tokens", "finish", "reward", "kl", "cross_entropy", "tokens_per_second", "forwards_per_token", "seconds"];
 
 /// A folder of these tests.
 fn folder() -> PathBuf {
@@ -128,7 +119,8 @@ fn unknown_names_are_answered_with_the_near_ones() {
     Run::tiny("x", &chain).refuses(2, &["setting \"phrase\"", "near: phrases"]);
     Run::tiny("x", &["--head", "sentimant"]).refuses(2, &["head", "\"sentimant\""]);
     Run::tiny("x", &["--isa", "avx3"]).refuses(2, &["instruction set \"avx3\"", "near: avx2"]);
-    Run::of(&["run", "x", "--model", "smollm2-135m"]).refuses(2, &["\"smollm2-135m\"", DEFAULT_MODEL, "path to a GGUF"]);
+    Run::of(&["run", "x", "--model", "smollm2-135m"])
+        .refuses(2, &["\"smollm2-135m\"", DEFAULT_MODEL, "path to a GGUF"]);
     Run::of(&["pull", "smolm2-135m-instruct"]).refuses(2, &["\"smolm2-135m-instruct\"", DEFAULT_MODEL]);
     Run::of(&["policy", "inspect", "gard"]).refuses(2, &["policy \"gard\"", "near: guard"]);
     Run::of(&["policy", "check", "vas", "--head", "x=valve"]).refuses(2, &["kind of head \"valve\"", "near: value"]);
@@ -297,12 +289,14 @@ fn inspecting_a_policy_says_what_it_is() {
     assert_eq!((&vas["name"], &vas["call"]), (&"vas".into(), &"suspended".into()));
     assert_eq!(vas["heads"], serde_json::json!(["sentiment", "expert"]));
     assert_eq!(vas["sha256"].as_str().unwrap().len(), 64);
-    let setting = |name: &str| vas["settings"].as_array().unwrap().iter().find(|setting| setting["name"] == name).unwrap();
+    let setting =
+        |name: &str| vas["settings"].as_array().unwrap().iter().find(|setting| setting["name"] == name).unwrap();
     assert_eq!(setting("sentiment")["maximum"], 3.0);
     assert_eq!(setting("candidates")["owner"], "tenant");
     let run = Run::of(&["policy", "inspect", "guard"]);
     assert_eq!(run.code, Some(0), "{run:?}");
-    for words in ["guard 0.1.0", "imports     text.bytes, text.find", "call        plain", "phrases", "[the tenant's]"] {
+    for words in ["guard 0.1.0", "imports     text.bytes, text.find", "call        plain", "phrases", "[the tenant's]"]
+    {
         assert!(run.out.contains(words), "`{words}` is not in {}", run.out);
     }
 }
@@ -330,7 +324,10 @@ fn checking_a_policy_says_what_it_would_be_refused_for() {
         assert!(refused["detail"].as_str().unwrap().starts_with("as given"), "{report:#}");
     }
     let lie = Run::of(&["policy", "check", hostile(), "--head", "lie-nan"]);
-    assert!(lie.code == Some(3) && lie.out.contains("describe    REFUSED") && lie.out.contains("(manifest)"), "{lie:?}");
+    assert!(
+        lie.code == Some(3) && lie.out.contains("describe    REFUSED") && lie.out.contains("(manifest)"),
+        "{lie:?}"
+    );
     let head = Run::of(&["policy", "inspect", hostile(), "--head", "lie-head"]);
     head.refuses(3, &["head `lie-heed` is not offered", "near: lie-head"]);
 }
@@ -360,7 +357,19 @@ fn a_copied_and_changed_template_is_built_checked_and_run() {
     assert!(built.code == Some(0) && built.out.contains("my.wasm"), "{built:?}");
     let check = here(&["policy", "check", "./my.wasm"]);
     assert_eq!(check.code, Some(0), "{check:?}");
-    let run = here(&["run", "x", "--policy", "./my.wasm", "--set", "nats=4", "--model", tiny(), "--max-tokens", "5", "--json"]);
+    let run = here(&[
+        "run",
+        "x",
+        "--policy",
+        "./my.wasm",
+        "--set",
+        "nats=4",
+        "--model",
+        tiny(),
+        "--max-tokens",
+        "5",
+        "--json",
+    ]);
     assert!(run.object(0)["kl"].as_f64().unwrap() > 0.0, "{run:?}");
     let nothing = here(&["policy", "build", "src"]);
     nothing.refuses(2, &["src has no Cargo.toml", "policy-template"]);

@@ -1,11 +1,17 @@
 //! The one integration-test binary.
 
+mod chains;
 mod cli;
 mod embed;
+mod engine;
+mod golden;
 mod hostile;
+mod identities;
 mod loader;
 mod policies;
 mod rebuild;
 mod sketches;
+mod support;
 mod template;
 mod tidy;
+mod tree;
