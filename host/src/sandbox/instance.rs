@@ -12,7 +12,7 @@ use super::bindings;
 use super::compiled::Compiled;
 use super::decision::{Context, Decision};
 use super::fault::{Fault, FaultKind};
-use super::imports::{Exchange, StoreData};
+use super::imports::{Exchange, StoreData, start_clock};
 use super::manifest::Manifest;
 use super::plan::Plan;
 use super::values::Deciding;
@@ -189,7 +189,7 @@ impl Instance {
         // A store that runs with fuel takes any amount of it.
         let fuelled = store.set_fuel(limits.fuel_decide);
         debug_assert!(fuelled.is_ok(), "fuel is on");
-        store.set_epoch_deadline(self.compiled.shared.deadline_ticks);
+        start_clock(&mut store);
         let (decide, parameters) = (self.decide, (Arc::clone(&self.step),));
         if !self.compiled.imports_values {
             let answer = decide.call(&mut store, parameters);
