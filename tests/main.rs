@@ -5,3 +5,5 @@ mod loader;
 mod policies;
 mod rebuild;
 mod sketches;
+mod template;
+mod tidy;

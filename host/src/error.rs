@@ -5,6 +5,7 @@
 //! files, its device, its network) failed. The command line's exit codes are these causes.
 
 use crate::engine::EngineError;
+use crate::learning::fitting::FitError;
 use crate::learning::prompts::PromptsError;
 use crate::learning::rollouts::RolloutsError;
 use crate::model::config::ConfigError;
@@ -14,6 +15,8 @@ use crate::model::llama::LlamaError;
 use crate::model::source::SourceError;
 use crate::model::template::TemplateError;
 use crate::model::tokenizer::TokenizerError;
+use crate::names::{hint, near_names};
+use crate::policy_build::BuildError;
 use crate::request::RequestError;
 use crate::sandbox::{Fault, LoadError, SandboxError, SettingError};
 
@@ -82,14 +85,16 @@ pub enum Error {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// A name that nothing bears.
-    #[error("there is no {what} {name:?}{}", if .near.is_empty() { String::new() } else { format!("; near: {}", .near.join(", ")) })]
+    #[error("there is no {what} {name:?}{}", hint(.near, .all))]
     Unknown {
         /// What was looked for: a policy, a head, ...
         what: &'static str,
         /// The name given.
         name: String,
-        /// Names close to it, or all where there are few.
+        /// Names close to it.
         near: Vec<String>,
+        /// All names.
+        all: Vec<String>,
     },
     /// A file of the caller's.
     #[error("{what} {path}: {source}")]
@@ -107,6 +112,20 @@ pub enum Error {
     /// The rollouts' file is bad, or could not be written.
     #[error(transparent)]
     Rollouts(#[from] RolloutsError),
+    /// A policy's crate made no component.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// `vassal policy check` found something.
+    #[error("policy `{policy}` would be refused: see {stage:?} above")]
+    Refused {
+        /// The policy.
+        policy: String,
+        /// The first stage that refused it.
+        stage: &'static str,
+    },
+    /// Nothing could be fitted.
+    #[error(transparent)]
+    Fit(#[from] FitError),
     /// A policy's fault ended a response.
     #[error("the response was ended by a fault of {0}")]
     Fault(Fault),
@@ -116,11 +135,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// There is no `what` of this name among `all`.
+    pub fn unknown<'a>(what: &'static str, name: &str, all: impl Iterator<Item = &'a str> + Clone) -> Self {
+        let near = near_names(name, all.clone());
+        Self::Unknown { what, name: name.to_owned(), near, all: all.map(str::to_owned).collect() }
+    }
+
     /// Whose fault it is.
     pub fn cause(&self) -> Cause {
         match self {
             Self::Fault(fault) if fault.kind.is_the_hosts() => Cause::Host,
-            Self::Policy(_) | Self::Fault(_) => Cause::Guest,
+            Self::Policy(_) | Self::Fault(_) | Self::Refused { .. } => Cause::Guest,
+            Self::Build(BuildError::NotAComponent(_) | BuildError::NoPolicy(_)) => Cause::Guest,
+            Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
+            Self::Build(_) => Cause::Host,
             Self::Engine(EngineError::TooLong { .. }) => Cause::Capacity,
             Self::Engine(EngineError::Device(vassal_kernels::DeviceError::Memory { .. })) => Cause::Capacity,
             Self::Engine(EngineError::HeadNotOffered { .. })
@@ -131,11 +159,13 @@ impl Error {
             | Self::Usage(_)
             | Self::Prompts(_)
             | Self::Rollouts(_)
+            | Self::Fit(_)
             | Self::Gguf(_)
             | Self::Config(_)
             | Self::Tokenizer(_)
             | Self::Template(_)
             | Self::Head(_) => Cause::Client,
+            Self::Source(SourceError::Unknown { .. } | SourceError::Path { .. }) => Cause::Client,
             Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) | Self::Engine(_) => Cause::Host,
         }
     }

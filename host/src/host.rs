@@ -4,6 +4,7 @@
 //! shipped policy or a component from a file; [`Host::generate`] answers one prompt, handing out text as
 //! it settles. Whoever serves many prompts at once drives [`Host::engine`] itself.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::model::llama::Llama;
 use crate::model::template::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
 use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
-use crate::sandbox::{Limits, Needs, Sandbox, Scope, settings};
+use crate::sandbox::{Limits, LoadError, Needs, Sandbox, Scope, settings};
 use crate::shipped;
 use crate::token::Vocabulary;
 
@@ -192,10 +193,12 @@ impl Host {
     /// # Errors
     /// The template's or the tokenizer's.
     pub fn request(&self, prompt: &str) -> Result<Request, Error> {
+        // The prompt first: what is too long is refused in its own words, not in the template's.
+        let user_prompt = self.tokenizer.encode(prompt, false)?;
         let text = self.template.render(&[Message::new("user", prompt)], true)?;
         Ok(Request {
             prompt: self.tokenizer.encode(&text, true)?,
-            user_prompt: self.tokenizer.encode(prompt, false)?,
+            user_prompt,
             heads: self.head_ids.clone(),
             ..Request::default()
         })
@@ -242,11 +245,24 @@ pub fn find_policy(name: &str) -> Result<Vec<u8>, Error> {
         return Ok(policy.component.to_vec());
     }
     if name.ends_with(".wasm") || name.contains(std::path::MAIN_SEPARATOR) {
-        let failed = |source| Error::File { what: "policy", path: name.to_owned(), source };
-        return std::fs::read(name).map_err(failed);
+        return read_component(name);
     }
-    let near = shipped::POLICIES.iter().map(|policy| policy.name.to_owned()).collect();
-    Err(Error::Unknown { what: "policy", name: name.to_owned(), near })
+    Err(Error::unknown("policy", name, shipped::POLICIES.iter().map(|policy| policy.name)))
+}
+
+/// A component's file. One that no sandbox would take is not read to its end.
+fn read_component(path: &str) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::File { what: "policy", path: path.to_owned(), source };
+    let limit_bytes = Limits::default().component_bytes;
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let length = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
+    if length > limit_bytes {
+        return Err(LoadError::TooLarge { policy: path.to_owned(), bytes: length, limit_bytes }.into());
+    }
+    let mut component = Vec::with_capacity(length);
+    // One byte more, so that the sandbox refuses what has no length of its own and goes on.
+    file.take(limit_bytes as u64 + 1).read_to_end(&mut component).map_err(failed)?;
+    Ok(component)
 }
 
 /// The head files asked for, or the shipped ones.
@@ -263,7 +279,27 @@ fn read_heads(options: &HostOptions, model_sha256: &str) -> Result<Vec<HeadFile>
         }
         return Ok(heads);
     }
-    options.heads.iter().map(|path| HeadFile::open(path).map_err(Error::from)).collect()
+    options.heads.iter().map(|path| read_head(path, options.head_kind, model_sha256)).collect()
+}
+
+/// A head's file; or, by its name, a shipped head of the kind that is asked for.
+fn read_head(path: &Path, kind: Option<HeadKind>, model_sha256: &str) -> Result<HeadFile, Error> {
+    let name = path.to_string_lossy();
+    if path.exists() || name.ends_with(".safetensors") || name.contains(std::path::MAIN_SEPARATOR) {
+        return Ok(HeadFile::open(path)?);
+    }
+    let mut names = Vec::new();
+    for shipped in &shipped::HEADS {
+        let head = HeadFile::read(shipped.file)?;
+        let description = &head.description;
+        if Some(description.kind) == kind && description.model_sha256 == model_sha256 {
+            if description.name == name {
+                return Ok(head);
+            }
+            names.push(description.name.clone());
+        }
+    }
+    Err(Error::unknown("shipped head (and no file)", &name, names.iter().map(String::as_str)))
 }
 
 /// Instances that the sandbox must hold: each sequence may have a short chain.

@@ -20,6 +20,9 @@ use wit_component::ComponentEncoder;
 /// The only target that a policy is built for: no operating system, hence no imports but the contract's.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
+/// How every version of the contract names what a policy exports.
+const POLICY: &[u8] = b"vassal:policy/policy@";
+
 /// Guests recurse little; a small stack keeps an instance's memory small. An overflow traps.
 const STACK_BYTES: u32 = 128 * 1024;
 
@@ -47,6 +50,8 @@ pub struct Recipe {
     pub no_default_features: bool,
     /// Cargo.lock has to stand as it is.
     pub locked: bool,
+    /// Where cargo puts what it makes, in place of the crate's own `target`.
+    pub target_dir: Option<PathBuf>,
     /// Cargo's messages are kept for the error, not shown on stderr.
     pub quiet: bool,
 }
@@ -90,8 +95,11 @@ pub enum BuildError {
     #[error("{0} makes no WebAssembly module: its Cargo.toml needs [lib] crate-type = [\"cdylib\"]")]
     NoModule(PathBuf),
     /// The module is not one of the contract.
-    #[error("the module makes no component: {0}; does the crate call vassal_guest::export! once?")]
+    #[error("the module makes no component: {0}")]
     NotAComponent(String),
+    /// The module is nobody's policy.
+    #[error("{0} exports no policy: its library calls vassal_guest::export!(Type) once")]
+    NoPolicy(PathBuf),
     /// A file could not be read or written.
     #[error("{path}: {error}")]
     File {
@@ -112,6 +120,24 @@ fn shown(output: &str) -> String {
 /// As [`Recipe::build`].
 pub fn build(dir: &Path, out: &Path) -> Result<Built, BuildError> {
     Recipe { dir: dir.to_owned(), ..Recipe::default() }.build(out)
+}
+
+/// Where `vassal policy build DIR` writes where nothing else is said: the package's name, in its folder.
+///
+/// # Errors
+/// [`BuildError`] where there is no crate, or no cargo to ask.
+pub fn default_out(dir: &Path) -> Result<PathBuf, BuildError> {
+    if !dir.join("Cargo.toml").is_file() {
+        return Err(BuildError::NoCrate(dir.to_owned()));
+    }
+    let id = ask(dir, "cargo", &["pkgid"])?;
+    // The address ends in `#name@version`, or in `/name#version` where the folder has the package's name.
+    let (address, last) = id.rsplit_once('#').unwrap_or(("", &id));
+    let name = match last.split_once('@') {
+        Some((name, _)) => name,
+        None => address.rsplit('/').next().unwrap_or(last),
+    };
+    Ok(dir.join(name).with_extension("wasm"))
 }
 
 impl Recipe {
@@ -147,8 +173,10 @@ impl Recipe {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let module_path = self.module(&dir)?;
         let module = fs::read(&module_path).map_err(|error| BuildError::File { path: module_path, error })?;
-        let encoded = encode(&module);
-        encoded.map_err(|error| BuildError::NotAComponent(format!("{error:#}")))
+        let component = encode(&module).map_err(|error| BuildError::NotAComponent(format!("{error:#}")))?;
+        // A library without the macro makes an empty component, which would say nothing until it is loaded.
+        let exports_a_policy = component.windows(POLICY.len()).any(|name| name == POLICY);
+        if exports_a_policy { Ok(component) } else { Err(BuildError::NoPolicy(self.dir.clone())) }
     }
 
     /// Runs cargo, and finds the module in its messages.
@@ -164,6 +192,9 @@ impl Recipe {
         };
         if self.no_default_features {
             cargo.arg("--no-default-features");
+        }
+        if let Some(target_dir) = &self.target_dir {
+            cargo.arg("--target-dir").arg(target_dir);
         }
         if self.locked {
             cargo.arg("--locked");
@@ -275,6 +306,14 @@ mod tests {
     fn a_folder_without_a_crate_is_named() {
         let error = build(Path::new("nowhere"), Path::new("out.wasm")).unwrap_err();
         assert!(matches!(&error, BuildError::NoCrate(dir) if dir == Path::new("nowhere")), "{error}");
+    }
+
+    #[test]
+    fn the_component_is_named_after_its_package() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for (dir, name) in [("guest/policies/vas", "vassal-policy-vas.wasm"), ("examples/policy-template", "my.wasm")] {
+            assert_eq!(default_out(&root.join(dir)).unwrap(), root.join(dir).join(name));
+        }
     }
 
     #[test]

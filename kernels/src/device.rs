@@ -159,8 +159,10 @@ pub struct Projections<'a, D: Device + ?Sized> {
     pub biases: Option<[&'a D::Vector; 3]>,
 }
 
-/// A linear value head over features of one tap: `value = residual·x + mean·(sum / response_count) +
-/// remaining·remaining + bias`. For a row of the prompt the running mean is zero.
+/// A linear value head over features of one tap: with the running mean `m = sum / response_count` (zero
+/// in the prompt), `value = residual·x + mean·m + (1 − r)·(share·m) + remaining·r + bias`, where r is the
+/// remaining share of the token limit. `share` weighs the stream's sum over the limit: under it a token's
+/// influence does not fade as the response grows, under `mean` it does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearHead {
     /// Index of the tap in [`CacheShape::taps`].
@@ -169,6 +171,8 @@ pub struct LinearHead {
     pub residual: Vec<f32>,
     /// Weights of its running mean over the response, `[H]`.
     pub mean: Vec<f32>,
+    /// Weights of the running mean times the used share of the limit, `[H]`, or empty for none.
+    pub share: Vec<f32>,
     /// Weight of the remaining share of the token limit.
     pub remaining: f32,
     /// Constant.

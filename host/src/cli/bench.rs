@@ -255,8 +255,9 @@ fn probe_head(layer: usize, model_sha256: &str, shape: &ModelShape) -> HeadFile 
         provenance,
     };
     let zeros = vec![0.0; shape.hidden];
-    let head = LinearHead { tap: 0, residual: zeros.clone(), mean: zeros, remaining: 0.0, bias: 0.0 };
-    HeadFile { description, weights: HeadWeights::LookAhead(head, Vec::new()) }
+    let (mean, share) = (zeros.clone(), zeros.clone());
+    let head = LinearHead { tap: 0, residual: zeros, mean, share, remaining: 0.0, bias: 0.0 };
+    HeadFile { description, weights: HeadWeights::LookAhead(head) }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -3,7 +3,9 @@
 
 mod bench;
 mod display;
+mod evaluate;
 mod learn;
+mod policy;
 mod pull;
 mod run;
 
@@ -18,7 +20,7 @@ use crate::model::heads::HeadKind;
 
 /// Decode-time alignment of frozen language models by policies that nobody has to trust.
 #[derive(Debug, Parser)]
-#[command(name = "vassal", version, about, after_help = "Exit codes: 0 done, 1 the host failed (a file, the device, the network), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity.")]
+#[command(name = "vassal", version, about, after_help = "Exit codes: 0 done, 1 the host failed (its device, its disk, the network), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity.")]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -30,11 +32,18 @@ enum Command {
     Run(run::RunArguments),
     /// Fetches a model, or checks a file.
     Pull(pull::PullArguments),
+    /// Inspects, checks or builds a policy.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Measures this machine.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Samples responses of the base model, for learning.
     Rollout(learn::RolloutArguments),
+    /// Fits a look-ahead head and a one-pass head to rollouts.
+    Fit(learn::FitArguments),
+    /// Compares base, Best-of-16 and vas on test prompts.
+    Evaluate(evaluate::EvaluateArguments),
 }
 
 /// The model, and what it runs on.
@@ -85,15 +94,19 @@ impl ModelArguments {
     fn resolve(&self) -> Result<HostOptions, Error> {
         let isa = match &self.isa {
             None => None,
-            Some(name) => Some(Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| Error::Unknown {
-                what: "instruction set",
-                name: name.clone(),
-                near: Isa::ALL.iter().map(|isa| isa.name().to_owned()).collect(),
-            })?),
+            Some(name) => {
+                let unknown = || Error::unknown("instruction set", name, Isa::ALL.iter().map(|isa| isa.name()));
+                Some(Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(unknown)?)
+            }
         };
         let path = pull::fetch(&self.model)?;
         Ok(HostOptions { threads: self.threads, isa, ..HostOptions::new(path) })
     }
+}
+
+/// The definition of the command line, for tests that compare documents with it.
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
 }
 
 /// Parses the command line and runs it. The exit code comes back.
@@ -102,8 +115,11 @@ pub fn main() -> std::process::ExitCode {
     let done = match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Pull(arguments) => pull::run(arguments),
+        Command::Policy(command) => policy::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => learn::rollout(arguments),
+        Command::Fit(arguments) => learn::fit(arguments),
+        Command::Evaluate(arguments) => evaluate::evaluate(arguments),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

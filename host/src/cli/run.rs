@@ -128,11 +128,11 @@ fn addressees(loaded: &[(Arc<LoadedPolicy>, bool)], name: &str) -> Result<Vec<us
     match (found.is_empty(), loaded.len()) {
         // A lone policy refuses the name itself, and knows the near ones.
         (true, 1) => Ok(vec![0]),
-        (true, _) => Err(Error::Unknown {
-            what: "setting",
-            name: name.to_owned(),
-            near: loaded.iter().flat_map(|(policy, _)| policy.manifest.settings.iter().map(|setting| setting.name.clone())).collect(),
-        }),
+        (true, 0) => Err(Error::Usage(format!("the setting {name:?} is for no policy: there is no --policy and no --require"))),
+        (true, _) => {
+            let settings = loaded.iter().flat_map(|(policy, _)| &policy.manifest.settings);
+            Err(Error::unknown("setting", name, settings.map(|setting| setting.name.as_str())))
+        }
         _ => Ok(found),
     }
 }

@@ -240,6 +240,21 @@ impl<D: Device> Engine<D> {
         (&mut self.device, &mut self.model, &mut self.cache, &mut self.logits)
     }
 
+    /// Heads there are; their ids count from 0.
+    pub fn head_count(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Width of the model's residual stream.
+    pub fn hidden(&self) -> usize {
+        self.model.shape().hidden
+    }
+
+    /// Tokens in the vocabulary.
+    pub fn vocabulary_size(&self) -> usize {
+        self.model.shape().vocabulary
+    }
+
     /// The layers that heads read, ascending.
     pub fn taps(&self) -> &[usize] {
         &self.taps
@@ -542,7 +557,7 @@ impl Head {
     fn new(file: &HeadFile, taps: &[usize]) -> Self {
         let tap = taps.iter().position(|&layer| layer == file.description.layer).unwrap_or_default();
         let body = match &file.weights {
-            HeadWeights::LookAhead(head, _) => Body::LookAhead(LinearHead { tap, ..head.clone() }),
+            HeadWeights::LookAhead(head) => Body::LookAhead(LinearHead { tap, ..head.clone() }),
             HeadWeights::OnePass(head) => Body::OnePass(OnePassHead { tap, ..head.clone() }),
         };
         Self { name: file.description.name.clone(), spread: file.description.spread as f32, body }

@@ -5,7 +5,7 @@
 //! (its spread, and what a one-pass head is distilled from). Both use the pages, passes and taps of
 //! ordinary decoding, so that what is learned is what will be read.
 
-use vassal_kernels::{Device, PAGE_TOKENS, Plan, Row, TopK};
+use vassal_kernels::{Device, LinearHead, PAGE_TOKENS, Plan, Row, TopK};
 
 use super::{Body, Engine, EngineError, HeadId};
 use crate::model::llama::Taps;
@@ -18,12 +18,12 @@ pub struct CandidateState {
     pub response_count: usize,
     /// Features at the head's tap, `[2H + 2]`: residual, running mean, remaining share, 1.
     pub features: Vec<f32>,
-    /// The head's value of the state.
-    pub value: f32,
+    /// Each head's value of the state.
+    pub state_values: Vec<f32>,
     /// The candidates, likeliest first, with base logits, log-normaliser and entropy.
     pub top: TopK,
-    /// The head's value of the state followed by each candidate, `[candidates]`.
-    pub values: Vec<f32>,
+    /// Each head's value of the state followed by each candidate, `[heads][candidates]`.
+    pub values: Vec<Vec<f32>>,
 }
 
 /// A response laid out in pages of its own.
@@ -69,22 +69,30 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// What a look-ahead head says of the `k` likeliest next tokens at some states of a known response;
-    /// `states` are response lengths, ascending, at most the response's. Only while no sequence runs.
+    /// What look-ahead heads of one layer say of the `k` likeliest next tokens at some states of a known
+    /// response; `states` are response lengths, at most the response's. Features are those of that layer.
+    /// Other heads are passed over. Only while no sequence runs.
     ///
     /// # Errors
     /// [`EngineError::TooLong`] where it does not fit the cache; the device's.
     pub fn candidate_states(
         &mut self,
-        head: HeadId,
+        heads: &[HeadId],
         prompt: &[Token],
         response: &[Token],
         states: &[usize],
         k: usize,
         limit_tokens: usize,
     ) -> Result<Vec<CandidateState>, EngineError> {
-        let Some(Body::LookAhead(linear)) = self.heads.get(head.0).map(|head| &head.body) else { return Ok(Vec::new()) };
-        let linear = linear.clone();
+        let bodies = heads.iter().filter_map(|head| self.heads.get(head.0));
+        let linear: Vec<LinearHead> = bodies
+            .filter_map(|head| match &head.body {
+                Body::LookAhead(head) => Some(head.clone()),
+                Body::OnePass(_) => None,
+            })
+            .collect();
+        let Some(tap) = linear.first().map(|head| head.tap) else { return Ok(Vec::new()) };
+        let linear: Vec<&LinearHead> = linear.iter().filter(|head| head.tap == tap).collect();
         let layers = self.costs.layers;
         let width = 2 * self.model.shape().hidden + 2;
         let tokens: Vec<Token> = prompt.iter().chain(response).copied().collect();
@@ -93,13 +101,13 @@ impl<D: Device> Engine<D> {
         let (mut found, mut start): (Vec<CandidateState>, usize) = (Vec::new(), 0);
         for chunk in rows.chunks(self.model.rows_max()) {
             let plan = Plan { rows: chunk.to_vec(), block_tables: vec![laid.pages.clone()] };
-            let taps = Taps { layers: &self.taps, linear: vec![&linear], one_pass: Vec::new() };
+            let taps = Taps { layers: &self.taps, linear: linear.clone(), one_pass: Vec::new() };
             self.device.begin(&plan)?;
             // Features are read at the tap, before the layers above it change the residual.
-            let tapped = self.model.forward(&mut self.device, &mut self.cache, 0..self.taps[linear.tap], &taps)?;
+            let tapped = self.model.forward(&mut self.device, &mut self.cache, 0..self.taps[tap], &taps)?;
             let mut features = Vec::new();
-            self.device.read_features(self.model.residual(), linear.tap, &self.cache, &mut features)?;
-            self.model.forward(&mut self.device, &mut self.cache, self.taps[linear.tap]..layers, &Taps { layers: &self.taps, ..Taps::default() })?;
+            self.device.read_features(self.model.residual(), tap, &self.cache, &mut features)?;
+            self.model.forward(&mut self.device, &mut self.cache, self.taps[tap]..layers, &Taps { layers: &self.taps, ..Taps::default() })?;
             for (place, row) in chunk.iter().enumerate() {
                 let before = row.position as usize + 1;
                 let Some(count) = before.checked_sub(prompt.len()).filter(|count| states.contains(count)) else { continue };
@@ -108,7 +116,7 @@ impl<D: Device> Engine<D> {
                 found.push(CandidateState {
                     response_count: count,
                     features: features[place * width..(place + 1) * width].to_vec(),
-                    value: tapped.values[0][place],
+                    state_values: tapped.values.iter().map(|values| values[place]).collect(),
                     top,
                     values: Vec::new(),
                 });
@@ -139,13 +147,15 @@ impl<D: Device> Engine<D> {
                 next += 1;
             }
             let plan = Plan { rows, block_tables: vec![laid.pages.clone()] };
-            let taps = Taps { layers: &self.taps, linear: vec![&linear], one_pass: Vec::new() };
+            let taps = Taps { layers: &self.taps, linear: linear.clone(), one_pass: Vec::new() };
             self.device.begin(&plan)?;
-            let tapped = self.model.forward(&mut self.device, &mut self.cache, 0..self.taps[linear.tap], &taps)?;
+            let tapped = self.model.forward(&mut self.device, &mut self.cache, 0..self.taps[tap], &taps)?;
             self.device.end()?;
-            let mut values = tapped.values[0].iter().copied();
+            let mut start = 0;
             for state in &mut found[first..next] {
-                state.values = values.by_ref().take(state.top.tokens.len()).collect();
+                let end = start + state.top.tokens.len();
+                state.values = tapped.values.iter().map(|values| values[start..end].to_vec()).collect();
+                start = end;
             }
             if first == next {
                 break;
@@ -153,6 +163,32 @@ impl<D: Device> Engine<D> {
         }
         self.release(laid);
         Ok(found)
+    }
+
+    /// Input embeddings of some tokens, `[tokens, H]` row-major.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn embeddings(&mut self, tokens: &[Token]) -> Result<Vec<f32>, EngineError> {
+        let mut out = Vec::with_capacity(tokens.len() * self.model.shape().hidden);
+        for chunk in tokens.chunks(self.model.rows_max()) {
+            let row = |(place, &token): (usize, &Token)| Row {
+                token,
+                position: 0,
+                sequence: place as u32,
+                slot: self.scratch_slot.saturating_sub(1),
+                response_count: 0,
+                remaining: 0.0,
+            };
+            let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
+            let count = rows.len();
+            self.device.begin(&Plan { rows, block_tables: vec![Vec::new(); count] })?;
+            // No layers: the rows are embedded and nothing else.
+            self.model.forward(&mut self.device, &mut self.cache, 0..0, &Taps::default())?;
+            self.device.end()?;
+            self.device.read_rows(self.model.residual(), count, &mut out)?;
+        }
+        Ok(out)
     }
 
     /// Runs rows of one sequence through `[0, layer)`, in passes, and reads the features of each where asked.

@@ -96,21 +96,11 @@ pub fn moments(layout: Layout, states: &States, targets: &[&[f64]], threads: usi
     Ok(moments.finish())
 }
 
-/// The weights of a look-ahead head.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Weights {
-    /// Weights of the residual, of the running mean, of the remaining share, and the constant. The tap is
-    /// 0 until an engine knows better.
-    pub head: LinearHead,
-    /// Weights of the running mean times the used share, `[H]`; empty in the plain layout.
-    pub share: Vec<f32>,
-}
-
 /// A fitted head and how it was chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
-    /// The head.
-    pub weights: Weights,
+    /// The head; its tap is 0 until an engine knows better. `share` is empty in the plain layout.
+    pub head: LinearHead,
     /// Penalties of the residual, of the running mean, and of the share (unused in the plain layout). The
     /// remaining share of the limit has the running mean's.
     pub penalties: [f64; 3],
@@ -145,7 +135,7 @@ pub fn fit(layout: Layout, learn: &Covariance, tune: &Covariance, reward: usize)
     };
     let power = tune.at(target, target) + tune.mean[target] * tune.mean[target];
     let explained = if power > 0.0 { 1.0 - error / power } else { 0.0 };
-    Ok(Fit { weights: weights(layout, &linear), penalties, explained })
+    Ok(Fit { head: head(layout, &linear), penalties, explained })
 }
 
 struct Attempt {
@@ -187,24 +177,23 @@ impl Search<'_> {
     }
 }
 
-fn weights(layout: Layout, linear: &Linear) -> Weights {
+fn head(layout: Layout, linear: &Linear) -> LinearHead {
     let all: Vec<f32> = linear.weights.iter().map(|&weight| weight as f32).collect();
     let (residual, rest) = all.split_at(layout.hidden);
     let (mean, rest) = rest.split_at(layout.hidden);
     let (share, rest) = rest.split_at(rest.len() - 1);
-    let head = LinearHead {
+    LinearHead {
         tap: 0,
         residual: residual.to_vec(),
         mean: mean.to_vec(),
+        share: share.to_vec(),
         remaining: rest[0],
         bias: linear.bias as f32,
-    };
-    Weights { head, share: share.to_vec() }
+    }
 }
 
 /// Values of rows of features `[n, 2H + 2]`, appended to `out`.
-pub fn values(weights: &Weights, rows: &[f32], out: &mut Vec<f64>) {
-    let Weights { head, share } = weights;
+pub fn values(head: &LinearHead, rows: &[f32], out: &mut Vec<f64>) {
     let hidden = head.residual.len();
     let product = |weights: &[f32], x: &[f32]| -> f64 {
         weights.iter().zip(x).map(|(&weight, &x)| f64::from(weight) * f64::from(x)).sum()
@@ -213,7 +202,7 @@ pub fn values(weights: &Weights, rows: &[f32], out: &mut Vec<f64>) {
         let (residual, rest) = row.split_at(hidden);
         let (mean, rest) = rest.split_at(hidden);
         let remaining = f64::from(rest[0]);
-        let of_mean = product(&head.mean, mean) + product(share, mean) * (1.0 - remaining);
+        let of_mean = product(&head.mean, mean) + product(&head.share, mean) * (1.0 - remaining);
         product(&head.residual, residual) + of_mean + f64::from(head.remaining) * remaining + f64::from(head.bias)
     }));
 }
@@ -233,14 +222,14 @@ pub struct Evaluation {
 }
 
 /// Evaluates a head on states and their targets, one a rollout; `parts` of `token_limit` tokens.
-pub fn evaluate(weights: &Weights, states: &States, targets: &[f64], token_limit: usize, parts: usize) -> Evaluation {
+pub fn evaluate(head: &LinearHead, states: &States, targets: &[f64], token_limit: usize, parts: usize) -> Evaluation {
     let mut errors = vec![[0.0_f64; 2]; parts + 1];
     let (mut change, mut square, mut changes) = (0.0, 0.0, 0.0_f64);
     let (mut rows, mut of_states) = (Vec::new(), Vec::new());
     for (rollout, &target) in targets.iter().enumerate().take(states.rollouts()) {
         states.rows(rollout, &mut rows);
         of_states.clear();
-        values(weights, &rows, &mut of_states);
+        values(head, &rows, &mut of_states);
         for (position, value) in of_states.iter().enumerate() {
             let part = if position == 0 { 0 } else { ((position - 1) * parts / token_limit.max(1)).min(parts - 1) + 1 };
             errors[part][0] += (target - value).powi(2);
@@ -352,15 +341,15 @@ mod tests {
             let learned = moments(layout, &learn, &[&other, &learn_targets], 2).expect("fits");
             let tuned = moments(layout, &tune, &[&other[..tune_targets.len()], &tune_targets], 2).expect("fits");
             let fit = fit(layout, &learned, &tuned, 1).expect("solvable");
-            let found = evaluate(&fit.weights, &tune, &tune_targets, 6, 3);
+            let found = evaluate(&fit.head, &tune, &tune_targets, 6, 3);
             assert!((found.explained - fit.explained).abs() <= 1e-3, "{} and {}", found.explained, fit.explained);
             assert!(found.mean_change.abs() <= 0.02 && found.deviation_of_change > 0.05, "{found:?}");
-            (fit.weights, found.explained_by_position)
+            (fit.head, found.explained_by_position)
         };
         // The planted V is the mean times the used share, which the plain features only approach.
         let (weights, plain) = fitted(Layout::plain(HIDDEN));
         assert!(weights.share.is_empty());
-        assert!(weights.head.mean[1] > 4.0 * weights.head.mean[2].abs(), "{weights:?}");
+        assert!(weights.mean[1] > 4.0 * weights.mean[2].abs(), "{weights:?}");
         let (weights, shared) = fitted(Layout::with_share(HIDDEN));
         assert!(weights.share[1] > 0.5 && weights.share[1] > 4.0 * weights.share[2].abs(), "{weights:?}");
         assert!(shared[0] < 0.05 && shared[3] > 0.6 && shared[3] > plain[3] + 0.1, "{plain:?} {shared:?}");

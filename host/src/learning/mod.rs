@@ -11,7 +11,10 @@
 //! [`features::FeatureSource`]. Start at [`look_ahead::fit`].
 
 pub mod bilinear;
+pub mod decoding;
+pub mod evaluation;
 pub mod features;
+pub mod fitting;
 pub mod look_ahead;
 pub mod one_pass;
 pub mod prompts;

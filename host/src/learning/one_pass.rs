@@ -16,11 +16,11 @@
 use std::collections::BTreeMap;
 
 use half::f16;
-use vassal_kernels::OnePassHead;
+use vassal_kernels::{LinearHead, OnePassHead};
 
 use super::bilinear::{Design, Penalty, Solution};
 use super::features::States;
-use super::look_ahead::{self, Weights};
+use super::look_ahead;
 use super::ridge::{Covariance, Moments, RidgeError};
 use super::whitening::{Whitening, leading_directions};
 
@@ -51,12 +51,12 @@ pub struct Sample {
 }
 
 /// The pairs of the tokens that rollouts took, ascending by state.
-pub fn taken(weights: &Weights, states: &States) -> Vec<Sample> {
+pub fn taken(head: &LinearHead, states: &States) -> Vec<Sample> {
     let (mut rows, mut values, mut out) = (Vec::new(), Vec::new(), Vec::new());
     for rollout in 0..states.rollouts() {
         states.rows(rollout, &mut rows);
         values.clear();
-        look_ahead::values(weights, &rows, &mut values);
+        look_ahead::values(head, &rows, &mut values);
         let pairs = states.range(rollout).zip(states.tokens(rollout)).zip(values.array_windows());
         out.extend(pairs.map(|((state, &token), [before, after])| Sample {
             state: state as u32,
@@ -587,8 +587,8 @@ mod tests {
     fn pairs_of_taken_tokens_have_the_change_of_value() {
         let World { states, .. } = world(5, 3, 10);
         let unit: Vec<f32> = (0..HIDDEN).map(|at| if at == 1 { 1.0 } else { 0.0 }).collect();
-        let head = LinearHead { tap: 0, residual: unit, mean: vec![0.0; HIDDEN], remaining: 0.0, bias: 9.0 };
-        let samples = taken(&Weights { head, share: vec![] }, &states);
+        let head = LinearHead { tap: 0, residual: unit, mean: vec![0.0; HIDDEN], share: Vec::new(), remaining: 0.0, bias: 9.0 };
+        let samples = taken(&head, &states);
         assert_eq!(samples.len(), 24);
         let mut rows = Vec::new();
         states.rows(1, &mut rows);

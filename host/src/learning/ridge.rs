@@ -243,6 +243,13 @@ impl Covariance {
         self.matrix[row * self.width + column]
     }
 
+    /// The covariance of some columns, in the order given.
+    pub fn select(&self, columns: &[usize]) -> Self {
+        let matrix = columns.iter().flat_map(|&row| columns.iter().map(move |&column| self.at(row, column))).collect();
+        let mean = columns.iter().map(|&column| self.mean[column]).collect();
+        Self { width: columns.len(), rows: self.rows, mean, matrix }
+    }
+
     /// Ridge regression of the column `target` on the first `penalties.len()` columns. A penalty is
     /// relative to the standardised feature: with 1, a lone feature keeps half its weight. Features
     /// that never vary get weight 0.

@@ -6,7 +6,8 @@
 
 use super::bindings;
 use super::limits::Limits;
-use super::words::{clean, near_names};
+use super::words::clean;
+use crate::names::near_names;
 use std::fmt;
 
 /// A head that the tenant offers to a policy.

@@ -6,7 +6,8 @@
 
 use super::limits::Limits;
 use super::manifest::{Manifest, Scope, Setting, SettingKind, SettingValue};
-use super::words::{clean, near_names};
+use super::words::clean;
+use crate::names::near_names;
 
 /// Why a setting is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

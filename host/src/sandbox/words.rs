@@ -1,4 +1,4 @@
-//! A guest's words, made fit for a terminal, a log line or JSON; and names close to a mistyped one.
+//! A guest's words, made fit for a terminal, a log line or JSON.
 //!
 //! Nothing that a guest wrote leaves the sandbox except through [`clean`].
 
@@ -42,36 +42,6 @@ fn is_hidden(character: char) -> bool {
             | '\u{202a}'..='\u{202e}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The names `among` that somebody who wrote `name` may have meant, best first: at most three, each within
-/// a third of its length in edits (at least two).
-pub fn near_names<'a>(name: &str, among: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let mut near: Vec<(usize, &str)> = among
-        .into_iter()
-        .map(|candidate| (edit_distance(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.chars().count() / 3).max(2))
-        .collect();
-    near.sort_unstable();
-    near.truncate(3);
-    near.into_iter().map(|(_, candidate)| candidate.to_owned()).collect()
-}
-
-/// Levenshtein's distance in characters; only the first 64 of each are compared.
-fn edit_distance(a: &str, b: &str) -> usize {
-    const COMPARED: usize = 64;
-    let b: Vec<char> = b.chars().take(COMPARED).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().take(COMPARED).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,12 +58,5 @@ mod tests {
         assert_eq!(clean("abcdefg", 6), "abc…");
         assert_eq!(clean("ääää", 7), "ää…");
         assert_eq!(clean("abc", 2), "");
-    }
-
-    #[test]
-    fn near_names_are_few_and_sorted() {
-        let names = ["sentiment", "simplicity", "strength"];
-        assert_eq!(near_names("sentimant", names), ["sentiment"]);
-        assert!(near_names("zzzzzz", names).is_empty());
     }
 }

@@ -261,11 +261,7 @@ impl State<'_> {
             let largest = s.splat(self.largest[first + g]);
             let mut p = scores;
             for p in &mut p {
-<<<<<<< HEAD
-                *p = exp(s, s.sub(*p, largest));
-=======
                 *p = exp_of_difference(s, s.sub(*p, largest));
->>>>>>> kernels
             }
             let sum = s.add(s.add(p[0], p[1]), s.add(p[2], p[3]));
             let lanes = &mut self.sums[first + g];
@@ -279,15 +275,9 @@ impl State<'_> {
         for index in 0..panels {
             let at = |g: usize| (first + g) * panels + index;
             let mut acc = [[s.splat(0.0); 4]; G];
-<<<<<<< HEAD
-            for g in 0..G {
-                for c in 0..4 {
-                    acc[g][c] = s.mul(s.load(&self.outputs[at(g)][c]), s.splat(decay[g]));
-=======
             for (g, acc) in acc.iter_mut().enumerate() {
                 for (acc, output) in acc.iter_mut().zip(&self.outputs[at(g)]) {
                     *acc = s.mul(s.load(output), s.splat(decay[g]));
->>>>>>> kernels
                 }
             }
             let acc = panel(s, weights, &values[index * PAGE_TOKENS..][..count], acc);
@@ -398,12 +388,7 @@ impl Scratch {
             for (sum, lanes) in sums.iter_mut().zip(&self.sums[first..]) {
                 *sum = s.sum(s.load(lanes));
             }
-<<<<<<< HEAD
-            let [largest, own] = [&mut self.largest, &mut self.own]
-                .map(|x| &mut x.as_chunks_mut::<8>().0[first / 8]);
-=======
             let [largest, own] = [&mut self.largest, &mut self.own].map(|x| &mut x.as_chunks_mut::<8>().0[first / 8]);
->>>>>>> kernels
             let (before, here) = (s.load(largest), s.load(&scores));
             let upper = s.max(before, here);
             let (decay, weight) =

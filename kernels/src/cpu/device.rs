@@ -48,10 +48,6 @@ impl Cpu {
     ) {
         let formats: Vec<Format> = matrices.iter().map(|matrix| matrix.format()).collect();
         let (isa, epsilon) = (self.isa, self.norm_epsilon);
-<<<<<<< HEAD
-        self.activations
-            .prepare(&self.pool, isa, (rows, x.width), &formats, Source::Computed(&|row, out| norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out)));
-=======
         self.activations.prepare(
             &self.pool,
             isa,
@@ -59,7 +55,6 @@ impl Cpu {
             &formats,
             Source::Computed(&|row, out| norm::rms_norm(isa, x.row(row_of(row)), &gain.0, epsilon, out)),
         );
->>>>>>> kernels
     }
 }
 
@@ -83,30 +78,6 @@ fn combine(out: &mut [f32], lanes: &Lanes, with: impl Fn(&mut f32, f32)) {
             with(out, *result);
         }
     }
-<<<<<<< HEAD
-    refuse(
-        operation,
-        "a matrix",
-        format!("{n} by {k}"),
-        format!("{} by {}", matrix.n(), matrix.k()),
-    )
-}
-
-/// Combines the results of a tile with as many outputs as there are. A whole tile, which almost every one is,
-/// has its length known to the compiler.
-#[inline(always)]
-fn combine(out: &mut [f32], lanes: &Lanes, with: impl Fn(&mut f32, f32)) {
-    if let Ok(out) = <&mut Lanes>::try_from(&mut *out) {
-        for (out, result) in out.iter_mut().zip(lanes) {
-            with(out, *result);
-        }
-    } else {
-        for (out, result) in out.iter_mut().zip(lanes) {
-            with(out, *result);
-        }
-    }
-=======
->>>>>>> kernels
 }
 
 impl Device for Cpu {
@@ -213,32 +184,6 @@ impl Device for Cpu {
         self.keys.resize(rows * kv_width, 0.0);
         self.values.resize(rows * kv_width, 0.0);
         let widths = [q_width, kv_width, kv_width];
-<<<<<<< HEAD
-        let outs = [
-            Disjoint::new(&mut q.data),
-            Disjoint::new(&mut self.keys),
-            Disjoint::new(&mut self.values),
-        ];
-        linear::run(
-            &self.pool,
-            self.isa,
-            &self.activations,
-            &matrices.map(|m| [m]),
-            &|place, [lanes]| {
-                let start = place.row * widths[place.job];
-                // SAFETY: every place comes once.
-                let out = unsafe {
-                    outs[place.job].part(start + place.columns.start..start + place.columns.end)
-                };
-                combine(out, lanes, |out, result| *out = result);
-                if let Some(biases) = weights.biases {
-                    for (out, bias) in out
-                        .iter_mut()
-                        .zip(&biases[place.job].0[place.columns.clone()])
-                    {
-                        *out += bias;
-                    }
-=======
         let outs = [Disjoint::new(&mut q.data), Disjoint::new(&mut self.keys), Disjoint::new(&mut self.values)];
         linear::run(&self.pool, self.isa, &self.activations, &matrices.map(|m| [m]), &|place, [lanes]| {
             let start = place.row * widths[place.job];
@@ -248,7 +193,6 @@ impl Device for Cpu {
             if let Some(biases) = weights.biases {
                 for (out, bias) in out.iter_mut().zip(&biases[place.job].0[place.columns.clone()]) {
                     *out += bias;
->>>>>>> kernels
                 }
             }
         });
@@ -298,27 +242,12 @@ impl Device for Cpu {
         );
         let width = x.width;
         let x = Disjoint::new(&mut x.data);
-<<<<<<< HEAD
-        linear::run(
-            &self.pool,
-            self.isa,
-            &self.activations,
-            &[[weight]],
-            &|place, [lanes]| {
-                let start = place.row * width;
-                // SAFETY: every place comes once.
-                let x = unsafe { x.part(start + place.columns.start..start + place.columns.end) };
-                combine(x, lanes, |x, result| *x += result);
-            },
-        );
-=======
         linear::run(&self.pool, self.isa, &self.activations, &[[weight]], &|place, [lanes]| {
             let start = place.row * width;
             // SAFETY: every place comes once.
             let x = unsafe { x.part(start + place.columns.start..start + place.columns.end) };
             combine(x, lanes, |x, result| *x += result);
         });
->>>>>>> kernels
         Ok(())
     }
 
@@ -338,28 +267,12 @@ impl Device for Cpu {
         self.prepare_norm(rows, &|row| row, x, gain, &[gate, up]);
         let (isa, width) = (self.isa, out.width);
         let out = Disjoint::new(&mut out.data);
-<<<<<<< HEAD
-        linear::run(
-            &self.pool,
-            isa,
-            &self.activations,
-            &[[gate, up]],
-            &|place, [gate, up]| {
-                let start = place.row * width;
-                // SAFETY: every place comes once.
-                let out =
-                    unsafe { out.part(start + place.columns.start..start + place.columns.end) };
-                combine(out, &silu_mul(isa, gate, up), |out, result| *out = result);
-            },
-        );
-=======
         linear::run(&self.pool, isa, &self.activations, &[[gate, up]], &|place, [gate, up]| {
             let start = place.row * width;
             // SAFETY: every place comes once.
             let out = unsafe { out.part(start + place.columns.start..start + place.columns.end) };
             combine(out, &silu_mul(isa, gate, up), |out, result| *out = result);
         });
->>>>>>> kernels
         Ok(())
     }
 
@@ -378,6 +291,9 @@ impl Device for Cpu {
         x.check("values", "x", plan.rows.len(), hidden)?;
         check_equal("values", "the head's weights of the residual stream", hidden, head.residual.len())?;
         check_equal("values", "the head's weights of the mean", hidden, head.mean.len())?;
+        if !head.share.is_empty() {
+            check_equal("values", "the head's weights of the used share", hidden, head.share.len())?;
+        }
         Ok(features::values(self.isa, plan, &x.data[..plan.rows.len() * hidden], &cache.cache, head))
     }
 
@@ -468,28 +384,12 @@ impl Device for Cpu {
         self.prepare_norm(rows.len(), &|row| rows[row].0 as usize, x, gain, &[table]);
         let vocabulary = logits.vocabulary;
         let logits = Disjoint::new(&mut logits.data);
-<<<<<<< HEAD
-        linear::run(
-            &self.pool,
-            self.isa,
-            &self.activations,
-            &[[table]],
-            &|place, [lanes]| {
-                let start = rows[place.row].1 as usize * vocabulary;
-                // SAFETY: every place comes once, and no slot occurs twice.
-                let out =
-                    unsafe { logits.part(start + place.columns.start..start + place.columns.end) };
-                combine(out, lanes, |out, result| *out = result);
-            },
-        );
-=======
         linear::run(&self.pool, self.isa, &self.activations, &[[table]], &|place, [lanes]| {
             let start = rows[place.row].1 as usize * vocabulary;
             // SAFETY: every place comes once, and no slot occurs twice.
             let out = unsafe { logits.part(start + place.columns.start..start + place.columns.end) };
             combine(out, lanes, |out, result| *out = result);
         });
->>>>>>> kernels
         Ok(())
     }
 

@@ -6,13 +6,8 @@ use half::f16;
 
 use super::{Cpu, CpuCache, Isa, Matrix, Vector};
 use crate::device::{
-<<<<<<< HEAD
-    CacheShape, Device, DeviceError, Draw, LinearHead, ModelShape, OnePassHead, PAGE_TOKENS, Plan,
-    Projections, RopePairing, Row,
-=======
     CacheShape, Device, DeviceError, Draw, LinearHead, ModelShape, OnePassHead, PAGE_TOKENS, Plan, Projections,
     RopePairing, Row,
->>>>>>> kernels
 };
 use crate::format::Format;
 
@@ -88,19 +83,7 @@ fn model(isa: Isa, threads: usize) -> Model {
         gain: cpu.vector(&[1.25; HIDDEN]).unwrap(),
         bias: [64, 32, 32].map(|n| cpu.vector(&vec![0.1; n]).unwrap()),
         layers: vec![layer(&mut cpu, Format::Q4_1), layer(&mut cpu, Format::Q4_0)],
-<<<<<<< HEAD
-        cache: cpu
-            .cache(
-                &shape,
-                &CacheShape {
-                    pages: 8,
-                    taps: vec![1],
-                },
-            )
-            .unwrap(),
-=======
         cache: cpu.cache(&shape, &CacheShape { pages: 8, taps: vec![1] }).unwrap(),
->>>>>>> kernels
         cpu,
     }
 }
@@ -117,45 +100,24 @@ struct Results {
 impl Model {
     /// Runs a pass and returns what each row gave.
     fn pass(&mut self, plan: &Plan) -> Vec<Results> {
-<<<<<<< HEAD
-        let Model {
-            cpu,
-            table,
-            gain,
-            bias: [q_bias, k_bias, v_bias],
-            layers,
-            cache,
-        } = self;
-=======
         let Model { cpu, table, gain, bias: [q_bias, k_bias, v_bias], layers, cache } = self;
->>>>>>> kernels
         let rows = plan.rows.len();
         let mut x = cpu.rows(rows, HIDDEN).unwrap();
         let mut q = cpu.rows(rows, 64).unwrap();
         let mut attended = cpu.rows(rows, 64).unwrap();
         let mut wide = cpu.rows(rows, 96).unwrap();
-<<<<<<< HEAD
         let linear = LinearHead {
             tap: 0,
             residual: vec![0.5; HIDDEN],
             mean: vec![-0.25; HIDDEN],
+            share: vec![0.75; HIDDEN],
             remaining: 2.0,
             bias: 0.125,
         };
         let one_pass = OnePassHead {
             tap: 0,
             rank: 3,
-            state: (0..3 * (2 * HIDDEN + 2))
-                .map(|i| (i % 7) as f32 - 3.0)
-                .collect(),
-=======
-        let linear =
-            LinearHead { tap: 0, residual: vec![0.5; HIDDEN], mean: vec![-0.25; HIDDEN], remaining: 2.0, bias: 0.125 };
-        let one_pass = OnePassHead {
-            tap: 0,
-            rank: 3,
             state: (0..3 * (2 * HIDDEN + 2)).map(|i| (i % 7) as f32 - 3.0).collect(),
->>>>>>> kernels
             embedding: vec![0.5; 3 * HIDDEN],
             token_bias: vec![f16::ONE; VOCABULARY],
         };
@@ -164,26 +126,11 @@ impl Model {
         cpu.embed(table, &mut x).unwrap();
         for (index, layer) in layers.iter().enumerate() {
             let biases = (index == 1).then_some([&*q_bias, &*k_bias, &*v_bias]);
-<<<<<<< HEAD
-            let weights = Projections {
-                query: &layer.query,
-                key: &layer.key,
-                value: &layer.value,
-                biases,
-            };
-            cpu.norm_qkv_store(&x, gain, weights, cache, index, &mut q)
-                .unwrap();
-            cpu.attend(&q, cache, index, &mut attended).unwrap();
-            cpu.linear_add(&attended, &layer.output, &mut x).unwrap();
-            cpu.norm_gate_up(&x, gain, &layer.gate, &layer.up, &mut wide)
-                .unwrap();
-=======
             let weights = Projections { query: &layer.query, key: &layer.key, value: &layer.value, biases };
             cpu.norm_qkv_store(&x, gain, weights, cache, index, &mut q).unwrap();
             cpu.attend(&q, cache, index, &mut attended).unwrap();
             cpu.linear_add(&attended, &layer.output, &mut x).unwrap();
             cpu.norm_gate_up(&x, gain, &layer.gate, &layer.up, &mut wide).unwrap();
->>>>>>> kernels
             cpu.linear_add(&wide, &layer.down, &mut x).unwrap();
             if index == 0 {
                 cpu.accumulate(&x, 0, cache).unwrap();
@@ -200,12 +147,7 @@ impl Model {
         let mut row_logits = Vec::new();
         (0..rows)
             .map(|row| {
-<<<<<<< HEAD
-                cpu.read_logits(&logits, row as u32, &mut row_logits)
-                    .unwrap();
-=======
                 cpu.read_logits(&logits, row as u32, &mut row_logits).unwrap();
->>>>>>> kernels
                 assert!(row_logits.iter().all(|logit| logit.is_finite()));
                 Results {
                     logits: bits(&row_logits),
@@ -231,49 +173,22 @@ fn row(sequence: u32, position: u32) -> Row {
 }
 
 fn plan(rows: Vec<Row>) -> Plan {
-<<<<<<< HEAD
-    Plan {
-        rows,
-        block_tables: vec![vec![0, 1, 2], vec![4, 5, 6]],
-    }
-=======
     Plan { rows, block_tables: vec![vec![0, 1, 2], vec![4, 5, 6]] }
->>>>>>> kernels
 }
 
 #[test]
 fn a_sequence_is_the_same_everywhere() {
     let positions = 40;
     let mut alone = model(Isa::Scalar, 1);
-<<<<<<< HEAD
-    let expected: Vec<Results> = (0..positions)
-        .flat_map(|position| alone.pass(&plan(vec![row(0, position)])))
-        .collect();
-    assert_ne!(
-        expected[0].logits, expected[1].logits,
-        "all rows alike would prove nothing"
-    );
-=======
     let expected: Vec<Results> =
         (0..positions).flat_map(|position| alone.pass(&plan(vec![row(0, position)]))).collect();
     assert_ne!(expected[0].logits, expected[1].logits, "all rows alike would prove nothing");
->>>>>>> kernels
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         for threads in [1, 2] {
             // In one pass; in ragged chunks beside another sequence.
             let mut model_here = model(isa, threads);
-<<<<<<< HEAD
-            let results = model_here.pass(&plan(
-                (0..positions).map(|position| row(0, position)).collect(),
-            ));
-            assert_eq!(
-                results, expected,
-                "{isa:?} in one pass with {threads} threads"
-            );
-=======
             let results = model_here.pass(&plan((0..positions).map(|position| row(0, position)).collect()));
             assert_eq!(results, expected, "{isa:?} in one pass with {threads} threads");
->>>>>>> kernels
             let mut model_here = model(isa, threads);
             let mut start = 0;
             for (chunk, company) in [(1, 0..9), (13, 9..10), (20, 10..13), (6, 13..30)] {
@@ -281,15 +196,7 @@ fn a_sequence_is_the_same_everywhere() {
                 let others = rows.len();
                 rows.extend((start..start + chunk).map(|position| row(0, position)));
                 let results = model_here.pass(&plan(rows));
-<<<<<<< HEAD
-                assert_eq!(
-                    results[others..],
-                    expected[start as usize..][..chunk as usize],
-                    "{isa:?} beside {others}"
-                );
-=======
                 assert_eq!(results[others..], expected[start as usize..][..chunk as usize], "{isa:?} beside {others}");
->>>>>>> kernels
                 start += chunk;
             }
             assert_eq!(start, positions);
@@ -299,76 +206,13 @@ fn a_sequence_is_the_same_everywhere() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-<<<<<<< HEAD
-    let Model {
-        mut cpu,
-        table,
-        gain,
-        mut cache,
-        layers,
-        ..
-    } = model(Isa::best(), 1);
-=======
     let Model { mut cpu, table, gain, mut cache, layers, .. } = model(Isa::best(), 1);
->>>>>>> kernels
     let refusal = |result: Result<(), DeviceError>| match result {
         Err(error @ DeviceError::Shape { .. }) => error.to_string(),
         other => panic!("not refused: {other:?}"),
     };
     let mut x = cpu.rows(2, HIDDEN).unwrap();
     let mut narrow = cpu.rows(2, 16).unwrap();
-<<<<<<< HEAD
-    assert_eq!(
-        refusal(cpu.embed(&table, &mut x)),
-        "embed: the call must be between begin and end, got outside a pass"
-    );
-    assert_eq!(
-        refusal(cpu.begin(&plan(vec![Row {
-            sequence: 2,
-            ..row(0, 0)
-        }]))),
-        "begin: a row's sequence must be below 2, got 2"
-    );
-    assert_eq!(
-        refusal(cpu.begin(&plan(vec![row(0, 97)]))),
-        "begin: a sequence's pages must be 4, got 3"
-    );
-    refusal(cpu.begin(&plan(vec![Row {
-        response_count: 3,
-        ..row(0, 1)
-    }])));
-    refusal(cpu.end());
-
-    cpu.begin(&plan(vec![
-        row(0, 0),
-        Row {
-            token: VOCABULARY as u32,
-            slot: 8 * 32,
-            ..row(0, 1)
-        },
-    ]))
-    .unwrap();
-    assert_eq!(
-        refusal(cpu.embed(&table, &mut x)),
-        "embed: a row's token must be below 50, got 50"
-    );
-    assert_eq!(
-        refusal(cpu.accumulate(&x, 0, &mut cache)),
-        "accumulate: a row's slot must be below 256, got 256"
-    );
-    assert_eq!(
-        refusal(cpu.accumulate(&x, 1, &mut cache)),
-        "accumulate: the tap must be below 1, got 1"
-    );
-    assert_eq!(
-        refusal(cpu.embed(&table, &mut narrow)),
-        "embed: x must be 64, got 16"
-    );
-    assert_eq!(
-        refusal(cpu.linear_add(&x, &layers[0].down, &mut narrow)),
-        "linear_add: the input must be 96, got 64"
-    );
-=======
     assert_eq!(refusal(cpu.embed(&table, &mut x)), "embed: the call must be between begin and end, got outside a pass");
     assert_eq!(
         refusal(cpu.begin(&plan(vec![Row { sequence: 2, ..row(0, 0) }]))),
@@ -384,7 +228,6 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(refusal(cpu.accumulate(&x, 1, &mut cache)), "accumulate: the tap must be below 1, got 1");
     assert_eq!(refusal(cpu.embed(&table, &mut narrow)), "embed: x must be 64, got 16");
     assert_eq!(refusal(cpu.linear_add(&x, &layers[0].down, &mut narrow)), "linear_add: the input must be 96, got 64");
->>>>>>> kernels
     refusal(cpu.begin(&plan(vec![])));
     refusal(cpu.commit(&mut cache, &[], 0..1));
     cpu.end().unwrap();
@@ -403,22 +246,7 @@ fn what_does_not_fit_is_refused() {
     refusal(cpu.copy_rows(&x, &[2], &mut other, 0));
     refusal(cpu.copy_rows(&x, &[0], &mut other, usize::MAX));
     refusal(cpu.top_k(&logits, 2, 4, &[]).map(|_| ()));
-<<<<<<< HEAD
-    refusal(
-        cpu.sample(
-            &logits,
-            &[Draw {
-                slot: 2,
-                temperature: 1.0,
-                top_p: 1.0,
-                ..Draw::default()
-            }],
-        )
-        .map(|_| ()),
-    );
-=======
     refusal(cpu.sample(&logits, &[Draw { slot: 2, temperature: 1.0, top_p: 1.0, ..Draw::default() }]).map(|_| ()));
->>>>>>> kernels
     assert!(cpu.rows(usize::MAX, 2).is_err());
 }
 
@@ -427,12 +255,7 @@ fn rows_are_copied_where_they_are_told() {
     let Model { mut cpu, table, .. } = model(Isa::best(), 1);
     let mut x = cpu.rows(3, HIDDEN).unwrap();
     let mut y = cpu.rows(3, HIDDEN).unwrap();
-<<<<<<< HEAD
-    cpu.begin(&plan(vec![row(0, 0), row(0, 1), row(0, 2)]))
-        .unwrap();
-=======
     cpu.begin(&plan(vec![row(0, 0), row(0, 1), row(0, 2)])).unwrap();
->>>>>>> kernels
     cpu.embed(&table, &mut x).unwrap();
     cpu.end().unwrap();
     cpu.copy_rows(&x, &[2, 0], &mut y, 1).unwrap();

@@ -112,7 +112,10 @@ for_every_isa! {
 
 #[inline(always)]
 fn value_of<S: Simd>(s: S, x: &[f32], mean: &[f32], remaining: f32, head: &LinearHead) -> f32 {
-    let state = dot(s, &head.residual, x) + dot(s, &head.mean, mean);
+    let mut state = dot(s, &head.residual, x) + dot(s, &head.mean, mean);
+    if !head.share.is_empty() {
+        state += (1.0 - remaining) * dot(s, &head.share, mean);
+    }
     state + (head.remaining * remaining + head.bias)
 }
 
@@ -227,6 +230,7 @@ mod tests {
             tap: 1,
             residual: weights[..HIDDEN].to_vec(),
             mean: weights[HIDDEN..2 * HIDDEN].to_vec(),
+            share: random.bells(HIDDEN, 1.0),
             remaining: weights[2 * HIDDEN],
             bias: weights[2 * HIDDEN + 1],
         };
@@ -238,7 +242,9 @@ mod tests {
         for isa in every_isa() {
             let values = values(isa, &plan, &x, &cache, &linear);
             for (value, features) in values.iter().zip(&features) {
-                assert!((f64::from(*value) - dot(&weights, features)).abs() <= 1e-4);
+                let used = 1.0 - f64::from(features[2 * HIDDEN]);
+                let expected = dot(&weights, features) + used * dot(&linear.share, &features[HIDDEN..2 * HIDDEN]);
+                assert!((f64::from(*value) - expected).abs() <= 1e-4);
             }
             for threads in [1, 3] {
                 let projected = project(isa, &Pool::new(threads), &plan, &x, &cache, &one_pass);

@@ -16,11 +16,7 @@ use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, exp_of_difference, for_every_isa};
 use super::pool::Pool;
-<<<<<<< HEAD
-use super::vocabulary::{Eights, biased, biased_one, clean, clean_one, largest, normalizer, scaled, scaled_one};
-=======
 use super::vocabulary::{Eights, biased, biased_one, clean, clean_one, largest, log_sum, scaled, scaled_one};
->>>>>>> kernels
 use crate::device::{DeviceError, Draw, Drawn};
 use crate::sampling::{self, NucleusCut, WEIGHT_BITS};
 
@@ -78,10 +74,7 @@ fn check(draw: &Draw, slots: usize, vocabulary: usize) -> Result<(), DeviceError
 #[derive(Default)]
 struct Scratch {
     /// z of the tokens that can be drawn, all or those of `tokens`; filled up with −∞ to a multiple of eight.
-<<<<<<< HEAD
-=======
     /// Neither NaN nor +∞.
->>>>>>> kernels
     z: Vec<f32>,
     /// The tokens of a masked draw, ascending.
     tokens: Vec<u32>,
@@ -145,11 +138,7 @@ fn adjust_with<S: Simd>(s: S, row: &[f32], draw: &Draw, scratch: &mut Scratch) {
         z.clear();
         z.resize(tokens.len().next_multiple_of(8), f32::NEG_INFINITY);
         for (z, token) in z.iter_mut().zip(&*tokens) {
-<<<<<<< HEAD
-            *z = biased_one(&draw.vocabulary, *token, clean_one(row[*token as usize]));
-=======
             *z = clean_one(biased_one(&draw.vocabulary, *token, clean_one(row[*token as usize])));
->>>>>>> kernels
         }
         for (token, delta) in &draw.deltas {
             if let Ok(at) = tokens.binary_search(token) {
@@ -160,11 +149,7 @@ fn adjust_with<S: Simd>(s: S, row: &[f32], draw: &Draw, scratch: &mut Scratch) {
         let row = Eights::new(row);
         z.resize(8 * row.count(), 0.0);
         for (i, to) in z.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-<<<<<<< HEAD
-            s.store(biased(s, &draw.vocabulary, i, row.at(s, i)), to);
-=======
             s.store(clean(s, biased(s, &draw.vocabulary, i, row.at(s, i))), to);
->>>>>>> kernels
         }
         for (token, delta) in &draw.deltas {
             z[*token as usize] = clean_one(z[*token as usize] + delta);
@@ -172,11 +157,7 @@ fn adjust_with<S: Simd>(s: S, row: &[f32], draw: &Draw, scratch: &mut Scratch) {
     }
     if draw.temperature > 0.0 && draw.temperature != 1.0 {
         for eight in z.as_chunks_mut::<8>().0 {
-<<<<<<< HEAD
-            s.store(scaled(s, clean(s, s.load(eight)), draw.temperature), eight);
-=======
             s.store(scaled(s, s.load(eight), draw.temperature), eight);
->>>>>>> kernels
         }
     }
 }
@@ -240,11 +221,7 @@ fn list_masked(top: f32, scratch: &mut Scratch) -> u64 {
     list.clear();
     let mut sum = 0;
     for (token, z) in tokens.iter().zip(&*z) {
-<<<<<<< HEAD
-        let weight = sampling::weight(clean_one(*z) - top);
-=======
         let weight = sampling::weight(*z - top);
->>>>>>> kernels
         sum += weight;
         list.push((*token, weight));
     }
@@ -263,20 +240,11 @@ fn sum_chunks<S: Simd>(s: S, top: f32, scratch: &mut Scratch) -> u64 {
     let Scratch { z, chunks, .. } = scratch;
     chunks.clear();
     for chunk in z.chunks(CHUNK) {
-<<<<<<< HEAD
-        let chunk = Eights::new(chunk);
-        let mut sum = s.weights_zero();
-        for i in 0..chunk.count() {
-            sum = s.weights_add(sum, relative(s, chunk.at(s, i), top));
-        }
-        chunks.push(s.weights_sum(sum));
-=======
         let mut sum = s.wide_zero();
         for eight in chunk.as_chunks::<8>().0 {
             sum = s.weights_add(sum, relative(s, s.load(eight), top));
         }
         chunks.push(s.wide_sum(sum) as u64);
->>>>>>> kernels
     }
     chunks.iter().sum()
 }
@@ -291,17 +259,10 @@ fn find_in_chunks<S: Simd>(s: S, top: f32, threshold: u64, scratch: &Scratch) ->
         passed
     })?;
     let first = chunk * CHUNK;
-<<<<<<< HEAD
-    let chunk = Eights::new(&scratch.z[first..scratch.z.len().min(first + CHUNK)]);
-    for i in 0..chunk.count() {
-        let mut e = [0.0; 8];
-        s.store(relative(s, chunk.at(s, i), top), &mut e);
-=======
     let (eights, _) = scratch.z[first..].as_chunks::<8>();
     for (i, eight) in eights.iter().take(CHUNK / 8).enumerate() {
         let mut e = [0.0; 8];
         s.store(relative(s, s.load(eight), top), &mut e);
->>>>>>> kernels
         for (lane, e) in e.into_iter().enumerate() {
             let weight = sampling::weight_of(e);
             running += weight;
@@ -316,33 +277,6 @@ fn find_in_chunks<S: Simd>(s: S, top: f32, threshold: u64, scratch: &Scratch) ->
 /// Lists the tokens above the highest floor above which the weights reach `target`, in order of token.
 #[inline(always)]
 fn list_heaviest<S: Simd>(s: S, top: f32, target: u64, scratch: &mut Scratch) {
-<<<<<<< HEAD
-    let Scratch { z, list, .. } = scratch;
-    let all = Eights::new(z);
-    for floor in FLOORS {
-        list.clear();
-        let mut sum = 0;
-        // The number just below the floor, so that the floor itself passes.
-        let below = s.splat(f32::from_bits(floor.to_bits().saturating_sub(1)));
-        for i in 0..all.count() {
-            let relative = relative(s, all.at(s, i), top);
-            let mut passed = s.above(relative, below);
-            if passed == 0 {
-                continue;
-            }
-            let mut e = [0.0; 8];
-            s.store(relative, &mut e);
-            while passed != 0 {
-                let lane = passed.trailing_zeros() as usize;
-                let weight = sampling::weight_of(e[lane]);
-                sum += weight;
-                list.push(((8 * i + lane) as u32, weight));
-                passed &= passed - 1;
-            }
-        }
-        if sum >= target {
-            return;
-=======
     let Scratch { z, list, relatives, .. } = scratch;
     let (eights, _) = z.as_chunks::<8>();
     relatives.resize(eights.len(), [0.0; 8]);
@@ -373,7 +307,6 @@ fn list_heaviest<S: Simd>(s: S, top: f32, target: u64, scratch: &mut Scratch) {
             let lane = passed.trailing_zeros() as usize;
             list.push(((8 * i + lane) as u32, sampling::weight_of(eight[lane])));
             passed &= passed - 1;
->>>>>>> kernels
         }
     }
 }

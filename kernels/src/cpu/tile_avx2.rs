@@ -73,15 +73,7 @@ unsafe fn load_scales(scales: *const half::f16, at: usize) -> __m256 {
 /// As for [`multiply`], with a 4-bit tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
-<<<<<<< HEAD
-unsafe fn nibbles<const M: usize, const MINIMA: usize>(
-    tile: &Tile<'_>,
-    panel: &Panel<'_>,
-    out: &mut [Lanes],
-) {
-=======
 unsafe fn nibbles<const M: usize, const MINIMA: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
->>>>>>> kernels
     let low = _mm256_set1_epi8(15);
     let ones = _mm256_set1_epi16(1);
     for half in 0..2 {
@@ -135,14 +127,6 @@ unsafe fn nibbles<const M: usize, const MINIMA: usize>(tile: &Tile<'_>, panel: &
 /// # Safety
 /// As for [`multiply`], with a Q8_0 tile.
 #[target_feature(enable = "avx2,fma,f16c")]
-<<<<<<< HEAD
-#[inline(never)]
-unsafe fn bytes<const M: usize, const UNUSED: usize>(
-    tile: &Tile<'_>,
-    panel: &Panel<'_>,
-    out: &mut [Lanes],
-) {
-=======
 unsafe fn bytes(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
     for (index, out) in out.chunks_mut(4).enumerate() {
         // SAFETY: the caller's promise; the chunk's rows are rows of the panel, from 4 times its index.
@@ -164,7 +148,6 @@ unsafe fn bytes(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
 unsafe fn bytes_of_rows<const M: usize>(tile: &Tile<'_>, panel: &Panel<'_>, first: usize, out: &mut [Lanes]) {
->>>>>>> kernels
     let ones = _mm256_set1_epi16(1);
     for half in 0..2 {
         let mut acc = [_mm256_setzero_ps(); M];
@@ -206,15 +189,7 @@ unsafe fn bytes_of_rows<const M: usize>(tile: &Tile<'_>, panel: &Panel<'_>, firs
 /// As for [`multiply`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
-<<<<<<< HEAD
-pub(super) unsafe fn plain<const M: usize, const BITS: usize>(
-    tile: &Tile<'_>,
-    panel: &Panel<'_>,
-    out: &mut [Lanes],
-) {
-=======
 pub(super) unsafe fn plain<const M: usize, const BITS: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
->>>>>>> kernels
     for half in 0..2 {
         let mut acc = [_mm256_setzero_ps(); M];
         for b in 0..tile.blocks {

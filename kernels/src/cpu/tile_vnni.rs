@@ -57,15 +57,7 @@ pub(super) unsafe fn multiply_512(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut 
 /// As for [`multiply_512`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline(never)]
-<<<<<<< HEAD
-unsafe fn quantized_512<const M: usize, const FORMAT: usize>(
-    tile: &Tile<'_>,
-    panel: &Panel<'_>,
-    out: &mut [Lanes],
-) {
-=======
 unsafe fn quantized_512<const M: usize, const FORMAT: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
->>>>>>> kernels
     let low = _mm512_set1_epi8(15);
     let flip = _mm512_set1_epi8(-128);
     let mut acc = [_mm512_setzero_ps(); M];
@@ -130,15 +122,7 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(tile: &Tile<'_>, pa
 /// As for [`multiply_512`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline(never)]
-<<<<<<< HEAD
-unsafe fn plain_512<const M: usize, const BITS: usize>(
-    tile: &Tile<'_>,
-    panel: &Panel<'_>,
-    out: &mut [Lanes],
-) {
-=======
 unsafe fn plain_512<const M: usize, const BITS: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
->>>>>>> kernels
     let mut acc = [_mm512_setzero_ps(); M];
     for b in 0..tile.blocks {
         let mut part = [_mm512_setzero_ps(); M];

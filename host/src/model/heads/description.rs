@@ -24,6 +24,16 @@ pub enum HeadKind {
     OnePass,
 }
 
+impl HeadKind {
+    /// `look-ahead` or `one-pass`: in names of files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LookAhead => "look-ahead",
+            Self::OnePass => "one-pass",
+        }
+    }
+}
+
 /// What a head is and for which model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -36,9 +36,8 @@ pub const RANK_MAX: usize = 64;
 /// The numbers of a head. The `tap` inside is always 0 here.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeadWeights {
-    /// A look-ahead head; the second part weighs the running mean times the used share of the limit,
-    /// `[H]` or empty.
-    LookAhead(LinearHead, Vec<f32>),
+    /// A look-ahead head.
+    LookAhead(LinearHead),
     /// A one-pass head.
     OnePass(OnePassHead),
 }
@@ -226,14 +225,14 @@ impl HeadFile {
 
     fn tensors(&self) -> Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)> {
         match &self.weights {
-            HeadWeights::LookAhead(head, share) => {
+            HeadWeights::LookAhead(head) => {
                 let mut out = vec![
                     ("residual", Dtype::F32, vec![head.residual.len()], f32_bytes(&head.residual)),
                     ("mean", Dtype::F32, vec![head.mean.len()], f32_bytes(&head.mean)),
                     ("scalars", Dtype::F32, vec![2], f32_bytes(&[head.remaining, head.bias])),
                 ];
-                if !share.is_empty() {
-                    out.push(("share", Dtype::F32, vec![share.len()], f32_bytes(share)));
+                if !head.share.is_empty() {
+                    out.push(("share", Dtype::F32, vec![head.share.len()], f32_bytes(&head.share)));
                 }
                 out
             }
@@ -283,16 +282,15 @@ impl Tensors<'_> {
         let weights = match kind {
             HeadKind::LookAhead => {
                 let scalars = self.f32("scalars", &[2])?;
-                let head = LinearHead {
+                let shared = self.tensors.tensor("share").is_ok();
+                HeadWeights::LookAhead(LinearHead {
                     tap: 0,
                     residual: self.f32("residual", &[hidden])?,
                     mean: self.f32("mean", &[hidden])?,
+                    share: if shared { self.f32("share", &[hidden])? } else { Vec::new() },
                     remaining: scalars[0],
                     bias: scalars[1],
-                };
-                let shared = self.tensors.tensor("share").is_ok();
-                let share = if shared { self.f32("share", &[hidden])? } else { Vec::new() };
-                HeadWeights::LookAhead(head, share)
+                })
             }
             HeadKind::OnePass => {
                 let rank = self.tensors.tensor("scale").map_or(0, |tensor| tensor.shape().iter().product());
@@ -317,7 +315,7 @@ impl Tensors<'_> {
             }
         };
         let expected = match &weights {
-            HeadWeights::LookAhead(_, share) => 3 + usize::from(!share.is_empty()),
+            HeadWeights::LookAhead(head) => 3 + usize::from(!head.share.is_empty()),
             HeadWeights::OnePass(_) => 4,
         };
         if self.tensors.len() != expected {
@@ -410,10 +408,11 @@ mod tests {
             tap: 0,
             residual: vec![1.0, -2.5, 1e-20],
             mean: vec![0.0, 4.0, 5.0],
+            share,
             remaining: 0.5,
             bias: -1.0,
         };
-        HeadFile { description: description(HeadKind::LookAhead), weights: HeadWeights::LookAhead(head, share) }
+        HeadFile { description: description(HeadKind::LookAhead), weights: HeadWeights::LookAhead(head) }
     }
 
     fn one_pass() -> HeadFile {
@@ -490,14 +489,14 @@ mod tests {
         check(&|file| file.description.kind = HeadKind::OnePass, "\"scale\" must be F32 of 1 to 64 numbers, got 0");
         check(&|file| file.description.provenance.command = "x".repeat(1 << 20), "in its description, this has");
         check(
-            &|file| file.weights = HeadWeights::LookAhead(LinearHead { bias: f32::NAN, ..linear(file) }, vec![]),
+            &|file| file.weights = HeadWeights::LookAhead(LinearHead { bias: f32::NAN, ..linear(file) }),
             "\"scalars\" must be finite, got NaN",
         );
     }
 
     fn linear(file: &HeadFile) -> LinearHead {
         match &file.weights {
-            HeadWeights::LookAhead(head, _) => head.clone(),
+            HeadWeights::LookAhead(head) => head.clone(),
             HeadWeights::OnePass(_) => panic!("a look-ahead head"),
         }
     }

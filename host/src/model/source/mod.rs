@@ -24,6 +24,7 @@ use self::hub::HubFile;
 use self::package::Package;
 use self::part::{disk, file_sha256};
 use super::gguf::{Gguf, GgufError};
+use crate::names::near_names;
 
 /// The model that is used where none is named.
 pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
@@ -294,8 +295,7 @@ impl Models {
             return Ok(Spec::Path(path.to_owned()));
         }
         let known: Vec<String> = self.known.iter().map(|model| model.name.clone()).collect();
-        let mut near: Vec<String> = known.clone();
-        near.retain(|name| is_near(spec, name));
+        let near = near_names(spec, known.iter().map(String::as_str));
         Err(SourceError::Unknown {
             name: spec.chars().take(64).collect(),
             near,
@@ -327,33 +327,6 @@ fn near_words(near: &[String]) -> String {
         [] => String::new(),
         names => format!(" (did you mean {}?)", names.join(" or ")),
     }
-}
-
-/// Whether one name begins with the other's first letters or is a few edits away from it.
-fn is_near(given: &str, name: &str) -> bool {
-    let given = given.to_lowercase();
-    let shared = given
-        .chars()
-        .zip(name.chars())
-        .take_while(|(a, b)| a == b)
-        .count();
-    shared >= 4 || edits(&given, name) <= name.chars().count() / 3
-}
-
-/// Levenshtein's distance, in characters, of the first 64 of each.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

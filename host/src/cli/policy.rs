@@ -1,0 +1,338 @@
+//! `vassal policy`: what a policy is, whether a host would take it, and a component made of its crate.
+//!
+//! None of the three needs a model: `inspect` and `check` offer a policy the shipped heads or those named, and
+//! `check` drives it with recorded steps (see [`crate::policy_check`]).
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{parse_setting, print, print_json};
+use crate::error::Error;
+use crate::host::{find_policy, hexadecimal};
+use crate::model::gguf::Gguf;
+use crate::model::heads::HeadFile;
+use crate::model::source::Models;
+use crate::model::tokenizer::Tokenizer;
+use crate::policy_build;
+use crate::policy_check::recorded::Recording;
+use crate::policy_check::{Check, CheckError, Outcome, Report};
+use crate::sandbox::{CompiledPolicy, HeadOffer, Limits, Manifest, Needs, Sandbox, Scope, Setting, SettingKind};
+use crate::shipped;
+
+/// What a head may be, to a policy.
+const KINDS: [&str; 3] = ["value", "probability", "log-probability"];
+
+/// The spread of a head that only has a name: a usual one for rewards between 0 and 1.
+const SPREAD: f32 = 0.05;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Says what a policy is: its dials, what it imports and needs, its size and hash.
+    Inspect(InspectArguments),
+    /// Loads a policy, drives it with recorded steps, and says what a host would refuse it for (exit code 3).
+    Check(CheckArguments),
+    /// Builds a component of a policy's crate.
+    Build(BuildArguments),
+}
+
+/// The policy, and what it is offered.
+#[derive(Debug, Args)]
+struct PolicyArguments {
+    /// A shipped policy's name, or a component's path.
+    #[arg(value_name = "FILE|NAME")]
+    policy: String,
+    /// A head to offer: a name, `NAME=KIND` (value, probability or log-probability), or a head's file; may
+    /// repeat. The shipped heads where none is given.
+    #[arg(long = "head", value_name = "HEAD")]
+    heads: Vec<String>,
+    /// One JSON object on standard output, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArguments {
+    #[command(flatten)]
+    policy: PolicyArguments,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    #[command(flatten)]
+    policy: PolicyArguments,
+    /// Turns a dial, as its tenant would, for all steps that are not about that dial; may repeat.
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
+    settings: Vec<(String, String)>,
+    /// Takes the whole vocabulary of this model, in place of the recorded tokens: what `text` costs is then
+    /// what it will cost. It must be the model of the recorded steps.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BuildArguments {
+    /// The crate's folder.
+    #[arg(value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+    /// The file to write; the package's name, in its folder, where none is given.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub(super) fn run(command: &PolicyCommand) -> Result<(), Error> {
+    match command {
+        PolicyCommand::Inspect(arguments) => inspect(&arguments.policy),
+        PolicyCommand::Check(arguments) => check(arguments),
+        PolicyCommand::Build(arguments) => build(arguments),
+    }
+}
+
+impl PolicyArguments {
+    /// The component, and the name that messages use.
+    fn component(&self) -> Result<(String, Vec<u8>), Error> {
+        let component = find_policy(&self.policy)?;
+        let stem = Path::new(&self.policy).file_stem();
+        Ok((stem.map_or(self.policy.clone(), |stem| stem.to_string_lossy().into_owned()), component))
+    }
+
+    /// The heads on offer.
+    fn offered(&self) -> Result<Vec<HeadOffer>, Error> {
+        let mut offered: Vec<HeadOffer> = Vec::new();
+        if self.heads.is_empty() {
+            for shipped in &shipped::HEADS {
+                let offer = offer_of(&HeadFile::read(shipped.file)?);
+                // A reward has a head of either kind; a policy is offered one of them.
+                if offered.iter().all(|other| other.name != offer.name) {
+                    offered.push(offer);
+                }
+            }
+        }
+        for head in &self.heads {
+            let offer = named_head(head)?;
+            if offered.iter().any(|other| other.name == offer.name) {
+                return Err(Error::Usage(format!("--head {}: offered twice", offer.name)));
+            }
+            offered.push(offer);
+        }
+        Ok(offered)
+    }
+}
+
+fn offer_of(head: &HeadFile) -> HeadOffer {
+    let (name, spread) = (head.description.name.clone(), head.description.spread as f32);
+    HeadOffer { name, kind: KINDS[0].to_owned(), spread }
+}
+
+/// A head by name, `NAME=KIND` or file.
+fn named_head(given: &str) -> Result<HeadOffer, Error> {
+    if given.ends_with(".safetensors") || given.contains(std::path::MAIN_SEPARATOR) {
+        return Ok(offer_of(&HeadFile::open(Path::new(given))?));
+    }
+    let (name, kind) = given.split_once('=').unwrap_or((given, KINDS[0]));
+    if !KINDS.contains(&kind) {
+        return Err(Error::unknown("kind of head", kind, KINDS.into_iter()));
+    }
+    if name.is_empty() || name.len() > Limits::default().name_bytes {
+        return Err(Error::Usage(format!("--head {given:?}: a name has 1 to {} bytes", Limits::default().name_bytes)));
+    }
+    for shipped in &shipped::HEADS {
+        let offer = offer_of(&HeadFile::read(shipped.file)?);
+        if offer.name == name && kind == offer.kind {
+            return Ok(offer);
+        }
+    }
+    Ok(HeadOffer { name: name.to_owned(), kind: kind.to_owned(), spread: SPREAD })
+}
+
+fn inspect(arguments: &PolicyArguments) -> Result<(), Error> {
+    let (name, component) = arguments.component()?;
+    let offered = arguments.offered()?;
+    let sandbox = Sandbox::new(Limits { sequences: 2, ..Limits::default() })?;
+    let compiled = sandbox.compile(&name, &component)?;
+    let manifest = compiled.describe(&offered, Needs::ALL)?;
+    if arguments.json {
+        print_json(&inspection(&arguments.policy, &compiled, &manifest, &offered));
+    } else {
+        print(&inspection_text(&compiled, &manifest, &offered));
+    }
+    Ok(())
+}
+
+/// `inspect` for scripts.
+fn inspection(source: &str, compiled: &CompiledPolicy, manifest: &Manifest, offered: &[HeadOffer]) -> Value {
+    let names = |heads: &[HeadOffer]| heads.iter().map(|head| head.name.clone()).collect::<Vec<_>>();
+    json!({
+        "policy": source,
+        "name": manifest.name,
+        "version": manifest.version,
+        "summary": manifest.summary,
+        "size_bytes": compiled.size_bytes(),
+        "sha256": hexadecimal(compiled.sha256()),
+        "call": if compiled.imports_values() { "suspended" } else { "plain" },
+        "imports": compiled.imports(),
+        "needs": manifest.needs.names(),
+        "candidates_max": manifest.candidates_max,
+        "rewind_max": manifest.rewind_max,
+        "heads": names(&manifest.heads),
+        "heads_offered": names(offered),
+        "settings": manifest.settings.iter().map(setting_json).collect::<Vec<_>>(),
+    })
+}
+
+fn setting_json(setting: &Setting) -> Value {
+    let mut value = json!({ "name": setting.name, "summary": setting.summary, "owner": owner(setting) });
+    let kind = match &setting.kind {
+        SettingKind::Number { minimum, maximum, initial } => {
+            json!({ "kind": "number", "minimum": minimum, "maximum": maximum, "initial": initial })
+        }
+        SettingKind::Flag(initial) => json!({ "kind": "flag", "initial": initial }),
+        SettingKind::Choice(words) => json!({ "kind": "choice", "words": words, "initial": words.first() }),
+        SettingKind::Text(initial) => json!({ "kind": "text", "initial": initial }),
+    };
+    if let (Some(value), Value::Object(kind)) = (value.as_object_mut(), kind) {
+        value.extend(kind);
+    }
+    value
+}
+
+fn owner(setting: &Setting) -> &'static str {
+    match setting.scope {
+        Scope::Tenant => "tenant",
+        Scope::Request => "request",
+    }
+}
+
+/// `inspect` for people.
+fn inspection_text(compiled: &CompiledPolicy, manifest: &Manifest, offered: &[HeadOffer]) -> String {
+    let list = |names: Vec<&str>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let heads = |heads: &[HeadOffer]| list(heads.iter().map(|head| head.name.as_str()).collect());
+    let mut out = format!("{} {}: {}\n", manifest.name, manifest.version, manifest.summary);
+    let mut line = |name: &str, value: String| out.push_str(&format!("{name:<12}{value}\n"));
+    line("size", format!("{} bytes", compiled.size_bytes()));
+    line("sha256", hexadecimal(compiled.sha256()));
+    line("imports", list(compiled.imports().iter().map(String::as_str).collect()));
+    line("call", if compiled.imports_values() { "may be suspended, to ask for values" } else { "plain" }.to_owned());
+    line("needs", list(manifest.needs.names()));
+    line("heads", format!("{} (offered: {})", heads(&manifest.heads), heads(offered)));
+    line("candidates", format!("{} a step at most", manifest.candidates_max));
+    line("rewind", format!("{} tokens at most", manifest.rewind_max));
+    line("dials", if manifest.settings.is_empty() { "none".to_owned() } else { String::new() });
+    for setting in &manifest.settings {
+        let takes = match &setting.kind {
+            SettingKind::Number { minimum, maximum, initial } => format!("{minimum} to {maximum}, initially {initial}"),
+            SettingKind::Flag(initial) => format!("true or false, initially {initial}"),
+            SettingKind::Choice(words) => format!("{}; initially the first", words.join(" | ")),
+            SettingKind::Text(initial) => format!("text, initially {initial:?}"),
+        };
+        let owner = match setting.scope {
+            Scope::Tenant => "  [the tenant's]",
+            Scope::Request => "",
+        };
+        out.push_str(&format!("  {:<16}  {takes}{owner}\n  {:<16}  {}\n", setting.name, "", setting.summary));
+    }
+    out
+}
+
+fn check(arguments: &CheckArguments) -> Result<(), Error> {
+    let (name, component) = arguments.policy.component()?;
+    let offered = arguments.policy.offered()?;
+    let vocabulary = arguments.model.as_deref().map(vocabulary_of).transpose()?;
+    let check = Check {
+        name: &name,
+        component: &component,
+        offered: &offered,
+        settings: &arguments.settings,
+        vocabulary: vocabulary.map(|tokenizer| std::sync::Arc::new(tokenizer) as _),
+    };
+    let report = check.run().map_err(|error| match error {
+        CheckError::Sandbox(error) => error.into(),
+        CheckError::Setting(error) => error.into(),
+        CheckError::Recording(error) => Error::Usage(error.to_string()),
+    })?;
+    if arguments.policy.json {
+        print_json(&report_json(&arguments.policy.policy, &report));
+    } else {
+        print(&report_text(&report));
+    }
+    match report.refusal() {
+        Some(stage) => Err(Error::Refused { policy: name, stage: stage.name }),
+        None => Ok(()),
+    }
+}
+
+/// The vocabulary of the model that the steps were recorded with.
+fn vocabulary_of(model: &str) -> Result<Tokenizer, Error> {
+    let gguf = Gguf::open(&Models::from_env()?.find(model)?)?;
+    let sha256 = hexadecimal(&gguf.sha256()?);
+    let checked = Recording::built_in().and_then(|recording| recording.check_model(&sha256));
+    checked.map_err(|error| Error::Usage(error.to_string()))?;
+    Ok(Tokenizer::from_gguf(&gguf)?)
+}
+
+/// `check` for scripts.
+fn report_json(source: &str, report: &Report) -> Value {
+    let stages = report.stages.iter().map(|stage| {
+        let (outcome, kind) = match stage.outcome {
+            Outcome::Passed => ("passed", None),
+            Outcome::Refused { kind } => ("refused", Some(kind)),
+            Outcome::NotReached => ("not-reached", None),
+        };
+        json!({ "stage": stage.name, "outcome": outcome, "kind": kind, "detail": stage.detail })
+    });
+    let tally = &report.tally;
+    let declined = tally.declined.iter().map(|(settings, words)| json!({ "settings": settings, "words": words }));
+    json!({
+        "policy": source,
+        "name": report.manifest.as_ref().map(|manifest| &manifest.name),
+        "refused": report.refusal().is_some(),
+        "stages": stages.collect::<Vec<_>>(),
+        "responses": tally.responses,
+        "steps": tally.steps,
+        "value_requests": tally.value_requests,
+        "notes": tally.notes,
+        "declined": declined.collect::<Vec<_>>(),
+        "fuel": {
+            "start_max": tally.fuel_start_max,
+            "start_budget": report.limits.fuel_start,
+            "step_max": tally.fuel_step_max,
+            "step_budget": report.limits.fuel_decide,
+        },
+    })
+}
+
+/// `check` for people.
+fn report_text(report: &Report) -> String {
+    let mut out = String::new();
+    for stage in &report.stages {
+        let outcome = match stage.outcome {
+            Outcome::Passed => "passed",
+            Outcome::Refused { .. } => "REFUSED",
+            Outcome::NotReached => "not reached",
+        };
+        out.push_str(format!("{:<10}  {outcome:<11}  {}", stage.name, stage.detail).trim_end());
+        if let Outcome::Refused { kind } = stage.outcome {
+            out.push_str(&format!(" ({kind})"));
+        }
+        out.push('\n');
+    }
+    for (settings, words) in &report.tally.declined {
+        out.push_str(&format!("declined to start with {settings}: {words}\n"));
+    }
+    let asked = report.tally.value_requests;
+    if asked > 0 {
+        out.push_str(&format!("asked for values {asked} times\n"));
+    }
+    out
+}
+
+fn build(arguments: &BuildArguments) -> Result<(), Error> {
+    let out = match &arguments.out {
+        Some(out) => out.clone(),
+        None => policy_build::default_out(&arguments.dir)?,
+    };
+    let built = policy_build::build(&arguments.dir, &out)?;
+    print(&format!("{}: {} bytes\n", built.path.display(), built.size_bytes));
+    Ok(())
+}
