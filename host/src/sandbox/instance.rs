@@ -323,13 +323,18 @@ impl Instance {
 
 /// Copies a step into the buffers of the last one.
 fn refill(buffers: &mut Arc<bindings::Step>, step: &Step<'_>) {
-    // The last call has dropped its share; if it has not, fresh buffers serve as well.
-    if Arc::get_mut(buffers).is_none() {
-        *buffers = Arc::default();
+    // The last call has dropped its share; if it had not, fresh buffers would serve as well.
+    match Arc::get_mut(buffers) {
+        Some(buffers) => fill(buffers, step),
+        None => {
+            let mut fresh = bindings::Step::default();
+            fill(&mut fresh, step);
+            *buffers = Arc::new(fresh);
+        }
     }
-    let Some(buffers) = Arc::get_mut(buffers) else {
-        return;
-    };
+}
+
+fn fill(buffers: &mut bindings::Step, step: &Step<'_>) {
     let bindings::Step { kept, appended, candidates, logits, prefetched, values, log_normalizer, entropy, ended } =
         buffers;
     copy(appended, step.appended);
