@@ -93,4 +93,5 @@ pub use types::{
 /// A small allocator: under fuel, the standard one costs a policy a tenth of its step.
 #[cfg(all(target_arch = "wasm32", feature = "allocator"))]
 #[global_allocator]
-static ALLOCATOR: rlsf::SmallGlobalTlsf = rlsf::SmallGlobalTlsf::new();
+static ALLOCATOR: vassal_guest_allocator::Blocks<vassal_guest_allocator::Memory> =
+    vassal_guest_allocator::Blocks::new();
