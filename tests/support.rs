@@ -26,10 +26,11 @@ use crate::rebuild::root;
 /// A prompt of the toy tokenizer; its length in tokens is no multiple of a page.
 pub(crate) const PROMPT: &str = "you and the one at the go: in 3 words";
 
-/// One for all tests: a sandbox reserves address space and has a thread.
+/// One for all tests: a sandbox reserves address space and has a thread. Its clock is patient: on a busy machine
+/// a test may stand still for longer than a guest may run.
 pub(crate) fn sandbox() -> &'static Sandbox {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
-    SANDBOX.get_or_init(|| Sandbox::new(Limits::default()).unwrap())
+    SANDBOX.get_or_init(|| Sandbox::new(Limits { deadline_ms: 60_000, ..Limits::default() }).unwrap())
 }
 
 /// Compiled policies by name: compiling takes longer than most tests.

@@ -115,7 +115,7 @@ fn check(allowed: &[Token], restrict: impl Fn(&Tiny) -> Vec<PolicyUse>, depth: u
     let mut request = tiny.endless(request);
     request.policies.push(tiny.scripted(&format!("{depth} stop enough")));
     for response in tiny.samples(request, count) {
-        assert_eq!(response.tokens.len(), depth);
+        assert_eq!(response.tokens.len(), depth, "{:?}", response.finish);
         *counts.entry(response.token_ids()).or_insert(0) += 1;
     }
     let formula = Formula { candidates, mask, steer: true };
