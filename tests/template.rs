@@ -1,5 +1,7 @@
 //! A first-time author's road: the template is copied out of the repository, changed in a few lines, built by
 //! the one command, and loaded.
+//!
+//! What a crate that does it wrong is told is tested here too.
 
 use std::fs;
 use std::path::{Path, PathBuf};

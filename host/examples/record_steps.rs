@@ -30,11 +30,11 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(response.len() == STEPS, "{} tokens, not {STEPS}: take another seed", response.len());
 
     let states: Vec<usize> = (0..STEPS).collect();
-    let found = host.engine().candidate_states(HeadId(0), &request.prompt, &response, &states, CANDIDATES, STEPS)?;
+    let found = host.engine().candidate_states(&[HeadId(0)], &request.prompt, &response, &states, CANDIDATES, STEPS)?;
     // How much the head's values differ between next tokens: the unit that they are written in.
-    let spread = (found.iter().map(|state| variance(&state.values)).sum::<f32>() / found.len() as f32).sqrt();
+    let spread = (found.iter().map(|state| variance(&state.values[0])).sum::<f32>() / found.len() as f32).sqrt();
     anyhow::ensure!(spread.is_finite() && spread > 0.0, "the head values everything alike");
-    let mean = found.iter().map(|state| state.value).sum::<f32>() / found.len() as f32;
+    let mean = found.iter().map(|state| state.state_values[0]).sum::<f32>() / found.len() as f32;
     let unit = |value: f32| ((value - mean) / spread * 1e4).round() / 1e4;
     let steps: Vec<RecordedStep> = found
         .iter()
@@ -43,8 +43,8 @@ fn main() -> anyhow::Result<()> {
             drawn,
             candidates: state.top.tokens.clone(),
             logits: state.top.logits.clone(),
-            values: state.values.iter().map(|&value| unit(value)).collect(),
-            state: unit(state.value),
+            values: state.values[0].iter().map(|&value| unit(value)).collect(),
+            state: unit(state.state_values[0]),
             log_normalizer: state.top.log_normalizer,
             entropy: state.top.entropy,
         })
@@ -111,6 +111,6 @@ fn made_up_head(model_sha256: &str, shape: &ModelShape) -> HeadFile {
         token_limit: STEPS as u32,
         provenance,
     };
-    let head = LinearHead { tap: 0, mean: vec![0.0; shape.hidden], residual, remaining: 0.0, bias: 0.0 };
-    HeadFile { description, weights: HeadWeights::LookAhead(head, Vec::new()) }
+    let head = LinearHead { tap: 0, mean: vec![0.0; shape.hidden], share: Vec::new(), residual, remaining: 0.0, bias: 0.0 };
+    HeadFile { description, weights: HeadWeights::LookAhead(head) }
 }

@@ -129,11 +129,15 @@ fn links(line: &str) -> impl Iterator<Item = &str> {
 fn is_file(code: &str) -> bool {
     let written = code.chars().all(|c| c.is_ascii_alphanumeric() || "_./{},-".contains(c));
     let own = ["./", "/", "~", "target/"].iter().any(|start| code.starts_with(start));
+    // A quotient or an ending alone is no file.
+    let letters = code.split('/').all(|part| part.is_empty() || part.trim_start_matches(['.', '{']).starts_with(|c: char| c.is_alphabetic()));
+    let alone = code.starts_with('.') && !code.contains('/');
     let placeholder = code.split('/').any(|part| {
         let stem = part.split('.').next().unwrap_or_default();
-        !part.ends_with(".md") && stem.len() > 1 && stem.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+        let ending = part.ends_with(".md") || part.starts_with("LICENSE");
+        !ending && stem.len() > 1 && stem.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
     });
-    written && !own && !placeholder && (code.contains('/') || ENDINGS.iter().any(|ending| code.ends_with(ending)))
+    written && letters && !own && !alone && !placeholder && (code.contains('/') || ENDINGS.iter().any(|ending| code.ends_with(ending)))
 }
 
 /// `a/{b,c}.rs` is two files.
@@ -224,7 +228,7 @@ mod tests {
         for good in [
             "`host/src/host.rs`, `host/src/{host}.rs`",
             "`rows_do_not_depend`, `rows_max`, `Engine::step`, `Engine`",
-            "`--json`, `./my.wasm`, `FILE.gguf`, `d·T/spread`, `blend`, `hub:OWNER/NAME/FILE.gguf`",
+            "`--json`, `./my.wasm`, `.wasm`, `a/127`, `Q4_1/Q8_0`, `FILE.gguf`, `d·T/spread`, `blend`, `hub:OWNER/NAME/FILE.gguf`",
             "`vassal run`, `cargo test`",
         ] {
             assert_eq!(document("README.md", good, &known), Vec::<String>::new(), "{good}");
@@ -236,7 +240,7 @@ mod tests {
             "`rows_do_depend_on`",
             "`rows_min`",
             "`Engine::stop`",
-            "`Motor` and `MotorCar`",
+            "`MotorCar`",
             "`vassal rum`",
         ] {
             assert_eq!(document("README.md", bad, &known).len(), 1, "{bad}");

@@ -23,9 +23,35 @@ type LongFile = (&'static str, usize, &'static str);
 type LongFunction = (&'static str, &'static str, usize, &'static str);
 
 pub(crate) const LONG_FILES: &[LongFile] = &[
+    ("guest/src/types.rs", 450, "the contract's records, one page of documentation each"),
+    ("host/src/engine/mod.rs", 650, "the engine's state and its way in and out; passes and rounds are files of their own"),
+    ("host/src/learning/one_pass.rs", 650, "one fit in stages that share their arrays, and its planted test"),
+    ("host/src/learning/ridge.rs", 525, "one solver, and tests against the normal equations"),
+    ("host/src/learning/rollouts.rs", 450, "one file format: writer, reader and their tests"),
+    ("host/src/model/gguf/mod.rs", 500, "one file format: what a file holds, and why one is refused"),
+    ("host/src/model/gguf/parse.rs", 450, "one parser, whose checks are read in the order of the bytes"),
+    ("host/src/model/heads/mod.rs", 600, "one file format in two kinds: writer, reader and their tests"),
+    ("host/src/model/source/tests.rs", 600, "a server on loopback, and every way a download goes wrong"),
+    ("host/src/model/tokenizer.rs", 525, "pre-tokenizers by name, and tests of each"),
+    ("host/src/sandbox/manifest.rs", 550, "every bound of a manifest with the error that names it"),
+    ("kernels/src/cpu/attention.rs", 475, "one algorithm: tiles, merging and its kernels"),
+    ("kernels/src/cpu/device.rs", 550, "one method an operation of the device trait, in its order"),
+    ("kernels/src/cpu/lanes.rs", 450, "each operation of eight lanes twice, side by side"),
+    ("kernels/src/cpu/sample.rs", 475, "one draw, stage by stage"),
+    ("kernels/src/device.rs", 450, "the device trait: mostly documentation"),
+    ("tests/compare/llama_cpp.py", 450, "one script that can be copied to another machine"),
+    ("tests/hostile.rs", 750, "a catalogue of attacks, each beside its fault"),
+    ("tests/loader.rs", 600, "a catalogue of broken files, each beside its error"),
 ];
 
 pub(crate) const LONG_FUNCTIONS: &[LongFunction] = &[
+    ("host/src/cli/learn.rs", "fit", 130, "a command's stages in order, each a call and a report"),
+    ("host/src/engine/pass.rs", "lower_half", 80, "one plan: candidate rows, pending rows, run"),
+    ("host/src/engine/teacher.rs", "candidate_states", 95, "a pass with two kinds of rows, in order"),
+    ("host/src/model/tokenizer.rs", "from_gguf", 80, "reads metadata, refusing each key by name"),
+    ("tests/hostile/src/lib.rs", "decide", 100, "a match with an arm an attack"),
+    ("tests/loader.rs", "numbers_agree_with_each_other_and_with_the_weights", 75, "a table of broken models"),
+    ("tests/policies.rs", "run", 90, "two hosts in step, compared at each answer"),
 ];
 
 /// A module's header: `//!` lines that say what it is, what it is not, and where to start.

@@ -1,4 +1,7 @@
 //! `vassal evaluate`: base, Best-of-16 and `vas` on test prompts, as two tables and as JSON.
+//!
+//! What is measured, and how, is [`crate::learning::evaluation`]'s; here are flags, a progress bar and the
+//! tables. Start at [`evaluate`].
 
 use std::path::PathBuf;
 

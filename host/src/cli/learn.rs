@@ -165,11 +165,8 @@ pub(super) struct FitArguments {
 /// Rewards by name.
 pub(super) fn find_rewards(names: &[String]) -> Result<Vec<&'static dyn Reward>, Error> {
     let find = |name: &String| {
-        rewards::by_name(name).ok_or_else(|| Error::Unknown {
-            what: "reward",
-            name: name.clone(),
-            near: rewards::all().iter().map(|reward| reward.name().to_owned()).collect(),
-        })
+        let all = rewards::all().iter().map(|reward| reward.name());
+        rewards::by_name(name).ok_or_else(|| Error::unknown("reward", name, all))
     };
     names.iter().map(find).collect()
 }

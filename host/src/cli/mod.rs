@@ -1,5 +1,7 @@
 //! The command line: arguments are parsed here, resolved by each command's own file, and nothing else
 //! in the program prints or exits. Exit codes are [`crate::error::Cause::exit_code`]'s.
+//!
+//! Start at [`main`]; [`command`] is the definition that tests compare documents with.
 
 mod bench;
 mod display;

@@ -1,4 +1,7 @@
 //! `vassal pull`: a model fetched or checked, with a progress bar on standard error.
+//!
+//! Where models come from, what is checked and what resumes is [`crate::model::source`]'s. Other commands
+//! come by their model through [`fetch`].
 
 use std::path::PathBuf;
 

@@ -1,4 +1,7 @@
 //! `vassal run`: a prompt answered, and with `--compare` twice, side by side.
+//!
+//! Flags become a chain of policies and one or two requests; what comes back is shown as it is decoded, then
+//! as a table or, with `--json`, as one object. Start at [`run`].
 
 use std::sync::Arc;
 

@@ -194,7 +194,8 @@ impl Chain {
                     let baseline = blend::baseline(baseline_kind(term.baseline), &row, logits, state(head));
                     blend::add_term(&mut deltas, term.weight, &row, baseline);
                 }
-                merged.deltas.extend(tokens.iter().copied().zip(deltas));
+                // Heads gone wild count as nothing: an infinity must neither forbid nor undo what forbids.
+                merged.deltas.extend(tokens.iter().copied().zip(deltas).filter(|(_, delta)| delta.is_finite()));
             }
             merged.deltas.extend(steering.bias.iter().copied());
             forbids |= steering.adjust.iter().chain(steering.bias.iter().map(|(_, delta)| delta)).any(|&delta| is_forbidden(delta));
@@ -229,8 +230,7 @@ pub(super) fn is_forbidden(delta: f32) -> bool {
     delta == f32::NEG_INFINITY
 }
 
-/// Sums the deltas of each token, in the order in which they stand. A sum that is no number (heads
-/// gone wild) counts as nothing.
+/// Sums the deltas of each token, in the order in which they stand. What is forbidden stays so.
 fn sum_by_token(deltas: &mut Vec<(Token, f32)>) {
     deltas.sort_by_key(|(token, _)| *token);
     deltas.dedup_by(|next, sum| {
@@ -240,11 +240,6 @@ fn sum_by_token(deltas: &mut Vec<(Token, f32)>) {
         }
         same
     });
-    for (_, delta) in deltas.iter_mut() {
-        if delta.is_nan() {
-            *delta = 0.0;
-        }
-    }
     deltas.retain(|(_, delta)| *delta != 0.0);
 }
 
@@ -254,7 +249,7 @@ mod tests {
 
     #[test]
     fn deltas_of_a_token_add_up_in_order_and_forbidden_stays_forbidden() {
-        let mut deltas = vec![(5, 1.0), (3, 0.5), (5, 2.0), (3, f32::NEG_INFINITY), (3, 10_000.0), (9, f32::NAN), (1, 1.0), (1, -1.0)];
+        let mut deltas = vec![(5, 1.0), (3, 0.5), (5, 2.0), (3, f32::NEG_INFINITY), (3, 10_000.0), (1, 1.0), (1, -1.0)];
         sum_by_token(&mut deltas);
         assert_eq!(deltas, vec![(3, f32::NEG_INFINITY), (5, 3.0)]);
     }

@@ -11,7 +11,7 @@ use vassal_kernels::{Device, Draw, TopK};
 use super::chain::{Asked, Merged, Verdict, is_forbidden};
 use super::response::{DrawRecord, Finish};
 use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
-use super::{Body, Engine, EngineError, collect_notes};
+use super::{Body, Engine, EngineError, Head, collect_notes};
 use crate::request::FaultPolicy;
 use crate::sandbox::{Fault, Progress, Step, ValueAnswer, ValueRequest};
 use crate::token::Token;
@@ -273,7 +273,10 @@ impl<D: Device> Engine<D> {
         );
         let valued = entry.map(|entry| round.valued.swap_remove(entry)).filter(|valued| valued.row.is_some());
         let Some(valued) = valued else { return Ok(Advance::Drawn(None)) };
-        sequence.state = Some(StateValues { values: valued.values, projections: valued.projections });
+        // A one-pass head's value of the drawn token is none of the sequence that it makes.
+        let look_ahead = |(head, value): (&Head, Option<f32>)| value.filter(|_| matches!(head.body, Body::LookAhead(_)));
+        let values = self.heads.iter().zip(valued.values).map(look_ahead).collect();
+        sequence.state = Some(StateValues { values, projections: valued.projections });
         Ok(Advance::Drawn(valued.row))
     }
 
@@ -345,6 +348,10 @@ impl<D: Device> Engine<D> {
         } else {
             for token in insert {
                 if sequence.ended.is_none() {
+                    // As one that is offered it costs a step: rewinding and inserting for ever is bounded by rows.
+                    if let Some(finish) = count_step(sequence) {
+                        return Ok(Advance::Finished(finish));
+                    }
                     sequence.push(token, None);
                 }
             }

@@ -122,6 +122,7 @@ struct Waiting {
     stream: u64,
     /// The group it shares its prompt with, and whether it is the one to run it.
     group: Option<(u64, bool)>,
+    paused: bool,
 }
 
 /// Passes, sequences and their memory. See the module's page.
@@ -152,6 +153,8 @@ pub struct Engine<D: Device> {
     waiting: VecDeque<Waiting>,
     groups: HashMap<u64, Option<SharedPrompt>>,
     next_id: u64,
+    /// Steps so far: whose turn it is to be first in a pass.
+    turn: usize,
     costs: Costs,
 }
 
@@ -226,6 +229,7 @@ impl<D: Device> Engine<D> {
             waiting: VecDeque::new(),
             groups: HashMap::new(),
             next_id: 0,
+            turn: 0,
             costs,
         })
     }
@@ -320,7 +324,7 @@ impl<D: Device> Engine<D> {
         let ids = (0..samples as u64).map(|sample| {
             let id = SequenceId(self.next_id + sample);
             let group = (samples > 1).then_some((group, sample == 0));
-            self.waiting.push_back(Waiting { id, request: request.clone(), stream: request.stream + sample, group });
+            self.waiting.push_back(Waiting { id, request: request.clone(), stream: request.stream.wrapping_add(sample), group, paused: false });
             id
         });
         let ids: Vec<_> = ids.collect();
@@ -337,6 +341,9 @@ impl<D: Device> Engine<D> {
     pub fn set_paused(&mut self, id: SequenceId, paused: bool) {
         for sequence in self.running.iter_mut().flatten().filter(|sequence| sequence.id == id) {
             sequence.paused = paused;
+        }
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.id == id) {
+            waiting.paused = paused;
         }
     }
 
@@ -427,6 +434,10 @@ impl<D: Device> Engine<D> {
             // Whole pages of all positions but the prompt's last can be shared; that one runs again for its logits.
             let whole = shared.as_ref().map_or(0, |_| (prompt - 1) / PAGE_TOKENS);
             if self.logits_slots.is_empty() || self.pages.free() < needed - whole {
+                // Where nothing runs nothing will ever be given back: the prompt's shared pages are in the way.
+                if self.running.iter().all(Option::is_none) && self.drop_shared_prompts() {
+                    continue;
+                }
                 break;
             }
             let Some(waiting) = self.waiting.remove(place) else { break };
@@ -462,7 +473,7 @@ impl<D: Device> Engine<D> {
             }
             let Some(slot) = self.logits_slots.pop() else { break };
             let mut sequence = Sequence::new(waiting.id, waiting.request, waiting.stream, chain, pages, slot);
-            sequence.cached = cached;
+            (sequence.cached, sequence.paused) = (cached, waiting.paused);
             match self.running.iter().position(Option::is_none) {
                 Some(free) => self.running[free] = Some(sequence),
                 None => self.running.push(Some(sequence)),
@@ -488,6 +499,18 @@ impl<D: Device> Engine<D> {
                 self.groups.remove(&group);
             }
         }
+    }
+
+    /// Lets the pages of all shared prompts go; the members run their prompts themselves. Whether there were any.
+    fn drop_shared_prompts(&mut self) -> bool {
+        let mut dropped = false;
+        for shared in self.groups.extract_if(|_, shared| shared.is_some()).filter_map(|(_, shared)| shared) {
+            dropped = true;
+            for page in shared.pages {
+                self.pages.release(page);
+            }
+        }
+        dropped
     }
 
     /// The prompt of a leader has run: its pages wait for the group's other members.

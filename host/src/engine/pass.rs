@@ -42,6 +42,7 @@ impl<D: Device> Engine<D> {
     pub fn step(&mut self) -> Result<Vec<Event>, EngineError> {
         let mut events = Vec::new();
         self.admit(&mut events)?;
+        self.turn = self.turn.wrapping_add(1);
         let (mut going, mut held, mut scratch) = (Vec::new(), 0usize, 0usize);
         let mut first = true;
         loop {
@@ -86,6 +87,8 @@ impl<D: Device> Engine<D> {
                     Advance::Rows => break None,
                     Advance::Drawn(row) => {
                         if sequence.ended.is_some() {
+                            // The answers to the draw are no answers to the end.
+                            sequence.chain.clear();
                             sequence.round = Some(Round::new(RoundKind::Ended, TopK::default()));
                             continue;
                         }
@@ -134,18 +137,24 @@ impl<D: Device> Engine<D> {
     ) -> Result<Vec<(Owner, Row, u32)>, EngineError> {
         let mut rows: Vec<(Owner, Row)> = Vec::new();
         let budget = self.model.rows_max().min(self.held_max - *held);
-        for index in 0..self.running.len() {
-            let Some(sequence) = self.running[index].as_ref() else { continue };
-            if sequence.paused {
-                continue;
-            }
+        let pending: Vec<usize> = self.running.iter().map(|sequence| if with_pending { pending_rows(sequence) } else { 0 }).collect();
+        // Wide rounds leave room for whoever only decodes or reads its prompt.
+        let reserved = (self.model.rows_max() / 4).max(1);
+        let widest = (self.model.rows_max() - reserved).min(self.candidate_rows_max);
+        let mut room = budget.saturating_sub(reserved.min(pending.iter().sum())).min(self.candidate_rows_max - *scratch);
+        for index in in_turn(self.turn, self.running.len()) {
+            let Some(sequence) = self.running[index].as_ref().filter(|sequence| !sequence.paused) else { continue };
             let wanted = sequence.round.as_ref().map_or(&[][..], |round| &round.wanted);
-            // All of a round's rows run together, or it waits for the next pass.
-            if wanted.len() > budget - rows.len() || *scratch + wanted.len() > self.candidate_rows_max {
-                continue;
-            }
+            // All of a round's rows run together, or it waits for its turn; one that no pass could hold
+            // runs in parts, and its winner may have to run again.
+            let count = match wanted.len() {
+                all if all <= room => all,
+                all if all > widest => room,
+                _ => 0,
+            };
+            room -= count;
             let response_count = sequence.response().len() + 1;
-            for &token in wanted {
+            for &token in &wanted[..count] {
                 let row = Row {
                     token,
                     position: sequence.tokens.len() as u32,
@@ -158,18 +167,12 @@ impl<D: Device> Engine<D> {
                 rows.push((Owner::Candidate { sequence: index, token }, row));
             }
         }
-        if with_pending {
-            for index in 0..self.running.len() {
-                let Some(sequence) = self.running[index].as_ref() else { continue };
-                let waits = sequence.round.as_ref().is_some_and(|round| !round.wants_state);
-                if sequence.paused || waits || !sequence.is_pending() {
-                    continue;
-                }
-                let end = sequence.tokens.len().min(sequence.cached + budget - rows.len());
-                for position in sequence.cached..end {
-                    let row = self.row(sequence, position, index, sequence.slot(position));
-                    rows.push((Owner::Pending { sequence: index, last: position + 1 == sequence.tokens.len() }, row));
-                }
+        let counts = share_out(budget - rows.len(), &pending, self.turn);
+        for (index, count) in counts.into_iter().enumerate().filter(|(_, count)| *count > 0) {
+            let Some(sequence) = self.running[index].as_ref() else { continue };
+            for position in sequence.cached..sequence.cached + count {
+                let row = self.row(sequence, position, index, sequence.slot(position));
+                rows.push((Owner::Pending { sequence: index, last: position + 1 == sequence.tokens.len() }, row));
             }
         }
         if rows.is_empty() {
@@ -308,7 +311,7 @@ impl<D: Device> Engine<D> {
         let share = start.elapsed().as_secs_f64() / going.len() as f64;
         for row in going {
             let Some(mut sequence) = self.running[row.sequence].take() else { continue };
-            let in_prompt = (row.row.position as usize) < sequence.prompt_tokens;
+            let in_prompt = sequence.in_prompt();
             let upper = self.costs.layers - self.exit;
             sequence.cached = row.row.position as usize + 1;
             sequence.timing.model_seconds += share;
@@ -367,7 +370,7 @@ impl<D: Device> Engine<D> {
         let head_share = head_seconds / rows.len() as f64;
         for (owner, row) in rows {
             let Some(sequence) = self.running[row.sequence as usize].as_mut() else { continue };
-            let in_prompt = (row.position as usize) < sequence.prompt_tokens;
+            let in_prompt = sequence.in_prompt();
             sequence.timing.model_seconds += share;
             sequence.timing.head_seconds += head_share;
             match owner {
@@ -381,5 +384,50 @@ impl<D: Device> Engine<D> {
                 sequence.counters.forward_equivalents += self.costs.forwards(1, self.exit, 0);
             }
         }
+    }
+}
+
+/// Rows that a sequence has ready to run as pending ones.
+fn pending_rows(sequence: &Option<Sequence>) -> usize {
+    let runs = |sequence: &&Sequence| !sequence.paused && sequence.round.as_ref().is_none_or(|round| round.wants_state);
+    sequence.as_ref().filter(runs).map_or(0, |sequence| sequence.tokens.len() - sequence.cached)
+}
+
+/// Every index once, starting further on in each step, so that nobody is always last.
+fn in_turn(turn: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |index| (turn % count + index) % count)
+}
+
+/// Rows for each of those that want some: nobody gets more than an equal share while another wants
+/// more than it has. A long prompt does not hold up those who run a row at a time.
+fn share_out(rows: usize, wanted: &[usize], turn: usize) -> Vec<usize> {
+    let mut given = vec![0; wanted.len()];
+    let mut left = rows;
+    let mut open: Vec<usize> = in_turn(turn, wanted.len()).filter(|&index| wanted[index] > 0).collect();
+    while left > 0 && !open.is_empty() {
+        let share = (left / open.len()).max(1);
+        open.retain(|&index| {
+            let more = share.min(wanted[index] - given[index]).min(left);
+            given[index] += more;
+            left -= more;
+            given[index] < wanted[index]
+        });
+    }
+    given
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_shared_out_fairly_and_nobody_is_always_last() {
+        assert_eq!(share_out(10, &[1, 0, 3], 0), [1, 0, 3]);
+        assert_eq!(share_out(10, &[100, 1, 1], 0), [8, 1, 1]);
+        assert_eq!(share_out(11, &[100, 2, 100], 0), [5, 2, 4]);
+        assert_eq!(share_out(0, &[1, 2], 0), [0, 0]);
+        assert_eq!(share_out(3, &[], 0), [0; 0]);
+        let served: Vec<usize> = (0..3).filter_map(|turn| share_out(1, &[5, 5, 5], turn).iter().position(|&count| count == 1)).collect();
+        assert_eq!(served, [0, 1, 2]);
     }
 }

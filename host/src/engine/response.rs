@@ -98,11 +98,11 @@ pub struct DrawRecord {
 /// What a sequence cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Counters {
-    /// Decoding steps: rounds of decisions.
+    /// Decoding steps: rounds of decisions, and one for every inserted token.
     pub steps: u64,
     /// Rows of prompts that ran through all layers.
     pub prompt_rows: u64,
-    /// Rows of response tokens that ran as pending rows: tail draws, insertions, replays, and every token of plain decoding.
+    /// Rows after the prompt that ran as pending rows: tail draws, insertions, replays, and every token of plain decoding.
     pub pending_rows: u64,
     /// Candidate rows, up to the exit layer.
     pub candidate_rows: u64,

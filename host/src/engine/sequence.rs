@@ -178,6 +178,11 @@ impl Sequence {
         self.cached < self.tokens.len()
     }
 
+    /// No logits have been computed yet: its prompt is being read.
+    pub(super) fn in_prompt(&self) -> bool {
+        self.counters.logit_rows == 0
+    }
+
     /// The slot of a position in this sequence's pages.
     pub(super) fn slot(&self, position: usize) -> u32 {
         let page = self.pages[position / vassal_kernels::PAGE_TOKENS];

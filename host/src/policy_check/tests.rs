@@ -1,4 +1,6 @@
 //! The recording is sound, shipped policies pass, and what does not is refused at its stage.
+//!
+//! Components that misbehave on purpose are the integration tests' (`tests/hostile.rs`).
 
 use super::*;
 

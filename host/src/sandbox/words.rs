@@ -1,6 +1,7 @@
-//! A guest's words, made fit for a terminal, a log line or JSON.
+//! A guest's words, made fit for a terminal, a log line or JSON; and names close to a mistyped one.
 //!
-//! Nothing that a guest wrote leaves the sandbox except through [`clean`].
+//! Nothing that a guest wrote leaves the sandbox except through [`clean`]. What the words mean is not judged
+//! here.
 
 /// `text` in at most `cap` bytes, on one line, without control or bidirectional characters.
 ///

@@ -1,5 +1,8 @@
 //! What attention and the cache promise: right against f64, the same bits however rows are batched, chunked
 //! or computed, and exact commits and prefix sums.
+//!
+//! A [`World`] gives every position of every sequence its own numbers, so that a row read from the wrong place
+//! shows.
 
 use half::f16;
 

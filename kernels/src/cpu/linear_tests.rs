@@ -1,5 +1,7 @@
 //! What the linear layers promise: right within a derived bound, and the same bits on every instruction set,
 //! for any number of threads, and whatever rows share the pass.
+//!
+//! Start at [`check`]; the bound is `reference.rs`'s.
 
 use half::f16;
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! Draws against an oracle that sorts the vocabulary and sums in f64, and the identities of dials, masks and
 //! nuclei.
+//!
+//! Start at [`check`], which compares the token, its log-probabilities and the KL of one draw.
 
 use super::sample;
 use crate::cpu::isa::Detected;

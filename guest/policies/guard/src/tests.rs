@@ -1,4 +1,7 @@
 //! The guard against an oracle that looks at every token of a toy vocabulary.
+//!
+//! Start at [`check`], which follows random responses token by token and compares what may be drawn with
+//! what the oracle allows. The whole road, with a real vocabulary and the host's search, is tested in `tests/`.
 
 use vassal_guest::test::{FakeHost, Harness};
 

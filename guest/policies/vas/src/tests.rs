@@ -1,4 +1,7 @@
 //! The dial, the three modes, and what a dial of 0 does.
+//!
+//! Everything runs natively against the SDK's double of a host, with values and logits made up here; that the
+//! component does the same is tested in `tests/policies.rs`.
 
 use vassal_guest::test::{FakeHost, Harness};
 

@@ -1,5 +1,7 @@
-//! Web addresses, as far as index pages and error messages need them. Not a URL library: addresses that
-//! are asked for are parsed by the HTTP client.
+//! Web addresses, as far as index pages and error messages need them.
+//!
+//! [`join`] follows a page's links, [`shown`] leaves out of an address what nobody may see. Not a URL library:
+//! addresses that are asked for are parsed by the HTTP client.
 
 /// An address as it may be shown: without credentials and query, which may hold secrets.
 pub(super) fn shown(url: &str) -> String {

@@ -1,5 +1,7 @@
 //! Every way in which a download can go wrong, against a server on the loopback interface, and a pip
 //! that is a shell script. Nothing here leaves the machine.
+//!
+//! A test says what the server answers to each request and what lies in the folder afterwards.
 
 use std::collections::HashMap;
 use std::fs;

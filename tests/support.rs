@@ -1,0 +1,331 @@
+//! What tests of the engine share: a tiny model that runs within milliseconds, heads with chosen weights,
+//! policies, and readings of the model that go past the engine.
+//!
+//! [`Setup`] says how an engine is made, [`Tiny`] is one, [`Tiny::run`] drives requests to their end.
+//! [`Tiny::logits_after`] and [`Tiny::values_along`] run whole sequences from nothing, without pages that were
+//! used before, candidate rows or rounds: the oracle of what was cached, batched or rewound.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use vassal::engine::{Engine, EngineOptions, Event, HeadId, Response, SequenceId};
+use vassal::model::config::LlamaConfig;
+use vassal::model::heads::{Description, FORMAT, HeadFile, HeadKind, HeadWeights, Provenance};
+use vassal::model::llama::{Llama, Taps};
+use vassal::model::synthetic::SyntheticModel;
+use vassal::model::tokenizer::Tokenizer;
+use vassal::policy_build::Recipe;
+use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
+use vassal::sandbox::{CompiledPolicy, Limits, Needs, Sandbox, Scope, settings};
+use vassal::token::{Token, Vocabulary};
+use vassal_kernels::cpu::{Cpu, Isa};
+use vassal_kernels::{Device, LinearHead, OnePassHead, PAGE_TOKENS, Plan, Row};
+
+use crate::rebuild::root;
+
+/// A prompt of the toy tokenizer; its length in tokens is no multiple of a page.
+pub(crate) const PROMPT: &str = "you and the one at the go: in 3 words";
+
+/// One for all tests: a sandbox reserves address space and has a thread.
+pub(crate) fn sandbox() -> &'static Sandbox {
+    static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+    SANDBOX.get_or_init(|| Sandbox::new(Limits::default()).unwrap())
+}
+
+/// Compiled policies by name: compiling takes longer than most tests.
+pub(crate) fn compiled(name: &str) -> CompiledPolicy {
+    static COMPILED: OnceLock<Mutex<HashMap<String, CompiledPolicy>>> = OnceLock::new();
+    let mut compiled = COMPILED.get_or_init(Mutex::default).lock().unwrap();
+    let build = || sandbox().compile(name, &component(name)).unwrap();
+    compiled.entry(name.to_owned()).or_insert_with(build).clone()
+}
+
+/// A shipped component, or one of the test guests, built.
+fn component(name: &str) -> Vec<u8> {
+    let hostile = root().join("tests/hostile");
+    let (dir, example) = match name {
+        "hostile" => (hostile, None),
+        "scripted" => (hostile, Some(name.to_owned())),
+        "segment_rejection" | "watermark" | "grammar" => (root().join("guest"), Some(name.to_owned())),
+        shipped => return std::fs::read(root().join(format!("guest/policies/{shipped}.wasm"))).unwrap(),
+    };
+    Recipe { dir, example, quiet: true, ..Recipe::default() }.component().unwrap()
+}
+
+/// How an engine is made.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    pub(crate) model: SyntheticModel,
+    pub(crate) heads: Vec<HeadFile>,
+    pub(crate) options: EngineOptions,
+    pub(crate) isa: Isa,
+    pub(crate) threads: usize,
+}
+
+impl Default for Setup {
+    /// The default synthetic model, no heads, room for a few sequences, one thread.
+    fn default() -> Self {
+        let options = EngineOptions {
+            sequences_max: 16,
+            cache_tokens: 16 * 256,
+            rows_max: 128,
+            candidate_rows_max: 512,
+            taps: Vec::new(),
+        };
+        Setup { model: SyntheticModel::default(), heads: Vec::new(), options, isa: Isa::best(), threads: 1 }
+    }
+}
+
+impl Setup {
+    /// With two look-ahead heads at different layers and a one-pass head.
+    pub(crate) fn with_heads() -> Self {
+        let heads = vec![look_ahead("sentiment", 2, 11), look_ahead("simplicity", 1, 12), one_pass("brevity", 2, 13)];
+        Setup { heads, ..Setup::default() }
+    }
+
+    pub(crate) fn open(&self) -> Tiny {
+        let gguf = self.model.gguf().unwrap();
+        let config = LlamaConfig::from_gguf(&gguf).unwrap();
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
+        let mut device = Cpu::with(self.isa, self.threads).unwrap();
+        let llama = Llama::load(&mut device, &gguf, &config, self.options.rows_max).unwrap();
+        let sandbox = sandbox().clone();
+        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &self.heads, &self.options).unwrap();
+        Tiny { engine, tokenizer, heads: self.heads.clone(), layers: config.shape.layers, context: config.shape.context_tokens }
+    }
+}
+
+/// An engine over a tiny model.
+pub(crate) struct Tiny {
+    pub(crate) engine: Engine<Cpu>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    heads: Vec<HeadFile>,
+    layers: usize,
+    context: usize,
+}
+
+impl Tiny {
+    pub(crate) fn head_ids(&self) -> Vec<HeadId> {
+        (0..self.heads.len()).map(HeadId).collect()
+    }
+
+    /// A policy that was offered all heads, with settings as its tenant gives them.
+    pub(crate) fn policy(&self, name: &str, given: &[(&str, &str)]) -> PolicyUse {
+        let compiled = compiled(name);
+        let manifest = Arc::new(compiled.describe(&self.engine.offers(&self.head_ids()), Needs::ALL).unwrap());
+        let settings = settings::resolve(&manifest, given, Scope::Tenant, sandbox().limits()).unwrap();
+        let policy = Arc::new(LoadedPolicy { name: manifest.name.clone(), compiled, manifest });
+        PolicyUse { policy, settings, required: false, fault_policy: FaultPolicy::Abort }
+    }
+
+    /// The scripted policy of `tests/hostile/examples`.
+    pub(crate) fn scripted(&self, script: &str) -> PolicyUse {
+        self.policy("scripted", &[("script", script)])
+    }
+
+    /// A request for a prompt, offering all heads, of 24 tokens at temperature 1.
+    pub(crate) fn request(&self, prompt: &str, policies: Vec<PolicyUse>) -> Request {
+        Request {
+            prompt: self.tokenizer.encode(prompt, false).unwrap(),
+            max_tokens: Some(24),
+            seed: Some(7),
+            policies,
+            heads: self.head_ids(),
+            ..Request::default()
+        }
+    }
+
+    /// The request, checked; a random model would say soon that it is at its end, so nothing ends a text.
+    pub(crate) fn endless(&self, request: Request) -> ValidRequest {
+        let valid = request.validate(self.tokenizer.as_ref(), self.context).unwrap();
+        ValidRequest { end_of_text: Vec::new(), ..valid }
+    }
+
+    /// Runs requests to their end, each handed in before the step that stands with it.
+    pub(crate) fn run_joining(&mut self, requests: Vec<(usize, ValidRequest)>) -> Vec<Response> {
+        let mut ids = vec![None; requests.len()];
+        let mut responses: HashMap<SequenceId, Response> = HashMap::new();
+        for step in 0..100_000 {
+            for (place, (at, request)) in requests.iter().enumerate() {
+                if *at == step {
+                    ids[place] = Some(self.engine.submit(request.clone()).unwrap());
+                }
+            }
+            for event in self.engine.step().unwrap() {
+                if let Event::Finished { sequence, response } = event {
+                    responses.insert(sequence, *response);
+                }
+            }
+            if responses.len() == requests.len() {
+                return ids.into_iter().map(|id| responses.remove(&id.unwrap()).unwrap()).collect();
+            }
+        }
+        panic!("{} of {} responses after 100,000 steps", responses.len(), requests.len());
+    }
+
+    /// Runs requests together.
+    pub(crate) fn run(&mut self, requests: Vec<ValidRequest>) -> Vec<Response> {
+        self.run_joining(requests.into_iter().map(|request| (0, request)).collect())
+    }
+
+    /// Runs a request alone.
+    pub(crate) fn alone(&mut self, request: Request) -> Response {
+        let request = self.endless(request);
+        self.run(vec![request]).remove(0)
+    }
+
+    /// Runs samples of one request, in their order.
+    pub(crate) fn samples(&mut self, request: ValidRequest, count: usize) -> Vec<Response> {
+        let ids = self.engine.submit_samples(request, count).unwrap();
+        let mut responses: HashMap<SequenceId, Response> = HashMap::new();
+        while !self.engine.is_idle() {
+            for event in self.engine.step().unwrap() {
+                if let Event::Finished { sequence, response } = event {
+                    responses.insert(sequence, *response);
+                }
+            }
+        }
+        ids.iter().map(|id| responses.remove(id).unwrap()).collect()
+    }
+
+    /// The logits after some tokens, run from nothing. Only while no sequence runs.
+    pub(crate) fn logits_after(&mut self, tokens: &[Token]) -> Vec<f32> {
+        let layers = self.layers;
+        let (device, model, cache, logits) = self.engine.parts();
+        let rows: Vec<Row> = (0..tokens.len() as u32)
+            .map(|position| {
+                let token = tokens[position as usize];
+                Row { token, position, sequence: 0, slot: position, response_count: 0, remaining: 0.0 }
+            })
+            .collect();
+        let pages: Vec<u32> = (0..tokens.len().div_ceil(PAGE_TOKENS) as u32).collect();
+        let mut last = 0;
+        for chunk in rows.chunks(model.rows_max()) {
+            device.begin(&Plan { rows: chunk.to_vec(), block_tables: vec![pages.clone()] }).unwrap();
+            model.forward(device, cache, 0..layers, &Taps::default()).unwrap();
+            device.end().unwrap();
+            last = chunk.len() as u32 - 1;
+        }
+        model.head(device, &[(last, 0)], logits).unwrap();
+        let mut out = Vec::new();
+        device.read_logits(logits, 0, &mut out).unwrap();
+        out
+    }
+
+    /// The logits that a sequence has left in a slot; sequences take slots in the order of their start.
+    pub(crate) fn logits_left(&mut self, slot: u32) -> Vec<f32> {
+        let (device, _, _, logits) = self.engine.parts();
+        let mut out = Vec::new();
+        device.read_logits(logits, slot, &mut out).unwrap();
+        out
+    }
+
+    /// A look-ahead head's value of every state of a response, the prompt's end first, in f64 from the
+    /// features. Only while no sequence runs.
+    pub(crate) fn values_along(&mut self, head: usize, prompt: &[Token], response: &[Token], limit: usize) -> Vec<f64> {
+        let HeadWeights::LookAhead(weights) = &self.heads[head].weights else { panic!("a look-ahead head") };
+        let layer = self.heads[head].description.layer;
+        let mut features = Vec::new();
+        self.engine.features(layer, prompt, &[response], limit, &mut features).unwrap();
+        let hidden = weights.residual.len();
+        let all: Vec<f32> = [&weights.residual[..], &weights.mean, &[weights.remaining, weights.bias]].concat();
+        let value = |row: &[f32]| row.iter().zip(&all).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        features.chunks(2 * hidden + 2).map(value).collect()
+    }
+
+    /// The token of one byte.
+    pub(crate) fn byte(&self, byte: u8) -> Token {
+        vassal::model::synthetic::FIRST_BYTE + u32::from(byte)
+    }
+
+    /// The bytes of some tokens.
+    pub(crate) fn bytes(&self, tokens: &[Token]) -> Vec<u8> {
+        tokens.iter().flat_map(|token| self.tokenizer.bytes(*token)).copied().collect()
+    }
+}
+
+/// Everything that is said of a response's tokens, so that equal means equal to the bit.
+pub(crate) fn bits(response: &Response) -> Vec<(Token, Option<[u32; 3]>)> {
+    let draw = |draw: vassal::engine::DrawRecord| {
+        [draw.log_probability, draw.base_log_probability, draw.kl].map(f32::to_bits)
+    };
+    response.tokens.iter().map(|record| (record.token, record.draw.map(draw))).collect()
+}
+
+/// Numbers between -1 and 1 out of a seed.
+pub(crate) fn noise(seed: u64) -> impl FnMut() -> f32 {
+    let mut random = vassal::sampling::philox::Philox::new(seed, 0);
+    move || 2.0 * random.uniform() as f32 - 1.0
+}
+
+/// A look-ahead head of the default synthetic model with random weights, of spread 1.
+pub(crate) fn look_ahead(name: &str, layer: usize, seed: u64) -> HeadFile {
+    let hidden = SyntheticModel::default().hidden;
+    let mut next = noise(seed);
+    let mut weights = |scale: f32| (0..hidden).map(|_| scale * next()).collect::<Vec<f32>>();
+    let (residual, mean) = (weights(0.15), weights(0.3));
+    let head = LinearHead { tap: 0, residual, mean, share: Vec::new(), remaining: 0.5, bias: -0.25 };
+    HeadFile { description: description(name, HeadKind::LookAhead, layer), weights: HeadWeights::LookAhead(head) }
+}
+
+/// A one-pass head with random weights, of spread 1.
+pub(crate) fn one_pass(name: &str, layer: usize, seed: u64) -> HeadFile {
+    let model = SyntheticModel::default();
+    let (hidden, rank) = (model.hidden, 4);
+    let mut next = noise(seed);
+    let mut weights = |count: usize, scale: f32| (0..count).map(|_| scale * next()).collect::<Vec<f32>>();
+    let head = OnePassHead {
+        tap: 0,
+        rank,
+        state: weights(rank * (2 * hidden + 2), 0.1),
+        embedding: weights(rank * hidden, 0.3),
+        token_bias: weights(model.vocabulary_size(), 1.0).into_iter().map(half::f16::from_f32).collect(),
+    };
+    HeadFile { description: description(name, HeadKind::OnePass, layer), weights: HeadWeights::OnePass(head) }
+}
+
+/// A one-pass head whose values are exactly these, whatever came before.
+pub(crate) fn token_values(name: &str, values: &[f32]) -> HeadFile {
+    let hidden = SyntheticModel::default().hidden;
+    let head = OnePassHead {
+        tap: 0,
+        rank: 1,
+        state: vec![0.0; 2 * hidden + 2],
+        embedding: vec![0.0; hidden],
+        token_bias: values.iter().map(|value| half::f16::from_f32(*value)).collect(),
+    };
+    HeadFile { description: description(name, HeadKind::OnePass, 2), weights: HeadWeights::OnePass(head) }
+}
+
+fn description(name: &str, kind: HeadKind, layer: usize) -> Description {
+    let model = SyntheticModel::default();
+    Description {
+        format: FORMAT.into(),
+        name: name.into(),
+        kind,
+        layer,
+        layers: model.layers,
+        hidden: model.hidden,
+        vocabulary: model.vocabulary_size(),
+        model_sha256: "0".repeat(64),
+        spread: 1.0,
+        token_limit: 24,
+        provenance: Provenance {
+            prompts_sha256: String::new(),
+            rollouts_sha256: String::new(),
+            prompts: 0,
+            rollouts: 0,
+            samples: 1,
+            temperature: 1.0,
+            top_p: 1.0,
+            lambda: 1.0,
+            penalties: Vec::new(),
+            explained: 0.0,
+            explained_by_position: Vec::new(),
+            dial_to_kl: Vec::new(),
+            seed: 0,
+            command: "a test".into(),
+            version: String::new(),
+        },
+    }
+}

@@ -1,0 +1,172 @@
+//! On a tree that is small enough to enumerate, sampled frequencies match the formula.
+//!
+//! The exact distribution is computed here in f64, from base logits and head values that are read out of
+//! whole passes over whole sequences (no candidate rows, no rounds, no sampler): design, section 3. The
+//! bound is on chi-square: its mean and eight of its deviations, under fixed seeds; and the same count must
+//! lie far above the bound against the base distribution, or the test would say nothing.
+
+use std::collections::BTreeMap;
+
+use vassal::request::PolicyUse;
+use vassal::token::Token;
+
+use crate::support::{PROMPT, Setup, Tiny, look_ahead};
+
+const DIALS: [(&str, f64); 2] = [("sentiment", 0.8), ("simplicity", -0.7)];
+const TEMPERATURE: f32 = 0.9;
+const MAX_TOKENS: usize = 24;
+
+fn setup() -> Setup {
+    let mut setup = Setup { heads: vec![look_ahead("sentiment", 2, 21), look_ahead("simplicity", 1, 22)], ..Setup::default() };
+    setup.options.sequences_max = 64;
+    setup.options.cache_tokens = 64 * 96;
+    setup
+}
+
+/// What the formula is about.
+#[derive(Clone, Copy)]
+struct Formula {
+    candidates: usize,
+    mask: bool,
+    steer: bool,
+}
+
+/// The exact next-token distribution after `response`, over the tokens that are allowed.
+fn exact(tiny: &mut Tiny, prompt: &[Token], response: &[Token], allowed: &[Token], formula: Formula) -> BTreeMap<Token, f64> {
+    let logits = tiny.logits_after(&[prompt, response].concat());
+    let logit = |token: Token| f64::from(logits[token as usize]);
+    let mut order = allowed.to_vec();
+    order.sort_by(|a, b| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b)));
+    let (chosen, tail) = order.split_at(formula.candidates.min(order.len()));
+    let mut adjusted: BTreeMap<Token, f64> = chosen.iter().map(|token| (*token, logit(*token))).collect();
+    if !formula.mask {
+        adjusted.extend(tail.iter().map(|token| (*token, logit(*token))));
+    }
+    for (head, (_, dial)) in DIALS.iter().enumerate().filter(|_| formula.steer) {
+        let beta = dial * f64::from(TEMPERATURE);
+        let values: Vec<f64> = chosen
+            .iter()
+            .map(|token| *tiny.values_along(head, prompt, &[response, &[*token]].concat(), MAX_TOKENS).last().unwrap())
+            .collect();
+        let mass: f64 = chosen.iter().map(|token| logit(*token).exp()).sum();
+        let baseline: f64 = chosen.iter().zip(&values).map(|(token, value)| logit(*token).exp() * value).sum::<f64>() / mass;
+        for (token, value) in chosen.iter().zip(&values) {
+            *adjusted.get_mut(token).unwrap() += beta * (value - baseline);
+        }
+    }
+    let weight = |logit: f64| (logit / f64::from(TEMPERATURE)).exp();
+    let total: f64 = adjusted.values().map(|logit| weight(*logit)).sum();
+    adjusted.into_iter().map(|(token, logit)| (token, weight(logit) / total)).collect()
+}
+
+/// Every response of `depth` tokens with its probability.
+fn enumerate(tiny: &mut Tiny, prompt: &[Token], allowed: &[Token], depth: usize, formula: Formula) -> BTreeMap<Vec<Token>, f64> {
+    let mut leaves = BTreeMap::from([(Vec::new(), 1.0)]);
+    for _ in 0..depth {
+        let mut next = BTreeMap::new();
+        for (response, probability) in leaves {
+            for (token, share) in exact(tiny, prompt, &response, allowed, formula) {
+                next.insert([&response[..], &[token]].concat(), probability * share);
+            }
+        }
+        leaves = next;
+    }
+    leaves
+}
+
+/// Pearson's chi-square and its degrees of freedom; leaves that are expected less than 8 times are one bin.
+fn chi_square(expected: &BTreeMap<Vec<Token>, f64>, counts: &BTreeMap<Vec<Token>, usize>) -> (f64, f64) {
+    let total = counts.values().sum::<usize>() as f64;
+    let (mut sum, mut bins, mut rare) = (0.0, 0.0, (0.0, 0.0));
+    for (leaf, probability) in expected {
+        let (expected, found) = (probability * total, counts.get(leaf).copied().unwrap_or(0) as f64);
+        if expected < 8.0 {
+            rare = (rare.0 + expected, rare.1 + found);
+        } else {
+            sum += (found - expected).powi(2) / expected;
+            bins += 1.0;
+        }
+    }
+    // What the formula says cannot be counts as rare too.
+    rare.1 += counts.iter().filter(|(leaf, _)| !expected.contains_key(*leaf)).map(|(_, count)| *count as f64).sum::<f64>();
+    if rare.0 > 0.0 || rare.1 > 0.0 {
+        sum += (rare.1 - rare.0).powi(2) / rare.0.max(1e-9);
+        bins += 1.0;
+    }
+    (sum, bins - 1.0)
+}
+
+/// Samples `count` responses of `depth` tokens and compares them with the formula.
+fn check(allowed: &[Token], restrict: impl Fn(&Tiny) -> Vec<PolicyUse>, depth: usize, candidates: usize, mask: bool, count: usize) {
+    let mut tiny = setup().open();
+    let dials = DIALS.map(|(name, dial)| (name, dial.to_string()));
+    let candidates_text = candidates.to_string();
+    let mut settings = vec![("candidates", candidates_text.as_str()), ("tail", if mask { "mask" } else { "keep" })];
+    settings.extend(dials.iter().map(|(name, dial)| (*name, dial.as_str())));
+    let mut policies = restrict(&tiny);
+    policies.push(tiny.policy("vas", &settings));
+    let mut request = tiny.request(PROMPT, policies);
+    request.temperature = Some(TEMPERATURE);
+    // The limit is a feature, so the sequences run under it and are cut here.
+    request.max_tokens = Some(MAX_TOKENS);
+    request.seed = Some(2024);
+    let prompt = request.prompt.clone();
+    let mut counts = BTreeMap::new();
+    let mut request = tiny.endless(request);
+    request.policies.push(tiny.scripted(&format!("{depth} stop enough")));
+    for response in tiny.samples(request, count) {
+        assert_eq!(response.tokens.len(), depth);
+        *counts.entry(response.token_ids()).or_insert(0) += 1;
+    }
+    let formula = Formula { candidates, mask, steer: true };
+    let expected = enumerate(&mut tiny, &prompt, allowed, depth, formula);
+    assert!((expected.values().sum::<f64>() - 1.0).abs() < 1e-9);
+    let (found, freedom) = chi_square(&expected, &counts);
+    let bound = freedom + 8.0 * (2.0 * freedom).sqrt();
+    assert!(freedom >= 5.0, "{freedom} degrees of freedom");
+    assert!(found <= bound, "chi-square {found:.1} with {freedom} degrees of freedom, bound {bound:.1}");
+    let base = enumerate(&mut tiny, &prompt, allowed, depth, Formula { steer: false, ..formula });
+    let (unsteered, freedom) = chi_square(&base, &counts);
+    let bound = freedom + 8.0 * (2.0 * freedom).sqrt();
+    assert!(unsteered > 3.0 * bound, "the base fits too: {unsteered:.1}, bound {bound:.1}");
+}
+
+/// Six tokens that the base model likes about alike, and the policy that allows nothing else.
+fn six(tiny: &mut Tiny) -> Vec<Token> {
+    let prompt = tiny.tokenizer.encode(PROMPT, false).unwrap();
+    let logits = tiny.logits_after(&prompt);
+    let mut order: Vec<Token> = (0..logits.len() as Token).collect();
+    order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+    let mut chosen = order[4..10].to_vec();
+    chosen.sort_unstable();
+    chosen
+}
+
+fn check_six(mask: bool) {
+    let allowed = six(&mut setup().open());
+    let named: Vec<String> = allowed.iter().map(u32::to_string).collect();
+    let only = format!("* only {}", named.join(","));
+    check(&allowed, |tiny| vec![tiny.scripted(&only)], 3, 4, mask, 8_000);
+}
+
+#[test]
+fn the_enumerable_tree_matches_the_formula_with_tail_keep() {
+    check_six(false);
+}
+
+#[test]
+fn the_enumerable_tree_matches_the_formula_with_tail_mask() {
+    check_six(true);
+}
+
+#[test]
+fn the_whole_vocabulary_matches_the_formula_with_tail_keep() {
+    let all: Vec<Token> = (0..setup().model.vocabulary_size() as Token).collect();
+    check(&all, |_| Vec::new(), 1, 20, false, 8_000);
+}
+
+#[test]
+fn the_whole_vocabulary_matches_the_formula_with_tail_mask() {
+    let all: Vec<Token> = (0..setup().model.vocabulary_size() as Token).collect();
+    check(&all, |_| Vec::new(), 1, 20, true, 8_000);
+}
