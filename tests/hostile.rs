@@ -596,7 +596,8 @@ fn a_full_pool_is_the_hosts_fault_and_heals() {
 
 #[test]
 fn the_clock_is_a_backstop_and_the_hosts_fault() {
-    let impatient = Limits { fuel_decide: u64::MAX, deadline_ms: 20, sequences: 2, ..Limits::default() };
+    let impatient =
+        Limits { fuel_decide: u64::MAX, deadline_ms: 20, deadline_windows: 2, sequences: 2, ..Limits::default() };
     let sandbox = Sandbox::new(impatient).unwrap();
     let forged = Forged { decide: "(loop $forever (br $forever)) unreachable", ..Forged::default() };
     let policy = sandbox.compile("slow", &forged.bytes()).unwrap();

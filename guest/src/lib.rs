@@ -84,7 +84,7 @@ mod types;
 
 pub use host::{audit, text, values};
 pub use policy::Policy;
-pub use tokens::{Response, TokenSet};
+pub use tokens::{Pattern, Response, TokenSet};
 pub use types::{
     Baseline, Decision, HeadOffer, HeadWeight, Manifest, NamedValue, Place, Plan, Request, Schedule, Scope, Setting,
     SettingKind, SettingValue, Splice, Steering, Step, Tail, Token, TokenBias, ValueError, VocabularyBias,
@@ -93,4 +93,5 @@ pub use types::{
 /// A small allocator: under fuel, the standard one costs a policy a tenth of its step.
 #[cfg(all(target_arch = "wasm32", feature = "allocator"))]
 #[global_allocator]
-static ALLOCATOR: rlsf::SmallGlobalTlsf = rlsf::SmallGlobalTlsf::new();
+static ALLOCATOR: vassal_guest_allocator::Blocks<vassal_guest_allocator::Memory> =
+    vassal_guest_allocator::Blocks::new();

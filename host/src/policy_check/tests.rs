@@ -6,7 +6,8 @@
 use super::*;
 
 fn check(component: &[u8], settings: &[(String, String)]) -> Report {
-    let offered = ["sentiment", "simplicity"].map(|name| HeadOffer { name: name.into(), kind: "value".into(), spread: 0.1 });
+    let offered =
+        ["sentiment", "simplicity"].map(|name| HeadOffer { name: name.into(), kind: "value".into(), spread: 0.1 });
     let check = Check { name: "policy", component, offered: &offered, settings, vocabulary: None };
     check.run().unwrap()
 }

@@ -1,7 +1,7 @@
 //! What a sandboxed call costs: many live instances asked in turn, as a batch would ask them.
 //!
 //! Three workloads of the caller's choice (a policy without `values`, one with values prefetched, one that
-//! asks for them) are interleaved in one process, and medians over rounds are reported. All safeties are on,
+//! asks for them) take turns in one process, and medians over rounds are reported. All safeties are on,
 //! because there is no way to switch them off. What a model or a head costs is not in these figures.
 
 use super::{
@@ -32,7 +32,7 @@ pub struct Bench<'a> {
     pub suspended: Workload<'a>,
     /// Live instances, asked in turn.
     pub sequences: usize,
-    /// Steps of each instance that are timed.
+    /// Steps of each instance that are timed, at least.
     pub rounds: usize,
 }
 
@@ -70,6 +70,9 @@ pub enum BenchError {
     Workload(&'static str),
 }
 
+/// Timed rounds before the next workload has its turn.
+const ROUNDS_A_TURN: usize = 20;
+
 /// The head that workloads are offered: its name is its dial's in `vas`.
 pub const HEAD: &str = "value";
 
@@ -94,12 +97,15 @@ pub fn measure(sandbox: &Sandbox, bench: &Bench<'_>, candidates: &[usize]) -> Re
             start_us = start_us.max(start?);
         }
         let mut times = [Vec::new(), Vec::new(), Vec::new()];
-        // The first tenth of the rounds warms caches and the guests' memories.
-        let warming = bench.rounds / 10;
-        for round in 0..bench.rounds + warming {
-            let measured = [plain.round(&step, false)?, prefetched.round(&step, false)?, suspended.round(&step, true)?];
-            if round >= warming {
-                times.iter_mut().zip(measured).for_each(|(times, measured)| times.push(measured));
+        // In turns of some rounds, so that whatever else the machine does falls on all three alike, and each
+        // has the caches to its own instances.
+        while times[0].len() < bench.rounds.max(1) {
+            let runners = [(&mut plain, false), (&mut prefetched, false), (&mut suspended, true)];
+            for ((runner, suspends), times) in runners.into_iter().zip(&mut times) {
+                runner.round(&step, suspends)?;
+                for _ in 0..ROUNDS_A_TURN {
+                    times.push(runner.round(&step, suspends)?);
+                }
             }
         }
         let [plain_call_ns, prefetched_ns, suspended_ns] = times.map(median);

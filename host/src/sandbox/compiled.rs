@@ -8,7 +8,7 @@
 use super::bindings;
 use super::contract::ContractError;
 use super::fault::{Fault, FaultKind};
-use super::imports::{POLICY, StoreData};
+use super::imports::{POLICY, StoreData, start_clock, window_passed};
 use super::instance::{Instance, once};
 use super::manifest::{HeadOffer, Manifest, ManifestError, Needs, SettingValue};
 use super::plan::Plan;
@@ -237,7 +237,7 @@ impl CompiledPolicy {
         }
         let fuel = compiled.shared.limits.fuel_start;
         let fault = |kind| Fault::new(&compiled.name, kind);
-        let mut data = StoreData::new(&compiled.shared.limits, text, compiled.shared.deadline_ticks);
+        let mut data = StoreData::new(&compiled.shared.limits, text, compiled.shared.window_ticks);
         data.heads = manifest.heads.len();
         data.candidates = request.candidates as usize;
         let exchange = data.exchange.clone();
@@ -267,7 +267,8 @@ impl Compiled {
         store.set_hostcall_fuel(limits.answer_bytes);
         store.set_max_component_handles(limits.handles);
         store.set_fuel(fuel)?;
-        store.set_epoch_deadline(self.shared.deadline_ticks);
+        store.epoch_deadline_callback(window_passed);
+        start_clock(&mut store);
         let instance = if self.imports_values {
             once(self.pre.instantiate_async(&mut store))?
         } else {
@@ -298,7 +299,7 @@ impl Compiled {
 
     fn describe_once(&self, offered: &[HeadOffer]) -> Result<bindings::Manifest, Fault> {
         let offered: Vec<bindings::HeadOffer> = offered.iter().map(lower_offer).collect();
-        let data = StoreData::new(&self.shared.limits, &self.shared.no_text, self.shared.deadline_ticks);
+        let data = StoreData::new(&self.shared.limits, &self.shared.no_text, self.shared.window_ticks);
         let exchange = data.exchange.clone();
         let run = || -> wasmtime::Result<bindings::Manifest> {
             let (mut store, instance) = self.instantiate(data, self.shared.limits.fuel_describe)?;

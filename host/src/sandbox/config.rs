@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-/// Ticks of the clock in one deadline: a call is cut between 4/4 and 5/4 of it.
+/// Ticks of the clock in one of its windows, which lasts between 4/4 and 5/4 of its length.
 const TICKS: u64 = 4;
 
 /// What [`Limits`] mean to the runtime.
@@ -61,11 +61,11 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
     pool
 }
 
-/// Starts the thread that advances the engine's epoch, and returns how many epochs a deadline has.
+/// Starts the thread that advances the engine's epoch, and returns how many epochs a window has.
 ///
 /// The thread holds the engine weakly: it ends within a tick of the last sandbox, policy or instance.
-pub(super) fn start_clock(engine: &Engine, deadline_ms: u64) -> std::io::Result<u64> {
-    let tick = Duration::from_millis(deadline_ms.div_ceil(TICKS).max(1));
+pub(super) fn start_clock(engine: &Engine, window_ms: u64) -> std::io::Result<u64> {
+    let tick = Duration::from_millis(window_ms.div_ceil(TICKS).max(1));
     let weak = engine.weak();
     thread::Builder::new().name("policy-clock".into()).spawn(move || {
         loop {

@@ -13,7 +13,7 @@ use super::values;
 use super::words::clean;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wasmtime::component::{Linker, LinkerInstance};
-use wasmtime::{Engine, ResourceLimiter, StoreContextMut, Trap};
+use wasmtime::{AsContextMut, Engine, ResourceLimiter, StoreContextMut, Trap, UpdateDeadline};
 
 /// The interfaces that a guest may import, and the one that it exports.
 pub(super) const TYPES: &str = "vassal:policy/types@0.1.0";
@@ -27,8 +27,10 @@ pub(super) struct StoreData {
     pub(super) limits: Arc<Limits>,
     pub(super) text: Arc<VocabularyText>,
     pub(super) exchange: Exchange,
-    /// Epochs that a call may last.
-    pub(super) deadline_ticks: u64,
+    /// Epochs in a window of the clock.
+    window_ticks: u64,
+    /// Windows of the call under way that have passed.
+    windows_passed: u32,
     /// The manifest's heads.
     pub(super) heads: usize,
     /// `request.candidates`.
@@ -38,16 +40,36 @@ pub(super) struct StoreData {
 }
 
 impl StoreData {
-    pub(super) fn new(limits: &Arc<Limits>, text: &Arc<VocabularyText>, deadline_ticks: u64) -> Self {
+    pub(super) fn new(limits: &Arc<Limits>, text: &Arc<VocabularyText>, window_ticks: u64) -> Self {
         Self {
             limits: Arc::clone(limits),
             text: Arc::clone(text),
             exchange: Exchange::default(),
-            deadline_ticks,
+            window_ticks,
+            windows_passed: 0,
             heads: 0,
             candidates: 0,
             deciding: None,
         }
+    }
+}
+
+/// Starts the clock of a call: at its beginning, and again after it has waited for others.
+pub(super) fn start_clock(mut store: impl AsContextMut<Data = StoreData>) {
+    let mut store = store.as_context_mut();
+    store.data_mut().windows_passed = 0;
+    let ticks = store.data().window_ticks;
+    store.set_epoch_deadline(ticks);
+}
+
+/// What happens when a window has passed during a call.
+pub(super) fn window_passed(mut store: StoreContextMut<'_, StoreData>) -> wasmtime::Result<UpdateDeadline> {
+    let data = store.data_mut();
+    data.windows_passed += 1;
+    if data.windows_passed < data.limits.deadline_windows {
+        Ok(UpdateDeadline::Continue(data.window_ticks))
+    } else {
+        Ok(UpdateDeadline::Interrupt)
     }
 }
 
@@ -155,6 +177,12 @@ pub(super) fn charge(store: &mut StoreContextMut<'_, StoreData>, units: u64) -> 
 pub(super) fn charge_items(store: &mut StoreContextMut<'_, StoreData>, items: usize) -> wasmtime::Result<()> {
     let units = store.data().limits.fuel_item.saturating_mul(items as u64);
     charge(store, units)
+}
+
+impl bindings::Pattern {
+    pub(super) fn as_search(&self) -> crate::token_search::Pattern<'_> {
+        crate::token_search::Pattern { bytes: &self.bytes, spellings: &self.spellings, letters: &self.letters }
+    }
 }
 
 impl From<bindings::Place> for crate::token_search::Place {

@@ -12,7 +12,7 @@ use super::bindings;
 use super::compiled::Compiled;
 use super::decision::{Context, Decision};
 use super::fault::{Fault, FaultKind};
-use super::imports::{Exchange, StoreData};
+use super::imports::{Exchange, StoreData, start_clock};
 use super::manifest::Manifest;
 use super::plan::Plan;
 use super::values::Deciding;
@@ -189,7 +189,7 @@ impl Instance {
         // A store that runs with fuel takes any amount of it.
         let fuelled = store.set_fuel(limits.fuel_decide);
         debug_assert!(fuelled.is_ok(), "fuel is on");
-        store.set_epoch_deadline(self.compiled.shared.deadline_ticks);
+        start_clock(&mut store);
         let (decide, parameters) = (self.decide, (Arc::clone(&self.step),));
         if !self.compiled.imports_values {
             let answer = decide.call(&mut store, parameters);
@@ -323,13 +323,18 @@ impl Instance {
 
 /// Copies a step into the buffers of the last one.
 fn refill(buffers: &mut Arc<bindings::Step>, step: &Step<'_>) {
-    // The last call has dropped its share; if it has not, fresh buffers serve as well.
-    if Arc::get_mut(buffers).is_none() {
-        *buffers = Arc::default();
+    // The last call has dropped its share; if it had not, fresh buffers would serve as well.
+    match Arc::get_mut(buffers) {
+        Some(buffers) => fill(buffers, step),
+        None => {
+            let mut fresh = bindings::Step::default();
+            fill(&mut fresh, step);
+            *buffers = Arc::new(fresh);
+        }
     }
-    let Some(buffers) = Arc::get_mut(buffers) else {
-        return;
-    };
+}
+
+fn fill(buffers: &mut bindings::Step, step: &Step<'_>) {
     let bindings::Step { kept, appended, candidates, logits, prefetched, values, log_normalizer, entropy, ended } =
         buffers;
     copy(appended, step.appended);

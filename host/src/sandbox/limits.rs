@@ -34,9 +34,12 @@ pub struct Limits {
     pub fuel_item: u64,
     /// Fuel a byte of text to be tokenised, units: up to a microsecond of the host's time.
     pub fuel_text_byte: u64,
-    /// The clock's backstop of one call, milliseconds: 20 times what the fuel allows. Overrunning it is the
-    /// host's fault (a stalled machine), because fuel ends every guest before.
+    /// A window of the clock, milliseconds: 20 times what the fuel allows a call to take.
     pub deadline_ms: u64,
+    /// Windows at whose end a call must still be running to be cut. More than one, because a thread that the
+    /// machine has not run for a window looks like a guest that runs on; it has ended by the next. Overrunning
+    /// them all is the host's fault, because fuel ends every guest before.
+    pub deadline_windows: u32,
     /// What lifting one answer or one argument list may allocate, bytes. A 49,152-token vocabulary bias
     /// takes 6 KiB; the runtime's default would let aliased lists cost 85 MB.
     pub answer_bytes: usize,
@@ -101,6 +104,7 @@ impl Default for Limits {
             fuel_item: 1,
             fuel_text_byte: 32,
             deadline_ms: 100,
+            deadline_windows: 5,
             answer_bytes: 64 * KIB,
             handles: 1_000,
             stack_bytes: 256 * KIB,

@@ -53,8 +53,8 @@ pub struct Sandbox(Arc<Shared>);
 struct Shared {
     engine: Engine,
     limits: Arc<Limits>,
-    /// Epochs that a call may last.
-    deadline_ticks: u64,
+    /// Epochs in a window of the clock.
+    window_ticks: u64,
     /// For policies without `values`.
     plain: Linker<StoreData>,
     /// For policies with it.
@@ -85,11 +85,11 @@ impl Sandbox {
         let engine = Engine::new(&config::config(&limits)).map_err(runtime)?;
         let (plain, suspending) = imports::linkers(&engine).map_err(runtime)?;
         let contract = Contract::new(&engine).map_err(runtime)?;
-        let deadline_ticks = config::start_clock(&engine, limits.deadline_ms)?;
+        let window_ticks = config::start_clock(&engine, limits.deadline_ms)?;
         Ok(Self(Arc::new(Shared {
             engine,
             limits: Arc::new(limits),
-            deadline_ticks,
+            window_ticks,
             plain,
             suspending,
             contract,

@@ -5,7 +5,7 @@
 //! awaited; whoever drives the instance finds it there, evaluates many sequences at once, and resumes it.
 
 use super::bindings::{Step, ValueError};
-use super::imports::{Exchange, StoreData, charge_items};
+use super::imports::{Exchange, StoreData, charge_items, start_clock};
 use super::instance::{ValueAnswer, ValueRequest};
 use crate::token::Token;
 use std::collections::HashMap;
@@ -127,8 +127,7 @@ async fn ask(store: &mut StoreContextMut<'_, StoreData>, request: ValueRequest) 
     // No waker is kept: the driver polls again exactly when it has left an answer.
     let answer = poll_fn(|_| exchange.lock().answer.take().map_or(Poll::Pending, Poll::Ready)).await;
     // The guest does not pay for the time that others took.
-    let ticks = store.data().deadline_ticks;
-    store.set_epoch_deadline(ticks);
+    start_clock(store);
     answer
 }
 
