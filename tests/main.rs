@@ -1,6 +1,8 @@
 //! The one integration-test binary.
 
 mod chains;
+mod cli;
+mod embed;
 mod engine;
 mod golden;
 mod hostile;
@@ -9,7 +11,7 @@ mod loader;
 mod policies;
 mod rebuild;
 mod sketches;
+mod support;
 mod template;
 mod tidy;
-mod support;
 mod tree;

@@ -12,7 +12,7 @@ use vassal::sandbox::{Limits, Needs, Sandbox};
 use crate::rebuild::root;
 
 /// A copy of the template in a folder of its own, with its SDK found.
-fn copied(name: &str) -> PathBuf {
+pub(crate) fn copied(name: &str) -> PathBuf {
     let (from, to) = (root().join("examples/policy-template"), Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
     fs::create_dir_all(to.join("src")).unwrap();
     for file in ["Cargo.toml", "Cargo.lock", "src/lib.rs"] {
@@ -24,7 +24,7 @@ fn copied(name: &str) -> PathBuf {
 }
 
 /// Changes a file, each passage of it exactly once.
-fn edit(path: &Path, changes: &[(&str, &str)]) {
+pub(crate) fn edit(path: &Path, changes: &[(&str, &str)]) {
     let mut text = fs::read_to_string(path).unwrap();
     for (from, to) in changes {
         assert_eq!(text.matches(from).count(), 1, "`{from}` in {}", path.display());
@@ -50,7 +50,7 @@ fn a_copied_and_changed_template_is_a_policy() {
             ("summary: \"Makes some letters likelier\"", "summary: \"Ends the response later\""),
             ("                Setting::text(\"letters\", \"which letters\", \"!\"),\n", ""),
             ("\"how much likelier\"", "\"how much less likely its end is\""),
-            ("        let liked = text::find(&text::spell(request.text(\"letters\")), Place::Anywhere);\n", ""),
+            ("        let liked = text::find(&Pattern::text(request.text(\"letters\")), Place::Anywhere);\n", ""),
             ("liked.iter().take(1024).collect()", "request.end_of_text.clone()"),
             ("vec![self.nats;", "vec![-self.nats;"),
         ],

@@ -36,6 +36,10 @@ fn main() -> anyhow::Result<()> {
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     })?;
     let (finish, kl) = (response.finish.name(), response.kl());
-    writeln!(std::io::stdout(), "\n[{finish} after {} tokens, {kl:.2} nats from the base model]", response.tokens.len())?;
+    writeln!(
+        std::io::stdout(),
+        "\n[{finish} after {} tokens, {kl:.2} nats from the base model]",
+        response.tokens.len()
+    )?;
     Ok(())
 }

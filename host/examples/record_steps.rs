@@ -111,6 +111,7 @@ fn made_up_head(model_sha256: &str, shape: &ModelShape) -> HeadFile {
         token_limit: STEPS as u32,
         provenance,
     };
-    let head = LinearHead { tap: 0, mean: vec![0.0; shape.hidden], share: Vec::new(), residual, remaining: 0.0, bias: 0.0 };
+    let head =
+        LinearHead { tap: 0, residual, mean: vec![0.0; shape.hidden], share: Vec::new(), remaining: 0.0, bias: 0.0 };
     HeadFile { description, weights: HeadWeights::LookAhead(head) }
 }

@@ -17,6 +17,7 @@ use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
 use crate::model::heads::{HeadFile, HeadKind, ModelIdentity};
 use crate::model::llama::Llama;
+use crate::model::source::SourceError;
 use crate::model::template::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
 use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
@@ -103,7 +104,8 @@ impl Host {
         options: &HostOptions,
         heads: impl FnOnce(&str, &ModelShape) -> Result<Vec<HeadFile>, Error>,
     ) -> Result<Self, Error> {
-        let mut gguf = Gguf::open(&options.model)?;
+        let of_path = |source| SourceError::Path { path: options.model.clone(), source };
+        let mut gguf = Gguf::open(&options.model).map_err(of_path)?;
         let config = LlamaConfig::from_gguf(&gguf)?;
         let sha256 = hexadecimal(&gguf.sha256()?);
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);

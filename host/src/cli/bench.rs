@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use vassal_kernels::{Device, LinearHead, ModelShape, PAGE_TOKENS, Plan, Row};
 
-use super::{ModelArguments, print, print_json};
+use super::{ModelArguments, between, print, print_json};
 use crate::engine::{EngineOptions, Event};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
@@ -46,7 +46,7 @@ pub(super) struct DecodeArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// Interleaved rounds; medians are printed.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, value_parser = between(1, 10_000))]
     rounds: usize,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
@@ -56,10 +56,10 @@ pub(super) struct DecodeArguments {
 #[derive(Debug, Args)]
 pub(super) struct SandboxArguments {
     /// Live instances, asked in turn.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = between(1, 1024))]
     sequences: usize,
     /// Timed steps of each instance.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = between(1, 1_000_000))]
     rounds: usize,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
@@ -75,7 +75,10 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Error> {
 
 fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
     let options = arguments.model.resolve()?;
-    let options = HostOptions { engine: EngineOptions { sequences_max: 2, cache_tokens: 2048, ..EngineOptions::default() }, ..options };
+    let options = HostOptions {
+        engine: EngineOptions { sequences_max: 2, cache_tokens: 2048, ..EngineOptions::default() },
+        ..options
+    };
     let mut host = Host::open_with(&options, |model, shape| {
         let layer = (shape.layers * 7).div_ceil(10);
         Ok(vec![probe_head(layer, model, shape)])
@@ -93,7 +96,12 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
     let mut times: [Vec<f64>; 5] = Default::default();
     let mut rows_of_floor = Vec::new();
     for round in 0..=arguments.rounds {
-        let request = Request { prompt: prompt.clone(), max_tokens: Some(RUN_TOKENS), seed: Some(round as u64), ..host.request("x")? };
+        let request = Request {
+            prompt: prompt.clone(),
+            max_tokens: Some(RUN_TOKENS),
+            seed: Some(round as u64),
+            ..host.request("x")?
+        };
         let plain = engine_ms(&mut host, request.clone())?.0;
         let rows20 = rows_ms(&mut host, &prompt)?;
         let ahead = engine_ms(&mut host, Request { policies: vec![look_ahead.clone()], ..request.clone() })?.0;
@@ -123,7 +131,13 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
              look-ahead, {CANDIDATES} candidates to layer {layer}, a token {ahead:8.2}  ({:.2} x plain)\n\
              the same above 1 % base probability           {floor:8.2}  ({:.2} x plain)\n\
              prefill of {PREFILL_TOKENS} tokens                         {prefill:8.2}\n",
-            info.name, info.isa, info.threads, arguments.rounds, rows20 / plain, ahead / plain, floor / plain
+            info.name,
+            info.isa,
+            info.threads,
+            arguments.rounds,
+            rows20 / plain,
+            ahead / plain,
+            floor / plain
         ));
     }
     Ok(())
@@ -211,7 +225,9 @@ fn sandbox(arguments: &SandboxArguments) -> Result<(), Error> {
         print_json(&json!({ "rows": rows }));
         return Ok(());
     }
-    print("candidates  plain call  prefetched  suspended  start\n                    ns          ns         ns     us\n");
+    print(
+        "candidates  plain call  prefetched  suspended  start\n                    ns          ns         ns     us\n",
+    );
     for row in rows {
         print(&format!(
             "{:>10}  {:>10.0}  {:>10.0}  {:>9.0}  {:>5.1}\n",
@@ -264,4 +280,3 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
-

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::ModelArguments;
+use super::{ModelArguments, between};
 use crate::engine::{EngineOptions, Event};
 use crate::error::Error;
 use crate::host::{Host, HostOptions, hexadecimal};
@@ -37,7 +37,7 @@ pub(super) struct RolloutArguments {
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Responses a prompt.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = between(1, 1024))]
     samples: usize,
     /// Only prompts of these splits.
     #[arg(long, value_delimiter = ',', default_value = "learn,tune", value_parser = parse_split)]
@@ -193,7 +193,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         rank: arguments.rank,
         candidates: 20,
         states_per_rollout: 6,
-        rollouts_per_prompt: 4,
+        rollouts_per_prompt: 3,
         threads: options.threads.unwrap_or(2),
         seed: arguments.seed,
     };

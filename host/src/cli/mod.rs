@@ -13,6 +13,7 @@ mod run;
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vassal_kernels::cpu::Isa;
 
@@ -55,7 +56,7 @@ struct ModelArguments {
     #[arg(long, default_value = crate::model::source::DEFAULT_MODEL, value_name = "MODEL")]
     model: String,
     /// Threads; all cores by default.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = between(1, 1024))]
     threads: Option<usize>,
     /// Instruction set: scalar, avx2, avx-vnni or avx512-vnni; the best there is by default.
     #[arg(long, value_name = "NAME")]
@@ -130,6 +131,11 @@ pub fn main() -> std::process::ExitCode {
             std::process::ExitCode::from(error.cause().exit_code())
         }
     }
+}
+
+/// A count with bounds: far beyond use, short of harm.
+fn between(least: u64, most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..=most)
 }
 
 /// `name=value` of a `--set`.

@@ -171,6 +171,7 @@ impl<D: Device> Engine<D> {
     /// The device's.
     pub fn embeddings(&mut self, tokens: &[Token]) -> Result<Vec<f32>, EngineError> {
         let mut out = Vec::with_capacity(tokens.len() * self.model.shape().hidden);
+        let mut rows_read = Vec::new();
         for chunk in tokens.chunks(self.model.rows_max()) {
             let row = |(place, &token): (usize, &Token)| Row {
                 token,
@@ -186,7 +187,8 @@ impl<D: Device> Engine<D> {
             // No layers: the rows are embedded and nothing else.
             self.model.forward(&mut self.device, &mut self.cache, 0..0, &Taps::default())?;
             self.device.end()?;
-            self.device.read_rows(self.model.residual(), count, &mut out)?;
+            self.device.read_rows(self.model.residual(), count, &mut rows_read)?;
+            out.extend_from_slice(&rows_read);
         }
         Ok(out)
     }

@@ -3,7 +3,7 @@
 //! Features of all rollouts are read once and serve every reward. For each reward a look-ahead head is
 //! fitted on the learn prompts with penalties chosen on the tune prompts, its spread is measured over
 //! candidates of real states, and a one-pass head is distilled from its values there. What a dial costs in
-//! KL is measured last, by decoding. Start at [`fit`].
+//! KL is measured last, by decoding. Start at [`Material`].
 
 use std::collections::HashMap;
 

@@ -106,7 +106,14 @@ impl Driver<'_> {
     }
 
     /// One step, brought to its end.
-    fn step(&self, instance: &mut Instance, case: &Case, told: &mut Told, ended: bool, tally: &mut Tally) -> Result<Decision, Fault> {
+    fn step(
+        &self,
+        instance: &mut Instance,
+        case: &Case,
+        told: &mut Told,
+        ended: bool,
+        tally: &mut Tally,
+    ) -> Result<Decision, Fault> {
         let recorded = self.recorded(told.response.len());
         let plan = instance.plan();
         let most = (plan.candidates.min(case.candidates) as usize).min(recorded.candidates.len());
@@ -121,7 +128,8 @@ impl Driver<'_> {
             Schedule::Unsure(below) => likeliest < below,
         };
         let prefetch = plan.prefetch.iter().enumerate();
-        let heads: Vec<u32> = prefetch.filter(|(_, schedule)| !ended && due(schedule)).map(|(head, _)| head as u32).collect();
+        let heads: Vec<u32> =
+            prefetch.filter(|(_, schedule)| !ended && due(schedule)).map(|(head, _)| head as u32).collect();
         let values = self.values(recorded, &heads, candidates);
         let step = Step {
             kept: told.kept as u32,
@@ -153,7 +161,9 @@ impl Driver<'_> {
             progress = instance.resume(match request {
                 _ if !case.heads_answer => ValueAnswer::Unavailable,
                 ValueRequest::Evaluate { heads, tokens } => ValueAnswer::Values(self.values(recorded, &heads, &tokens)),
-                ValueRequest::Current { head } => ValueAnswer::Values(vec![self.scaled(head, recorded.state, recorded, 0)]),
+                ValueRequest::Current { head } => {
+                    ValueAnswer::Values(vec![self.scaled(head, recorded.state, recorded, 0)])
+                }
             });
         }
     }

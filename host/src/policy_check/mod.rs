@@ -161,7 +161,8 @@ impl Check<'_> {
                 return Ok(());
             }
         };
-        stages.push(passed("component", format!("{} of {} bytes", compiled.size_bytes(), report.limits.component_bytes)));
+        stages
+            .push(passed("component", format!("{} of {} bytes", compiled.size_bytes(), report.limits.component_bytes)));
         stages.push(passed("contract", contract_words(&compiled)));
         let manifest = match compiled.describe(self.offered, Needs::ALL) {
             Ok(manifest) => Arc::new(manifest),
@@ -176,7 +177,10 @@ impl Check<'_> {
         stages.push(passed("describe", format!("twice the same: {name} {version}, {}", counts.join(", "))));
         let given = settings::resolve(&manifest, self.settings, Scope::Tenant, &report.limits)?;
         let cases = cases(&manifest, &given);
-        stages.push(passed("settings", format!("{} to try: each dial at its least and its most", plural((cases.len(), "response")))));
+        stages.push(passed(
+            "settings",
+            format!("{} to try: each dial at its least and its most", plural((cases.len(), "response"))),
+        ));
         let text = VocabularyText::new(match &self.vocabulary {
             Some(vocabulary) => vocabulary.clone(),
             None => Arc::new(recording.vocabulary()),
@@ -265,7 +269,9 @@ fn cases(manifest: &Manifest, given: &[SettingValue]) -> Vec<Case> {
 /// The values of a dial that are worth a try; at least one.
 fn extremes(setting: &Setting) -> Vec<SettingValue> {
     match &setting.kind {
-        SettingKind::Number { minimum, maximum, .. } => vec![SettingValue::Number(*minimum), SettingValue::Number(*maximum)],
+        SettingKind::Number { minimum, maximum, .. } => {
+            vec![SettingValue::Number(*minimum), SettingValue::Number(*maximum)]
+        }
         SettingKind::Flag(_) => vec![SettingValue::Flag(false), SettingValue::Flag(true)],
         SettingKind::Choice(words) if words.is_empty() => vec![setting.initial()],
         SettingKind::Choice(words) => words.iter().cloned().map(SettingValue::Choice).collect(),

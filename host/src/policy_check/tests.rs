@@ -1,11 +1,13 @@
 //! The recording is sound, shipped policies pass, and what does not is refused at its stage.
 //!
-//! Components that misbehave on purpose are the integration tests' (`tests/hostile.rs`).
+//! Components that misbehave on purpose are the integration tests' (`tests/hostile.rs`); here it is what
+//! an honest author gets wrong.
 
 use super::*;
 
 fn check(component: &[u8], settings: &[(String, String)]) -> Report {
-    let offered = ["sentiment", "simplicity"].map(|name| HeadOffer { name: name.into(), kind: "value".into(), spread: 0.1 });
+    let offered =
+        ["sentiment", "simplicity"].map(|name| HeadOffer { name: name.into(), kind: "value".into(), spread: 0.1 });
     let check = Check { name: "policy", component, offered: &offered, settings, vocabulary: None };
     check.run().unwrap()
 }

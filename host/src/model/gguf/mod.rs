@@ -1,6 +1,6 @@
 //! Reading GGUF files: metadata by typed getters, tensors by name into a buffer of the caller's.
 //!
-//! A file is hostile until parsed: see [`parse`](self::parse) for the limits. Tensors are read with
+//! A file is hostile until parsed: see `parse.rs` for the limits. Tensors are read with
 //! positioned reads into a reused buffer. Nothing is mapped into memory, so a file that shrinks under
 //! us is an error and not a signal, and the process never holds the weights twice.
 //!

@@ -4,7 +4,7 @@
 //! with the bytes that are left before anything is allocated for it. After parsing, each tensor has a
 //! format that this project runs, lies inside the file on its alignment, and overlaps no other.
 //!
-//! The format is the ggml project's, in its own document of that name. Start at [`parse`].
+//! The format is documented by the ggml project. Start at `parse`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;

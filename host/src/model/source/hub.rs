@@ -63,6 +63,12 @@ impl HubFile {
     }
 }
 
+impl std::fmt::Display for HubFile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "hub:{}/{}/{}", self.owner, self.name, self.file)
+    }
+}
+
 /// Fetches a file of the hub to its place, unless it is there. Without an `endpoint` the environment's
 /// is used (`HF_ENDPOINT`), or the crate's.
 pub fn pull(

@@ -111,6 +111,14 @@ pub enum SourceError {
         /// The pinned hash.
         expected: String,
     },
+    /// A file of the model hub did not come.
+    #[error("{file} did not come: {error}. Without a network, give a path to a GGUF file instead of a name")]
+    HubFile {
+        /// The file, as it was named.
+        file: String,
+        /// Why.
+        error: DownloadError,
+    },
     /// The model hub's library failed.
     #[error("the model hub cannot be used: {message}")]
     Hub {
@@ -253,7 +261,10 @@ impl Models {
             Spec::Hub(file) => {
                 let client = download::Client::new(&[]);
                 let endpoint = self.hub_endpoint.as_deref();
-                hub::pull(&file, &self.home, endpoint, &client, progress)
+                hub::pull(&file, &self.home, endpoint, &client, progress).map_err(|error| match error {
+                    SourceError::Download(error) => SourceError::HubFile { file: file.to_string(), error },
+                    error => error,
+                })
             }
             Spec::Known(model) => {
                 let path = self.home.join(&model.file);

@@ -1,6 +1,7 @@
 //! A file that is not complete yet: `NAME.part` beside `NAME`, hashed as it grows, renamed when it is whole.
 //!
-//! It knows files and hashes, not where the bytes come from: that is `download.rs`. Start at [`Part`].
+//! It knows files and hashes, not where the bytes come from: that is `download.rs`. What a killed process left
+//! is taken up again by hashing it once more. Start at [`Part`].
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};

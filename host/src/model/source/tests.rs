@@ -550,7 +550,7 @@ fn a_file_of_the_hub_is_checked_against_the_hub_s_own_hash() {
     fs::remove_file(&path).unwrap();
     *tag.lock().unwrap() = sha256(b"another file");
     let error = models.pull("hub:owner/name/f.gguf", &mut ()).unwrap_err();
-    let checksum = matches!(error, SourceError::Download(DownloadError::Checksum { .. }));
+    let checksum = matches!(error, SourceError::HubFile { error: DownloadError::Checksum { .. }, .. });
     assert!(checksum, "{error}");
     let error = models.pull("hub:owner/name/g.gguf", &mut ()).unwrap_err();
     assert!(error.to_string().contains("answers 404"), "{error}");
