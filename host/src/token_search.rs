@@ -289,7 +289,8 @@ mod tests {
     /// Every byte string that the pattern spells.
     fn spelled(pattern: &Letters) -> Vec<Vec<u8>> {
         pattern.iter().fold(vec![Vec::new()], |texts, letter| {
-            let longer = texts.iter().flat_map(|text| letter.iter().map(move |spelling| [&text[..], spelling].concat()));
+            let longer =
+                texts.iter().flat_map(|text| letter.iter().map(move |spelling| [&text[..], spelling].concat()));
             longer.collect()
         })
     }

@@ -50,12 +50,7 @@ impl Part {
         let mut options = OpenOptions::new();
         options.create(true).read(true).append(true);
         let file = options.open(&path).map_err(disk(&path))?;
-        Ok(Part {
-            path,
-            file,
-            length: 0,
-            hasher: Sha256::new(),
-        })
+        Ok(Part { path, file, length: 0, hasher: Sha256::new() })
     }
 
     pub(super) fn restart(&mut self) -> Result<(), DownloadError> {
