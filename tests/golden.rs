@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use vassal::engine::EngineOptions;
 use vassal::host::{Host, HostOptions};
-use vassal::model::source::{DEFAULT_MODEL, Models};
 use vassal::model::llama::Taps;
+use vassal::model::source::{DEFAULT_MODEL, Models};
 use vassal::token::Token;
 use vassal_kernels::{Device, Plan, Row};
 
@@ -67,7 +67,8 @@ fn divergence(reference: &[f64], ours: &[f64]) -> f64 {
 #[test]
 fn the_default_model_agrees_with_the_reference() {
     let Some(model) = default_model() else { return };
-    let engine = EngineOptions { sequences_max: 1, cache_tokens: 128, rows_max: 64, candidate_rows_max: 1, taps: Vec::new() };
+    let engine =
+        EngineOptions { sequences_max: 1, cache_tokens: 128, rows_max: 64, candidate_rows_max: 1, taps: Vec::new() };
     let mut host = Host::open(&HostOptions { head_kind: None, engine, ..HostOptions::new(model) }).unwrap();
     let goldens: Goldens = serde_json::from_str(include_str!("goldens/smollm2_q4_1.json")).unwrap();
     assert_eq!(goldens.prompts.len(), 5);

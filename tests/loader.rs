@@ -9,9 +9,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use vassal::model::config::{ConfigError, LlamaConfig};
-use vassal::model::gguf::parse::{
-    KEY_BYTES_MAX, LIST_ITEMS_MAX, METADATA_MAX, TENSORS_MAX, TEXT_BYTES_MAX,
-};
+use vassal::model::gguf::parse::{KEY_BYTES_MAX, LIST_ITEMS_MAX, METADATA_MAX, TENSORS_MAX, TEXT_BYTES_MAX};
 use vassal::model::gguf::write::Writer;
 use vassal::model::gguf::{Gguf, GgufError};
 use vassal::model::source::{DEFAULT_MODEL, Models};
@@ -31,34 +29,20 @@ fn load(bytes: Vec<u8>) -> Result<(), String> {
     let gguf = Gguf::from_bytes(bytes).map_err(|error| error.to_string())?;
     let config = LlamaConfig::from_gguf(&gguf).map_err(|error| error.to_string())?;
     let mut buffer = Vec::new();
-    gguf.read(&config.tensors.embedding, &mut buffer)
-        .map_err(|error| error.to_string())?;
+    gguf.read(&config.tensors.embedding, &mut buffer).map_err(|error| error.to_string())?;
     let template = ChatTemplate::from_gguf(&gguf).map_err(|error| error.to_string())?;
     let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|error| error.to_string())?;
-    let text = template
-        .render(&[Message::new("user", "you and I, 12 naïve 😀")], true)
-        .map_err(|error| error.to_string())?;
-    let tokens = tokenizer
-        .encode_prompt(&text)
-        .map_err(|error| error.to_string())?;
-    assert!(
-        tokens
-            .iter()
-            .all(|token| (*token as usize) < tokenizer.size())
-    );
+    let text =
+        template.render(&[Message::new("user", "you and I, 12 naïve 😀")], true).map_err(|error| error.to_string())?;
+    let tokens = tokenizer.encode_prompt(&text).map_err(|error| error.to_string())?;
+    assert!(tokens.iter().all(|token| (*token as usize) < tokenizer.size()));
     tokenizer.decode(&tokens);
     Ok(())
 }
 
 fn small() -> Vec<u8> {
-    let model = SyntheticModel {
-        layers: 1,
-        hidden: 32,
-        heads: 2,
-        kv_heads: 1,
-        feed_forward: 32,
-        ..SyntheticModel::default()
-    };
+    let model =
+        SyntheticModel { layers: 1, hidden: 32, heads: 2, kv_heads: 1, feed_forward: 32, ..SyntheticModel::default() };
     model.bytes()
 }
 
@@ -74,9 +58,7 @@ fn patch(mut bytes: Vec<u8>, key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     let mut pattern = (key.len() as u64).to_le_bytes().to_vec();
     pattern.extend(key.as_bytes());
     pattern.extend(kind.to_le_bytes());
-    let at = bytes
-        .windows(pattern.len())
-        .position(|window| window == pattern);
+    let at = bytes.windows(pattern.len()).position(|window| window == pattern);
     let at = at.expect("the key is there") + pattern.len();
     bytes[at..at + value.len()].copy_from_slice(value);
     bytes
@@ -87,9 +69,7 @@ fn rename(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let mut pattern = (from.len() as u64).to_le_bytes().to_vec();
     pattern.extend(from.as_bytes());
-    let at = bytes
-        .windows(pattern.len())
-        .position(|window| window == pattern);
+    let at = bytes.windows(pattern.len()).position(|window| window == pattern);
     let at = at.expect("the name is there") + 8;
     bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
     bytes
@@ -98,10 +78,7 @@ fn rename(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
 fn refused(bytes: Vec<u8>, expected: &str) {
     match load(bytes) {
         Ok(()) => panic!("accepted, expected {expected:?}"),
-        Err(error) => assert!(
-            error.contains(expected),
-            "{error:?} does not say {expected:?}"
-        ),
+        Err(error) => assert!(error.contains(expected), "{error:?} does not say {expected:?}"),
     }
 }
 
@@ -138,10 +115,7 @@ fn every_prefix_of_a_file_is_refused() {
     let start = data_start(&bytes);
     for length in (0..start).chain((start..bytes.len()).step_by(97)) {
         let error = Gguf::from_bytes(bytes[..length].to_vec()).expect_err("a prefix loads");
-        let cut = matches!(
-            error,
-            GgufError::Truncated { .. } | GgufError::Outside { .. }
-        );
+        let cut = matches!(error, GgufError::Truncated { .. } | GgufError::Outside { .. });
         assert!(cut, "{length} bytes: {error}");
     }
 }
@@ -194,10 +168,7 @@ fn counts_are_compared_with_limits_and_with_the_bytes_left() {
     limit(head(0, u64::MAX), METADATA_MAX);
     truncated(head(TENSORS_MAX, 0));
     truncated(head(0, METADATA_MAX));
-    for (count, max) in [
-        (u64::MAX, KEY_BYTES_MAX),
-        (KEY_BYTES_MAX + 1, KEY_BYTES_MAX),
-    ] {
+    for (count, max) in [(u64::MAX, KEY_BYTES_MAX), (KEY_BYTES_MAX + 1, KEY_BYTES_MAX)] {
         let mut key = head(0, 1);
         key.extend(count.to_le_bytes());
         limit(key, max);
@@ -225,10 +196,7 @@ fn what_the_format_does_not_have_is_refused() {
     refused(version, "version 1 is not supported");
     let mut big_endian = head(0, 0);
     big_endian[4..8].copy_from_slice(&3u32.to_be_bytes());
-    refused(
-        big_endian,
-        "is not supported; supported: 2 and 3, little-endian",
-    );
+    refused(big_endian, "is not supported; supported: 2 and 3, little-endian");
     refused(one_value(99, &[0; 8]), "unknown type 99");
     let mut text = 2u64.to_le_bytes().to_vec();
     text.extend([0xC3, 0x28]);
@@ -236,10 +204,7 @@ fn what_the_format_does_not_have_is_refused() {
     for alignment in [0u32, 4, 48, 1 << 17] {
         let mut writer = Writer::new();
         writer.integer("general.alignment", alignment);
-        refused(
-            writer.finish(),
-            &format!("general.alignment is {alignment}"),
-        );
+        refused(writer.finish(), &format!("general.alignment is {alignment}"));
     }
     let mut twice = Writer::new();
     twice.integer("key", 1);
@@ -260,41 +225,23 @@ fn tensors_lie_in_the_file_aligned_and_apart() {
     };
     let row: &[u64] = &[8];
     assert!(Gguf::from_bytes(file(&[("a", row, 0, 0), ("b", row, 0, 32)])).is_ok());
-    refused(
-        file(&[("b", row, 0, 32), ("a", &[9], 0, 0)]),
-        "\"a\" and \"b\" overlap",
-    );
+    refused(file(&[("b", row, 0, 32), ("a", &[9], 0, 0)]), "\"a\" and \"b\" overlap");
     refused(file(&[("a", row, 0, 0), ("b", row, 0, 0)]), "overlap");
-    refused(
-        file(&[("a", row, 0, 0), ("a", row, 0, 32)]),
-        "tensor \"a\" comes twice",
-    );
+    refused(file(&[("a", row, 0, 0), ("a", row, 0, 32)]), "tensor \"a\" comes twice");
     refused(file(&[("a", row, 0, 8)]), "no multiple of 32");
     refused(file(&[("a", row, 0, 256)]), "outside the file");
     refused(file(&[("a", row, 0, u64::MAX - 31)]), "outside the file");
     refused(file(&[("a", &[1 << 40], 0, 0)]), "outside the file");
-    for shape in [
-        &[0][..],
-        &[8, 0],
-        &[1 << 62, 1 << 62],
-        &[u64::MAX],
-        &[1 << 32; 4],
-    ] {
+    for shape in [&[0][..], &[8, 0], &[1 << 62, 1 << 62], &[u64::MAX], &[1 << 32; 4]] {
         refused(file(&[("a", shape, 0, 0)]), "cannot have the shape");
     }
-    refused(
-        file(&[("a", &[33], 8, 0)]),
-        "of Q8_0 cannot have the shape [33]",
-    );
+    refused(file(&[("a", &[33], 8, 0)]), "of Q8_0 cannot have the shape [33]");
     refused(file(&[("a", &[], 0, 0)]), "has 0 dimensions");
     refused(file(&[("a", &[1; 5], 0, 0)]), "has 5 dimensions");
     let supported = "is not supported (tensor \"a\"); supported: F32, F16, Q8_0, Q4_0, Q4_1";
     refused(file(&[("a", row, 14, 0)]), &format!("Q6_K {supported}"));
     refused(file(&[("a", row, 30, 0)]), &format!("BF16 {supported}"));
-    refused(
-        file(&[("a", row, 4, 0)]),
-        &format!("tensor type 4 {supported}"),
-    );
+    refused(file(&[("a", row, 4, 0)]), &format!("tensor type 4 {supported}"));
 }
 
 #[test]
@@ -314,17 +261,11 @@ fn missing_keys_are_named() {
     ] {
         let mut other = key.to_owned();
         other.replace_range(key.len() - 1.., "!");
-        refused(
-            rename(small(), key, &other),
-            &format!("metadata key {key:?} is missing"),
-        );
+        refused(rename(small(), key, &other), &format!("metadata key {key:?} is missing"));
     }
     let kind = rename(small(), "llama.context_length", "x".repeat(20).as_str());
     let kind = rename(kind, "llama.rope.freq_base", "llama.context_length");
-    refused(
-        kind,
-        "must be an integer, not negative, the file has a float",
-    );
+    refused(kind, "must be an integer, not negative, the file has a float");
 }
 
 #[test]
@@ -332,69 +273,24 @@ fn numbers_agree_with_each_other_and_with_the_weights() {
     let integer = |key: &str, value: u32| patch(small(), key, U32, &value.to_le_bytes());
     let float = |key: &str, value: f32| patch(small(), key, F32, &value.to_le_bytes());
     for (bytes, expected) in [
-        (
-            integer("llama.block_count", 0),
-            "llama.block_count is 0; accepted: 1 to 256",
-        ),
-        (
-            integer("llama.block_count", 2),
-            "tensor \"blk.1.attn_norm.weight\" is missing",
-        ),
+        (integer("llama.block_count", 0), "llama.block_count is 0; accepted: 1 to 256"),
+        (integer("llama.block_count", 2), "tensor \"blk.1.attn_norm.weight\" is missing"),
         (integer("llama.block_count", u32::MAX), "accepted: 1 to 256"),
-        (
-            integer("llama.context_length", u32::MAX),
-            "accepted: 1 to 16777216",
-        ),
-        (
-            integer("llama.embedding_length", 64),
-            "has the shape [32, 283]",
-        ),
-        (
-            integer("llama.embedding_length", u32::MAX),
-            "accepted: 1 to 32768",
-        ),
-        (
-            integer("llama.feed_forward_length", 64),
-            "\"blk.0.ffn_gate.weight\" has the shape",
-        ),
+        (integer("llama.context_length", u32::MAX), "accepted: 1 to 16777216"),
+        (integer("llama.embedding_length", 64), "has the shape [32, 283]"),
+        (integer("llama.embedding_length", u32::MAX), "accepted: 1 to 32768"),
+        (integer("llama.feed_forward_length", 64), "\"blk.0.ffn_gate.weight\" has the shape"),
         (integer("llama.attention.head_count", 5), "divisors of"),
-        (
-            integer("llama.attention.head_count", 0),
-            "accepted: 1 to 256",
-        ),
-        (
-            integer("llama.attention.head_count", 32),
-            "accepted: even numbers from 2 to 256",
-        ),
-        (
-            integer("llama.attention.head_count_kv", 3),
-            "accepted: divisors of 2",
-        ),
-        (
-            integer("llama.attention.head_count_kv", 0),
-            "accepted: divisors of 2",
-        ),
-        (
-            integer("llama.vocab_size", 282),
-            "accepted: 283, the embedding's rows",
-        ),
-        (
-            float("llama.attention.layer_norm_rms_epsilon", f32::NAN),
-            "must be a finite number",
-        ),
-        (
-            float("llama.attention.layer_norm_rms_epsilon", 0.0),
-            "above 0, at most 0.1",
-        ),
-        (
-            float("llama.rope.freq_base", f32::INFINITY),
-            "must be a finite number",
-        ),
+        (integer("llama.attention.head_count", 0), "accepted: 1 to 256"),
+        (integer("llama.attention.head_count", 32), "accepted: even numbers from 2 to 256"),
+        (integer("llama.attention.head_count_kv", 3), "accepted: divisors of 2"),
+        (integer("llama.attention.head_count_kv", 0), "accepted: divisors of 2"),
+        (integer("llama.vocab_size", 282), "accepted: 283, the embedding's rows"),
+        (float("llama.attention.layer_norm_rms_epsilon", f32::NAN), "must be a finite number"),
+        (float("llama.attention.layer_norm_rms_epsilon", 0.0), "above 0, at most 0.1"),
+        (float("llama.rope.freq_base", f32::INFINITY), "must be a finite number"),
         (float("llama.rope.freq_base", -1.0), "accepted: 1 to 1e9"),
-        (
-            integer("tokenizer.ggml.eos_token_id", 283),
-            "eos_token_id = 283, expected below 283",
-        ),
+        (integer("tokenizer.ggml.eos_token_id", 283), "eos_token_id = 283, expected below 283"),
     ] {
         refused(bytes, expected);
     }
@@ -414,28 +310,16 @@ fn what_the_forward_pass_would_ignore_is_refused() {
     let said = experts.unwrap_err().to_string();
     assert_eq!(said, "llama.expert_count = 8 is not supported");
     let none = with(&|writer| writer.integer("llama.expert_count", 0)).unwrap();
-    assert!(matches!(
-        none,
-        Err(ConfigError::Gguf(GgufError::Missing { .. }))
-    ));
+    assert!(matches!(none, Err(ConfigError::Gguf(GgufError::Missing { .. }))));
 
     let mut other = Writer::new();
     other.text("general.architecture", "mamba");
-    refused(
-        other.finish(),
-        "architecture \"mamba\" is not supported; supported: \"llama\"",
-    );
+    refused(other.finish(), "architecture \"mamba\" is not supported; supported: \"llama\"");
 
     // A tensor that no Llama has, appended to a model with one layer more than its numbers say.
-    let two = SyntheticModel {
-        layers: 2,
-        ..SyntheticModel::default()
-    };
+    let two = SyntheticModel { layers: 2, ..SyntheticModel::default() };
     let one = patch(two.bytes(), "llama.block_count", U32, &1u32.to_le_bytes());
-    refused(
-        one,
-        "tensor \"blk.1.attn_q.weight\", which a Llama of these numbers does not have,",
-    );
+    refused(one, "tensor \"blk.1.attn_q.weight\", which a Llama of these numbers does not have,");
 }
 
 #[test]
@@ -446,15 +330,9 @@ fn other_tokenizers_are_refused_by_name() {
         value
     };
     let model = patch(small(), "tokenizer.ggml.model", TEXT, &text("bert"));
-    refused(
-        model,
-        "tokenizer model \"bert\" is not supported; supported: \"gpt2\"",
-    );
+    refused(model, "tokenizer model \"bert\" is not supported; supported: \"gpt2\"");
     let pre = patch(small(), "tokenizer.ggml.pre", TEXT, &text("other"));
-    refused(
-        pre,
-        "pre-tokenizer \"other\" is not supported; supported: gpt-2",
-    );
+    refused(pre, "pre-tokenizer \"other\" is not supported; supported: gpt-2");
 
     let mut merges = Writer::new();
     merges.text("tokenizer.ggml.model", "gpt2");
@@ -462,10 +340,7 @@ fn other_tokenizers_are_refused_by_name() {
     merges.texts("tokenizer.ggml.merges", ["a b"]);
     let gguf = Gguf::from_bytes(merges.finish()).unwrap();
     let error = Tokenizer::from_gguf(&gguf).unwrap_err();
-    assert!(
-        matches!(error, TokenizerError::Vocabulary { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, TokenizerError::Vocabulary { .. }), "{error}");
 }
 
 #[test]
@@ -483,12 +358,7 @@ fn a_file_and_its_bytes_are_the_same_model() {
         assert_eq!(a, b);
     }
     // A file that shrinks after it was opened is an error, not a crash.
-    std::fs::File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(100)
-        .unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
     let error = file.read(&file.tensors()[0], &mut a).unwrap_err();
     assert!(matches!(error, GgufError::Read { .. }), "{error}");
     std::fs::remove_file(&path).unwrap();
@@ -511,8 +381,7 @@ fn the_default_model_s_prompts_become_the_reference_s_tokens() {
     let gguf = Gguf::open(&path).unwrap();
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     let template = ChatTemplate::from_gguf(&gguf).unwrap();
-    let golden: serde_json::Value =
-        serde_json::from_str(include_str!("goldens/smollm2_q4_1.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(include_str!("goldens/smollm2_q4_1.json")).unwrap();
     let prompts = golden["prompts"].as_array().unwrap();
     assert_eq!(prompts.len(), 5);
     for prompt in prompts {
@@ -537,15 +406,11 @@ fn a_long_text_is_cut_without_a_trace() {
     }
     let sentence = "you and the other ";
     let once = tokenizer.encode(sentence.trim_end(), false).unwrap();
-    let again = tokenizer
-        .encode(&format!(" {}", sentence.trim_end()), false)
-        .unwrap();
+    let again = tokenizer.encode(&format!(" {}", sentence.trim_end()), false).unwrap();
     let count = 60_000 / sentence.len();
     let expected = [once, again.repeat(count - 1)].concat();
     let text = sentence.repeat(count);
     assert!(tokenizer.encode(text.trim_end(), false).unwrap() == expected);
-    let error = tokenizer
-        .encode(&"x".repeat((1 << 20) + 1), false)
-        .unwrap_err();
+    let error = tokenizer.encode(&"x".repeat((1 << 20) + 1), false).unwrap_err();
     assert!(matches!(error, TokenizerError::TooLong { .. }), "{error}");
 }

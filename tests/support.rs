@@ -92,7 +92,13 @@ impl Setup {
         let llama = Llama::load(&mut device, &gguf, &config, self.options.rows_max).unwrap();
         let sandbox = sandbox().clone();
         let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &self.heads, &self.options).unwrap();
-        Tiny { engine, tokenizer, heads: self.heads.clone(), layers: config.shape.layers, context: config.shape.context_tokens }
+        Tiny {
+            engine,
+            tokenizer,
+            heads: self.heads.clone(),
+            layers: config.shape.layers,
+            context: config.shape.context_tokens,
+        }
     }
 }
 
@@ -247,9 +253,8 @@ impl Tiny {
 
 /// Everything that is said of a response's tokens, so that equal means equal to the bit.
 pub(crate) fn bits(response: &Response) -> Vec<(Token, Option<[u32; 3]>)> {
-    let draw = |draw: vassal::engine::DrawRecord| {
-        [draw.log_probability, draw.base_log_probability, draw.kl].map(f32::to_bits)
-    };
+    let draw =
+        |draw: vassal::engine::DrawRecord| [draw.log_probability, draw.base_log_probability, draw.kl].map(f32::to_bits);
     response.tokens.iter().map(|record| (record.token, record.draw.map(draw))).collect()
 }
 

@@ -50,7 +50,7 @@ fn a_copied_and_changed_template_is_a_policy() {
             ("summary: \"Makes some letters likelier\"", "summary: \"Ends the response later\""),
             ("                Setting::text(\"letters\", \"which letters\", \"!\"),\n", ""),
             ("\"how much likelier\"", "\"how much less likely its end is\""),
-            ("        let liked = text::find(&text::spell(request.text(\"letters\")), Place::Anywhere);\n", ""),
+            ("        let liked = text::find(&Pattern::text(request.text(\"letters\")), Place::Anywhere);\n", ""),
             ("liked.iter().take(1024).collect()", "request.end_of_text.clone()"),
             ("vec![self.nats;", "vec![-self.nats;"),
         ],

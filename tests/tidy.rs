@@ -40,8 +40,10 @@ impl Repository {
             }
             _ => walk(&root(), &std::fs::read_to_string(root().join(".gitignore")).unwrap_or_default()),
         };
-        let files: BTreeMap<_, _> =
-            paths.into_iter().filter_map(|path| std::fs::read(root().join(&path)).ok().map(|bytes| (path, bytes))).collect();
+        let files: BTreeMap<_, _> = paths
+            .into_iter()
+            .filter_map(|path| std::fs::read(root().join(&path)).ok().map(|bytes| (path, bytes)))
+            .collect();
         assert!(files.len() > 100, "only {} files found: the rules would mean nothing", files.len());
         Self { files }
     }
@@ -136,14 +138,23 @@ fn unsafe_code_is_in_kernels_only() {
 fn no_large_blobs() {
     let repository = Repository::read();
     let large = repository.files.iter().filter(|(_, bytes)| bytes.len() > BLOB_BYTES_MAX);
-    check(large.map(|(path, bytes)| format!("{path}: {} bytes, at most {BLOB_BYTES_MAX} may be committed", bytes.len())).collect());
+    check(
+        large
+            .map(|(path, bytes)| format!("{path}: {} bytes, at most {BLOB_BYTES_MAX} may be committed", bytes.len()))
+            .collect(),
+    );
 }
 
 #[test]
 fn no_machine_is_named() {
     let repository = Repository::read();
     let texts = repository.texts(&[""]);
-    check(texts.flat_map(|(path, text)| [sources::machine_paths(path, text), sources::registries(path, text)]).flatten().collect());
+    check(
+        texts
+            .flat_map(|(path, text)| [sources::machine_paths(path, text), sources::registries(path, text)])
+            .flatten()
+            .collect(),
+    );
 }
 
 #[test]
@@ -152,7 +163,10 @@ fn the_guide_moved_with_the_contract() {
     let contract = repository.files.get(CONTRACT).expect("the contract");
     let hash: String = Sha256::digest(contract).iter().map(|byte| format!("{byte:02x}")).collect();
     let guide = repository.text(GUIDE).unwrap_or_default();
-    assert!(guide.contains(&hash), "{CONTRACT} has changed: read {GUIDE} again, change what it says, and record {hash} there");
+    assert!(
+        guide.contains(&hash),
+        "{CONTRACT} has changed: read {GUIDE} again, change what it says, and record {hash} there"
+    );
 }
 
 #[test]
@@ -174,7 +188,13 @@ fn comments_name_files_that_exist() {
     let repository = Repository::read();
     let known = references::Known::read(&repository);
     let own = |path: &str| path.starts_with("tests/tidy");
-    check(repository.texts(&[".rs"]).filter(|(path, _)| !own(path)).flat_map(|(path, text)| references::comments(path, text, &known)).collect());
+    check(
+        repository
+            .texts(&[".rs"])
+            .filter(|(path, _)| !own(path))
+            .flat_map(|(path, text)| references::comments(path, text, &known))
+            .collect(),
+    );
 }
 
 #[test]
@@ -182,7 +202,9 @@ fn documents_are_listed_and_folders_described() {
     let repository = Repository::read();
     let mut complaints = Vec::new();
     let index = repository.text("docs/README.md").unwrap_or_default();
-    for (path, _) in repository.texts(&[".md"]).filter(|(path, _)| path.starts_with("docs/") && *path != "docs/README.md") {
+    for (path, _) in
+        repository.texts(&[".md"]).filter(|(path, _)| path.starts_with("docs/") && *path != "docs/README.md")
+    {
         let name = path.trim_start_matches("docs/");
         if !index.contains(&format!("({name})")) {
             complaints.push(format!("docs/README.md does not link {name}"));
@@ -201,16 +223,23 @@ fn documents_are_listed_and_folders_described() {
 fn continuous_integration_runs_the_readmes_test_command() {
     let repository = Repository::read();
     let readme = repository.text("README.md").unwrap_or_default();
-    let command = references::fenced(readme).into_iter().find(|line| line.starts_with("cargo test")).expect("the README's test command");
+    let command = references::fenced(readme)
+        .into_iter()
+        .find(|line| line.starts_with("cargo test"))
+        .expect("the README's test command");
     let script = repository.text(".ci/run").unwrap_or_default();
     assert!(script.lines().any(|line| line.ends_with(&command)), ".ci/run does not call `{command}`");
 }
 
 #[test]
 fn ignored_names_are_left_out_without_git() {
-    for (name, pattern, expected) in
-        [("target", "target/", true), ("targets", "target/", false), (".venv-a", ".venv*/", true), ("x.part", "*.part", true), ("x", "", false)]
-    {
+    for (name, pattern, expected) in [
+        ("target", "target/", true),
+        ("targets", "target/", false),
+        (".venv-a", ".venv*/", true),
+        ("x.part", "*.part", true),
+        ("x", "", false),
+    ] {
         assert_eq!(is_ignored(name, pattern), expected, "{name} {pattern}");
     }
 }

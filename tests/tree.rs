@@ -17,7 +17,8 @@ const TEMPERATURE: f32 = 0.9;
 const MAX_TOKENS: usize = 24;
 
 fn setup() -> Setup {
-    let mut setup = Setup { heads: vec![look_ahead("sentiment", 2, 21), look_ahead("simplicity", 1, 22)], ..Setup::default() };
+    let mut setup =
+        Setup { heads: vec![look_ahead("sentiment", 2, 21), look_ahead("simplicity", 1, 22)], ..Setup::default() };
     setup.options.sequences_max = 64;
     setup.options.cache_tokens = 64 * 96;
     setup
@@ -32,7 +33,13 @@ struct Formula {
 }
 
 /// The exact next-token distribution after `response`, over the tokens that are allowed.
-fn exact(tiny: &mut Tiny, prompt: &[Token], response: &[Token], allowed: &[Token], formula: Formula) -> BTreeMap<Token, f64> {
+fn exact(
+    tiny: &mut Tiny,
+    prompt: &[Token],
+    response: &[Token],
+    allowed: &[Token],
+    formula: Formula,
+) -> BTreeMap<Token, f64> {
     let logits = tiny.logits_after(&[prompt, response].concat());
     let logit = |token: Token| f64::from(logits[token as usize]);
     let mut order = allowed.to_vec();
@@ -49,7 +56,8 @@ fn exact(tiny: &mut Tiny, prompt: &[Token], response: &[Token], allowed: &[Token
             .map(|token| *tiny.values_along(head, prompt, &[response, &[*token]].concat(), MAX_TOKENS).last().unwrap())
             .collect();
         let mass: f64 = chosen.iter().map(|token| logit(*token).exp()).sum();
-        let baseline: f64 = chosen.iter().zip(&values).map(|(token, value)| logit(*token).exp() * value).sum::<f64>() / mass;
+        let baseline: f64 =
+            chosen.iter().zip(&values).map(|(token, value)| logit(*token).exp() * value).sum::<f64>() / mass;
         for (token, value) in chosen.iter().zip(&values) {
             *adjusted.get_mut(token).unwrap() += beta * (value - baseline);
         }
@@ -60,7 +68,13 @@ fn exact(tiny: &mut Tiny, prompt: &[Token], response: &[Token], allowed: &[Token
 }
 
 /// Every response of `depth` tokens with its probability.
-fn enumerate(tiny: &mut Tiny, prompt: &[Token], allowed: &[Token], depth: usize, formula: Formula) -> BTreeMap<Vec<Token>, f64> {
+fn enumerate(
+    tiny: &mut Tiny,
+    prompt: &[Token],
+    allowed: &[Token],
+    depth: usize,
+    formula: Formula,
+) -> BTreeMap<Vec<Token>, f64> {
     let mut leaves = BTreeMap::from([(Vec::new(), 1.0)]);
     for _ in 0..depth {
         let mut next = BTreeMap::new();
@@ -88,7 +102,8 @@ fn chi_square(expected: &BTreeMap<Vec<Token>, f64>, counts: &BTreeMap<Vec<Token>
         }
     }
     // What the formula says cannot be counts as rare too.
-    rare.1 += counts.iter().filter(|(leaf, _)| !expected.contains_key(*leaf)).map(|(_, count)| *count as f64).sum::<f64>();
+    rare.1 +=
+        counts.iter().filter(|(leaf, _)| !expected.contains_key(*leaf)).map(|(_, count)| *count as f64).sum::<f64>();
     if rare.0 > 0.0 || rare.1 > 0.0 {
         sum += (rare.1 - rare.0).powi(2) / rare.0.max(1e-9);
         bins += 1.0;
@@ -97,7 +112,14 @@ fn chi_square(expected: &BTreeMap<Vec<Token>, f64>, counts: &BTreeMap<Vec<Token>
 }
 
 /// Samples `count` responses of `depth` tokens and compares them with the formula.
-fn check(allowed: &[Token], restrict: impl Fn(&Tiny) -> Vec<PolicyUse>, depth: usize, candidates: usize, mask: bool, count: usize) {
+fn check(
+    allowed: &[Token],
+    restrict: impl Fn(&Tiny) -> Vec<PolicyUse>,
+    depth: usize,
+    candidates: usize,
+    mask: bool,
+    count: usize,
+) {
     let mut tiny = setup().open();
     let dials = DIALS.map(|(name, dial)| (name, dial.to_string()));
     let candidates_text = candidates.to_string();

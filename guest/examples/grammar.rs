@@ -27,10 +27,11 @@ impl Policy for Grammar {
     }
 
     fn start(request: &Request) -> Result<Self, String> {
-        let digit = (b'0'..=b'9').map(|digit| vec![digit]).collect();
+        let mut digit = Pattern::new();
+        digit.push((b'0'..=b'9').map(|digit| [digit]));
         let mut end = TokenSet::empty(request.vocabulary_size);
         request.end_of_text.iter().for_each(|token| end.insert(*token));
-        let (digits, separator) = (text::find(&[digit], Place::Whole), text::tokens(", "));
+        let (digits, separator) = (text::find(&digit, Place::Whole), text::tokens(", "));
         if digits.is_empty() || separator.is_empty() || end.is_empty() {
             return Err("this vocabulary cannot write a list of digits".into());
         }

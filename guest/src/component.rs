@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 
 use crate::{
-    Baseline, Decision, HeadOffer, Manifest, NamedValue, Place, Plan, Policy, Request, Schedule, Scope, SettingKind,
-    SettingValue, Step, Tail, Token, ValueError,
+    Baseline, Decision, HeadOffer, Manifest, NamedValue, Pattern, Place, Plan, Policy, Request, Schedule, Scope,
+    SettingKind, SettingValue, Step, Tail, Token, ValueError,
 };
 
 /// What wit-bindgen generates, alone in its module. Its unsafe code comes out of a macro of another
@@ -85,14 +85,16 @@ pub(crate) fn tokens(given: &str) -> Vec<Token> {
     text::tokens(given)
 }
 
-pub(crate) fn find(pattern: &[Vec<Vec<u8>>], place: Place) -> Vec<u64> {
+pub(crate) fn find(pattern: &Pattern, place: Place) -> Vec<u64> {
     let place = match place {
         Place::Whole => text::Place::Whole,
         Place::Start => text::Place::Start,
         Place::End => text::Place::End,
         Place::Anywhere => text::Place::Anywhere,
     };
-    text::find(pattern, place)
+    // An argument's record owns its lists: a copy of some hundred bytes.
+    let Pattern { bytes, spellings, letters } = pattern.clone();
+    text::find(&text::Pattern { bytes, spellings, letters }, place)
 }
 
 pub(crate) fn note(message: &str) {

@@ -42,7 +42,7 @@ pub mod values {
 
 /// Tokens as bytes and back. Special tokens are not text: they have no bytes and are never found.
 pub mod text {
-    use crate::{Place, Token, TokenSet};
+    use crate::{Pattern, Place, Token, TokenSet};
 
     /// Each token's bytes. Costs 1 unit of fuel a token and 1 a byte.
     pub fn bytes(tokens: &[Token]) -> Vec<Vec<u8>> {
@@ -76,19 +76,13 @@ pub mod text {
         super::with_host(|host| host.tokens(text))
     }
 
-    /// Which tokens of the vocabulary match a pattern: a sequence of at most 256 letters, each a list
-    /// of 1 to 16 spellings of 1 to 16 bytes. [`spell`] makes one from text. A phrase of 12 letters
-    /// costs some 2,000 units of fuel, and what is kept need not be asked again.
-    pub fn find(pattern: &[Vec<Vec<u8>>], place: Place) -> TokenSet {
+    /// Which tokens of the vocabulary match a pattern. A phrase of 12 letters in both cases costs some 2,000
+    /// units of fuel, and what is kept need not be asked again. A pattern beyond its bounds is a fault.
+    pub fn find(pattern: &Pattern, place: Place) -> TokenSet {
         #[cfg(target_arch = "wasm32")]
         return TokenSet::from_words(crate::component::find(pattern, place));
         #[cfg(not(target_arch = "wasm32"))]
         TokenSet::from_words(super::with_host(|host| host.find(pattern, place)))
-    }
-
-    /// The pattern that is exactly this text, one letter a character.
-    pub fn spell(text: &str) -> Vec<Vec<Vec<u8>>> {
-        text.chars().map(|letter| vec![letter.to_string().into_bytes()]).collect()
     }
 }
 

@@ -84,7 +84,7 @@ mod types;
 
 pub use host::{audit, text, values};
 pub use policy::Policy;
-pub use tokens::{Response, TokenSet};
+pub use tokens::{Pattern, Response, TokenSet};
 pub use types::{
     Baseline, Decision, HeadOffer, HeadWeight, Manifest, NamedValue, Place, Plan, Request, Schedule, Scope, Setting,
     SettingKind, SettingValue, Splice, Steering, Step, Tail, Token, TokenBias, ValueError, VocabularyBias,

@@ -1,9 +1,9 @@
-//! Two small helpers that most policies want: an account of the response, and sets of tokens.
+//! Three small helpers: an account of the response, sets of tokens, and patterns to find tokens by.
 //!
 //! [`Response`] follows `kept` and `appended` from step to step, so that a policy always knows the
 //! tokens it steers. [`TokenSet`] is a set over the vocabulary in the form in which the contract
 //! passes such sets: what [`text::find`](crate::text::find) answers and what a
-//! [`VocabularyBias`] takes.
+//! [`VocabularyBias`] takes. [`Pattern`] is a text whose letters may be spelled in several ways.
 
 use crate::{Step, Token, VocabularyBias};
 
@@ -94,7 +94,8 @@ impl TokenSet {
 
     /// Its tokens in rising order.
     pub fn iter(&self) -> impl Iterator<Item = Token> + '_ {
-        self.words.iter().enumerate().flat_map(|(index, word)| {
+        let nonempty = self.words.iter().enumerate().filter(|(_, word)| **word != 0);
+        nonempty.flat_map(|(index, word)| {
             let mut left = *word;
             core::iter::from_fn(move || {
                 let bit = (left != 0).then(|| left.trailing_zeros())?;
@@ -120,6 +121,63 @@ impl TokenSet {
     }
 }
 
+/// A text in which each letter may be spelled in several ways, for [`text::find`](crate::text::find): at most
+/// 256 letters, each of 1 to 16 spellings, each of 1 to 16 bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pattern {
+    pub(crate) bytes: Vec<u8>,
+    /// The end of each spelling in `bytes`.
+    pub(crate) spellings: Vec<u32>,
+    /// The end of each letter in `spellings`.
+    pub(crate) letters: Vec<u32>,
+}
+
+impl Pattern {
+    /// The pattern without letters, which lies in every token that has bytes.
+    pub fn new() -> Pattern {
+        Pattern::default()
+    }
+
+    /// The pattern that is exactly this text, one letter a character.
+    pub fn text(text: &str) -> Pattern {
+        let mut pattern = Pattern::new();
+        for character in text.chars() {
+            pattern.push([character.encode_utf8(&mut [0; 4]).as_bytes()]);
+        }
+        pattern
+    }
+
+    /// Adds a letter with these spellings.
+    pub fn push<S: AsRef<[u8]>>(&mut self, spellings: impl IntoIterator<Item = S>) {
+        for spelling in spellings {
+            self.bytes.extend_from_slice(spelling.as_ref());
+            self.spellings.push(self.bytes.len() as u32);
+        }
+        self.letters.push(self.spellings.len() as u32);
+    }
+
+    /// How many letters it has.
+    pub fn len(&self) -> usize {
+        self.letters.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.letters.is_empty()
+    }
+
+    /// The spellings of a letter; none past the last.
+    pub fn spellings(&self, letter: usize) -> impl Iterator<Item = &[u8]> {
+        let end = |ends: &[u32], index: usize| ends.get(index).map_or(0, |end| *end as usize);
+        let start = if letter == 0 { 0 } else { end(&self.letters, letter - 1) };
+        let range = start..end(&self.letters, letter).max(start);
+        range.map(move |spelling| {
+            let start = if spelling == 0 { 0 } else { end(&self.spellings, spelling - 1) };
+            self.bytes.get(start..end(&self.spellings, spelling)).unwrap_or_default()
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +193,16 @@ mod tests {
         assert_eq!(set.len(), 3);
         assert!(set.contains(129) && !set.contains(64) && !set.contains(5000));
         assert_eq!(set.forbid().bits, [1 | 1 << 63, 0, 2]);
+    }
+
+    #[test]
+    fn a_pattern_is_flat() {
+        let mut pattern = Pattern::text("hé");
+        pattern.push(["i", "I", "ii"]);
+        assert_eq!(pattern.bytes, "héiIii".as_bytes());
+        assert_eq!((&pattern.spellings[..], &pattern.letters[..]), (&[1, 3, 4, 5, 7][..], &[1, 2, 5][..]));
+        assert_eq!(pattern.spellings(2).collect::<Vec<_>>(), [&b"i"[..], b"I", b"ii"]);
+        assert_eq!(pattern.spellings(3).count(), 0);
     }
 
     #[test]

@@ -133,7 +133,9 @@ pub enum RequestError {
         vocabulary: usize,
     },
     /// Longer than the model's context.
-    #[error("the prompt has {prompt_tokens} tokens and the response may have {max_tokens}, but the context holds {context_tokens}")]
+    #[error(
+        "the prompt has {prompt_tokens} tokens and the response may have {max_tokens}, but the context holds {context_tokens}"
+    )]
     TooLong {
         /// Tokens of the prompt.
         prompt_tokens: usize,
@@ -160,7 +162,8 @@ impl Request {
     /// # Errors
     /// [`RequestError`], for the first thing that is wrong.
     pub fn validate(self, vocabulary: &dyn Vocabulary, context_tokens: usize) -> Result<ValidRequest, RequestError> {
-        let range = |parameter, accepted: String, given: String| Err(RequestError::Range { parameter, accepted, given });
+        let range =
+            |parameter, accepted: String, given: String| Err(RequestError::Range { parameter, accepted, given });
         let max_tokens = self.max_tokens.unwrap_or(60);
         if !(1..=MAX_TOKENS_MAX).contains(&max_tokens) {
             return range("max-tokens", format!("1 to {MAX_TOKENS_MAX}"), max_tokens.to_string());
@@ -180,7 +183,9 @@ impl Request {
         if self.prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
-        if let Some(&token) = self.prompt.iter().chain(&self.user_prompt).find(|&&token| token as usize >= vocabulary.size()) {
+        if let Some(&token) =
+            self.prompt.iter().chain(&self.user_prompt).find(|&&token| token as usize >= vocabulary.size())
+        {
             return Err(RequestError::UnknownToken { token, vocabulary: vocabulary.size() });
         }
         let prompt_tokens = self.prompt.len();

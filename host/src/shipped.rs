@@ -30,7 +30,18 @@ pub struct ShippedHead {
 }
 
 /// The shipped value heads.
-pub const HEADS: [ShippedHead; 0] = [];
+pub const HEADS: [ShippedHead; 4] = [
+    ShippedHead {
+        name: "sentiment.look-ahead",
+        file: include_bytes!("../data/heads/sentiment.look-ahead.safetensors"),
+    },
+    ShippedHead {
+        name: "simplicity.look-ahead",
+        file: include_bytes!("../data/heads/simplicity.look-ahead.safetensors"),
+    },
+    ShippedHead { name: "sentiment.one-pass", file: include_bytes!("../data/heads/sentiment.one-pass.safetensors") },
+    ShippedHead { name: "simplicity.one-pass", file: include_bytes!("../data/heads/simplicity.one-pass.safetensors") },
+];
 
 /// What `vassal run` answers when it is given no prompt.
 pub const PROMPT: &str = "I have to give a talk in front of my whole team tomorrow. What should I expect?";

@@ -75,10 +75,7 @@ impl TextDecoder {
     /// Takes back the last `count` tokens.
     pub fn rewind(&mut self, count: usize) -> Result<(), RewindError> {
         if count > self.held.len() {
-            return Err(RewindError {
-                asked: count,
-                held: self.held.len(),
-            });
+            return Err(RewindError { asked: count, held: self.held.len() });
         }
         let first = self.held.len() - count;
         let dropped: usize = self.held.drain(first..).sum();

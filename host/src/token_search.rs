@@ -22,8 +22,17 @@ const FUEL_PER_SPELLING: u64 = 32;
 /// How many found places charge one unit: marking one costs a few ns.
 const PLACES_PER_FUEL: u64 = 4;
 
-/// A sequence of letters, each a list of spellings.
-pub type Pattern = [Vec<Vec<u8>>];
+/// A text in which each letter may be spelled in several ways, in flat lists. Nothing is known of it yet:
+/// [`TokenSearch::find`] checks it.
+#[derive(Clone, Copy, Debug)]
+pub struct Pattern<'a> {
+    /// Every spelling's bytes, one after the other.
+    pub bytes: &'a [u8],
+    /// The end of each spelling in `bytes`.
+    pub spellings: &'a [u32],
+    /// The end of each letter in `spellings`.
+    pub letters: &'a [u32],
+}
 
 /// Where in a token a pattern has to lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +69,9 @@ pub enum FindError {
         /// How many bytes it has.
         bytes: usize,
     },
+    /// An end before the one before it, or past its list; or a list goes on after the last end.
+    #[error("the ends of the pattern's {0} do not divide their list")]
+    Ends(&'static str),
     /// The fuel was spent before the search was done.
     #[error("the search costs more fuel than is left")]
     OutOfFuel,
@@ -131,15 +143,15 @@ impl TokenSearch {
     }
 
     /// The set of the tokens that have the pattern at the place: bit i is token i, 64 a word, lowest
-    /// bit first; no words at all where there is none. Takes what it costs from `fuel`, by the contract's rule: 1 a word of the answer, 32 a
-    /// spelling tried, 1 for every 4 places found. An empty pattern lies in every token that has bytes.
+    /// bit first; no words at all where there is none. An empty pattern lies in every token that has bytes.
     ///
     /// # Errors
     /// A pattern beyond its bounds, or too little fuel; then none is left.
-    pub fn find(&self, pattern: &Pattern, place: Place, fuel: &mut u64) -> Result<Vec<u64>, FindError> {
-        check(pattern)?;
+    pub fn find(&self, pattern: Pattern<'_>, place: Place, fuel: &mut u64) -> Result<Vec<u64>, FindError> {
+        charge(fuel, (pattern.bytes.len() + pattern.spellings.len() + pattern.letters.len()) as u64)?;
+        let letters = check(pattern)?;
         let mut beginnings = vec![Beginning { first: 0, end: self.suffixes.len(), depth: 0 }];
-        for letter in pattern {
+        for letter in &letters {
             let mut longer = Vec::new();
             for beginning in &beginnings {
                 for spelling in letter {
@@ -169,7 +181,7 @@ impl TokenSearch {
                     Place::Anywhere => true,
                 };
                 // An empty pattern ends where it begins, so it lies at the end of any token.
-                if fits || (pattern.is_empty() && place == Place::End) {
+                if fits || (letters.is_empty() && place == Place::End) {
                     words[token / 64] |= 1 << (token % 64);
                     found = true;
                 }
@@ -202,19 +214,43 @@ impl TokenSearch {
     }
 }
 
-fn check(pattern: &Pattern) -> Result<(), FindError> {
-    if pattern.len() > LETTERS_MAX {
-        return Err(FindError::Letters(pattern.len()));
+/// The spellings of each letter, within the bounds.
+fn check(pattern: Pattern<'_>) -> Result<Vec<Vec<&[u8]>>, FindError> {
+    if pattern.letters.len() > LETTERS_MAX {
+        return Err(FindError::Letters(pattern.letters.len()));
     }
-    for (letter, spellings) in pattern.iter().enumerate() {
-        if !(1..=SPELLINGS_MAX).contains(&spellings.len()) {
-            return Err(FindError::Spellings { letter, spellings: spellings.len() });
+    let spelling_ranges = ranges(pattern.spellings, pattern.bytes.len()).ok_or(FindError::Ends("spellings"))?;
+    let letter_ranges = ranges(pattern.letters, pattern.spellings.len()).ok_or(FindError::Ends("letters"))?;
+    let mut letters = Vec::with_capacity(letter_ranges.len());
+    for (letter, range) in letter_ranges.into_iter().enumerate() {
+        if !(1..=SPELLINGS_MAX).contains(&range.len()) {
+            return Err(FindError::Spellings { letter, spellings: range.len() });
         }
-        if let Some(odd) = spellings.iter().find(|spelling| !(1..=SPELLING_BYTES_MAX).contains(&spelling.len())) {
-            return Err(FindError::SpellingBytes { letter, bytes: odd.len() });
+        let mut spellings = Vec::with_capacity(range.len());
+        for bytes in &spelling_ranges[range] {
+            if !(1..=SPELLING_BYTES_MAX).contains(&bytes.len()) {
+                return Err(FindError::SpellingBytes { letter, bytes: bytes.len() });
+            }
+            spellings.push(&pattern.bytes[bytes.clone()]);
         }
+        letters.push(spellings);
     }
-    Ok(())
+    Ok(letters)
+}
+
+/// The ranges that rising ends make of a list of this length, if they make up all of it.
+fn ranges(ends: &[u32], length: usize) -> Option<Vec<Range<usize>>> {
+    let mut start = 0;
+    let mut ranges = Vec::with_capacity(ends.len());
+    for end in ends {
+        let end = *end as usize;
+        if end < start || end > length {
+            return None;
+        }
+        ranges.push(start..end);
+        start = end;
+    }
+    (start == length).then_some(ranges)
 }
 
 fn charge(fuel: &mut u64, units: u64) -> Result<(), FindError> {
@@ -227,8 +263,31 @@ fn charge(fuel: &mut u64, units: u64) -> Result<(), FindError> {
 mod tests {
     use super::*;
 
+    /// A pattern letter by letter, as it is easy to write.
+    type Letters = [Vec<Vec<u8>>];
+
+    struct Flat(Vec<u8>, Vec<u32>, Vec<u32>);
+
+    impl Flat {
+        fn new(letters: &Letters) -> Flat {
+            let mut flat = Flat(Vec::new(), Vec::new(), Vec::new());
+            for letter in letters {
+                for spelling in letter {
+                    flat.0.extend(spelling);
+                    flat.1.push(flat.0.len() as u32);
+                }
+                flat.2.push(flat.1.len() as u32);
+            }
+            flat
+        }
+
+        fn pattern(&self) -> Pattern<'_> {
+            Pattern { bytes: &self.0, spellings: &self.1, letters: &self.2 }
+        }
+    }
+
     /// Every byte string that the pattern spells.
-    fn spelled(pattern: &Pattern) -> Vec<Vec<u8>> {
+    fn spelled(pattern: &Letters) -> Vec<Vec<u8>> {
         pattern.iter().fold(vec![Vec::new()], |texts, letter| {
             let longer =
                 texts.iter().flat_map(|text| letter.iter().map(move |spelling| [&text[..], spelling].concat()));
@@ -246,10 +305,10 @@ mod tests {
             }
     }
 
-    fn check_all(vocabulary: &[Vec<u8>], pattern: &Pattern) {
+    fn check_all(vocabulary: &[Vec<u8>], pattern: &Letters) {
         let search = TokenSearch::new(vocabulary.len(), |token| &vocabulary[token as usize]).unwrap();
         for place in [Place::Whole, Place::Start, Place::End, Place::Anywhere] {
-            let words = search.find(pattern, place, &mut u64::MAX.clone()).unwrap();
+            let words = search.find(Flat::new(pattern).pattern(), place, &mut u64::MAX.clone()).unwrap();
             for (token, bytes) in vocabulary.iter().enumerate() {
                 let expected = spelled(pattern).iter().any(|text| matches(bytes, text, place));
                 let found = words.get(token / 64).is_some_and(|word| word >> (token % 64) & 1 == 1);
@@ -284,14 +343,31 @@ mod tests {
         let vocabulary = [&b"ab"[..], b"abc", b""];
         let search = TokenSearch::new(3, |token| vocabulary[token as usize]).unwrap();
         let letter = |bytes: usize| vec![vec![b'a'; bytes]];
-        let find = |pattern: &Pattern, mut fuel: u64| search.find(pattern, Place::Start, &mut fuel).map(|_| fuel);
+        let find = |pattern: &Letters, mut fuel: u64| {
+            search.find(Flat::new(pattern).pattern(), Place::Start, &mut fuel).map(|_| fuel)
+        };
         assert_eq!(find(&vec![letter(1); 257], 1 << 20), Err(FindError::Letters(257)));
         assert_eq!(find(&[vec![]], 1 << 20), Err(FindError::Spellings { letter: 0, spellings: 0 }));
         assert_eq!(find(&[letter(17)], 1 << 20), Err(FindError::SpellingBytes { letter: 0, bytes: 17 }));
-        // A word of answer, two letters of one spelling each, and two places.
+        // Six numbers of pattern, two letters of one spelling each, two places, and a word of answer.
         let pattern = [vec![b"a".to_vec()], vec![b"b".to_vec()]];
-        assert_eq!(find(&pattern, 1000), Ok(1000 - 1 - 64 - 1));
-        assert_eq!(find(&pattern, 65), Err(FindError::OutOfFuel));
+        assert_eq!(find(&pattern, 1000), Ok(1000 - 6 - 64 - 1 - 1));
+        assert_eq!(find(&pattern, 71), Err(FindError::OutOfFuel));
+    }
+
+    #[test]
+    fn ends_that_divide_nothing_are_refused() {
+        let search = TokenSearch::new(1, |_| b"ab").unwrap();
+        let find = |spellings: &[u32], letters: &[u32]| {
+            search.find(Pattern { bytes: b"ab", spellings, letters }, Place::Start, &mut 1000).map(|_| ())
+        };
+        assert_eq!(find(&[1, 2], &[1, 2]), Ok(()));
+        for spellings in [&[1][..], &[2, 1], &[1, 3], &[1, u32::MAX], &[]] {
+            assert_eq!(find(spellings, &[1]), Err(FindError::Ends("spellings")), "{spellings:?}");
+        }
+        for letters in [&[1][..], &[2, 1], &[3], &[]] {
+            assert_eq!(find(&[1, 2], letters), Err(FindError::Ends("letters")), "{letters:?}");
+        }
     }
 
     #[test]
@@ -301,7 +377,7 @@ mod tests {
         // 16 spellings a letter spell 16^256 texts, of which only 16 are different beginnings.
         let letter: Vec<Vec<u8>> = (1..=16).map(|length| vec![b'a'; length]).collect();
         let mut fuel = 250_000;
-        let words = search.find(&vec![letter; 16], Place::Anywhere, &mut fuel).unwrap();
+        let words = search.find(Flat::new(&vec![letter; 16]).pattern(), Place::Anywhere, &mut fuel).unwrap();
         assert_eq!(words, [u64::MAX]);
         assert!(fuel > 150_000, "{fuel}");
     }

@@ -12,7 +12,8 @@ Three things are measured, each as the median over short rounds in which the two
 llama.cpp's figure is its fastest variant: with flash attention or without, and for rows20 as 20
 successive tokens of one sequence or as 20 sequences that share the prefix and have one token each.
 vassal measures itself (`vassal bench decode --json`); llama.cpp is driven here through its C interface,
-so no Python runs inside a measured step. A speedup is llama.cpp's median over vassal's.
+so no Python runs inside a measured step. A speedup (plain_speedup, rows20_speedup,
+prefill512_speedup) is llama.cpp's median over vassal's.
 
 llama.cpp is compiled with the flags of one instruction set, never for the machine it is built on, in a
 virtual environment of its own for each: versions and hashes are in requirements.txt, everything made

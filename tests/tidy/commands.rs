@@ -24,7 +24,9 @@ pub(crate) fn check(program: &clap::Command, line: &str, form: Form) -> Result<(
     }
     let arguments = match words.first().map(String::as_str) {
         Some("vassal") => &words[1..],
-        Some("cargo") if words.get(1).is_some_and(|word| word == "run") && !words.iter().any(|word| word == "--example") => {
+        Some("cargo")
+            if words.get(1).is_some_and(|word| word == "run") && !words.iter().any(|word| word == "--example") =>
+        {
             let dashes = words.iter().position(|word| word == "--");
             dashes.map_or(&[][..], |at| &words[at + 1..])
         }
@@ -63,7 +65,8 @@ fn mention(program: &clap::Command, arguments: &[String]) -> Result<(), String> 
 
 /// `NAME=value` before a command.
 fn is_variable(word: &str) -> bool {
-    word.split_once('=').is_some_and(|(name, _)| !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+    word.split_once('=')
+        .is_some_and(|(name, _)| !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
 }
 
 /// Splits as a shell would, up to a comment, a pipe or a redirection.
@@ -111,7 +114,13 @@ mod tests {
     fn commands_are_compared_with_the_definition() {
         let program = vassal::cli::command();
         let check = |line, form| check(&program, line, form).is_ok();
-        for good in ["cargo run --release -- run --compare", "vassal run \"hi\" --seed 7", "vassal bench decode --json > x", "A=1 vassal pull", "ls --nothing"] {
+        for good in [
+            "cargo run --release -- run --compare",
+            "vassal run \"hi\" --seed 7",
+            "vassal bench decode --json > x",
+            "A=1 vassal pull",
+            "ls --nothing",
+        ] {
             assert!(check(good, Form::Whole), "{good}");
         }
         for bad in ["vassal rum", "cargo run --release -- run --compar", "vassal run --seed seven", "vassal bench"] {

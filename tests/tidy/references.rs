@@ -32,7 +32,9 @@ impl<'a> Known<'a> {
     pub(crate) fn read(repository: &'a Repository) -> Self {
         let mut known = Self::nothing();
         known.repository = Some(repository);
-        for (_, text) in repository.texts(&[".rs", ".wit", ".py", ".toml"]).filter(|(path, _)| !path.starts_with("tests/tidy/")) {
+        for (_, text) in
+            repository.texts(&[".rs", ".wit", ".py", ".toml"]).filter(|(path, _)| !path.starts_with("tests/tidy/"))
+        {
             known.take(text);
         }
         known
@@ -59,7 +61,8 @@ impl<'a> Known<'a> {
 
 /// Complaints about one document.
 pub(crate) fn document(path: &str, text: &str, known: &Known<'_>) -> Vec<String> {
-    let mut complaints: Vec<String> = prose(text).iter().flat_map(|line| spans(line)).filter_map(|code| span(code, known)).collect();
+    let mut complaints: Vec<String> =
+        prose(text).iter().flat_map(|line| spans(line)).filter_map(|code| span(code, known)).collect();
     complaints.extend(fenced(text).iter().filter_map(|line| fenced_line(line, known)));
     complaints.extend(prose(text).iter().flat_map(|line| links(line)).filter_map(|target| link(path, target, known)));
     complaints.into_iter().map(|complaint| format!("{path}: {complaint}")).collect()
@@ -130,14 +133,21 @@ fn is_file(code: &str) -> bool {
     let written = code.chars().all(|c| c.is_ascii_alphanumeric() || "_./{},-".contains(c));
     let own = ["./", "/", "~", "target/"].iter().any(|start| code.starts_with(start));
     // A quotient or an ending alone is no file.
-    let letters = code.split('/').all(|part| part.is_empty() || part.trim_start_matches(['.', '{']).starts_with(|c: char| c.is_alphabetic()));
+    let letters = code
+        .split('/')
+        .all(|part| part.is_empty() || part.trim_start_matches(['.', '{']).starts_with(|c: char| c.is_alphabetic()));
     let alone = code.starts_with('.') && !code.contains('/');
     let placeholder = code.split('/').any(|part| {
         let stem = part.split('.').next().unwrap_or_default();
         let ending = part.ends_with(".md") || part.starts_with("LICENSE");
         !ending && stem.len() > 1 && stem.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
     });
-    written && letters && !own && !alone && !placeholder && (code.contains('/') || ENDINGS.iter().any(|ending| code.ends_with(ending)))
+    written
+        && letters
+        && !own
+        && !alone
+        && !placeholder
+        && (code.contains('/') || ENDINGS.iter().any(|ending| code.ends_with(ending)))
 }
 
 /// `a/{b,c}.rs` is two files.
@@ -185,7 +195,9 @@ fn fenced_line(line: &str, known: &Known<'_>) -> Option<String> {
             if known.has_at_root(top) && !known.has_at_root(word) {
                 return Some(format!("there is no file `{word}` (in `{line}`)"));
             }
-        } else if line.starts_with("cargo test") && let Some(complaint) = name(word, known) {
+        } else if line.starts_with("cargo test")
+            && let Some(complaint) = name(word, known)
+        {
             return Some(complaint);
         }
     }

@@ -24,7 +24,11 @@ type LongFunction = (&'static str, &'static str, usize, &'static str);
 
 pub(crate) const LONG_FILES: &[LongFile] = &[
     ("guest/src/types.rs", 450, "the contract's records, one page of documentation each"),
-    ("host/src/engine/mod.rs", 650, "the engine's state and its way in and out; passes and rounds are files of their own"),
+    (
+        "host/src/engine/mod.rs",
+        650,
+        "the engine's state and its way in and out; passes and rounds are files of their own",
+    ),
     ("host/src/learning/one_pass.rs", 650, "one fit in stages that share their arrays, and its planted test"),
     ("host/src/learning/ridge.rs", 525, "one solver, and tests against the normal equations"),
     ("host/src/learning/rollouts.rs", 450, "one file format: writer, reader and their tests"),
@@ -33,7 +37,6 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
     ("host/src/model/heads/mod.rs", 600, "one file format in two kinds: writer, reader and their tests"),
     ("host/src/model/source/tests.rs", 600, "a server on loopback, and every way a download goes wrong"),
     ("host/src/model/tokenizer.rs", 525, "pre-tokenizers by name, and tests of each"),
-    ("host/src/sandbox/manifest.rs", 550, "every bound of a manifest with the error that names it"),
     ("kernels/src/cpu/attention.rs", 475, "one algorithm: tiles, merging and its kernels"),
     ("kernels/src/cpu/device.rs", 550, "one method an operation of the device trait, in its order"),
     ("kernels/src/cpu/lanes.rs", 450, "each operation of eight lanes twice, side by side"),
@@ -69,7 +72,8 @@ pub(crate) fn header(path: &str, text: &str) -> Option<String> {
     // The page of a whole crate may be a guide.
     let most = if path.ends_with("/lib.rs") { usize::MAX } else { *HEADER_LINES.end() };
     let accepted = least..=most;
-    (!accepted.contains(&lines)).then(|| format!("{path}: a header of {lines} lines of prose, expected {least} to {}", HEADER_LINES.end()))
+    (!accepted.contains(&lines))
+        .then(|| format!("{path}: a header of {lines} lines of prose, expected {least} to {}", HEADER_LINES.end()))
 }
 
 /// Files past [`FILE_LINES_MAX`] without an entry or past it, and entries that are not needed.
@@ -105,12 +109,14 @@ pub(crate) fn long_functions(files: &[(&str, &str)], table: &[LongFunction]) -> 
                 needed[entry] = true;
             }
             if lines > most {
-                complaints.push(format!("{path}: `{name}` has {lines} lines, at most {most}: a function fits on a screen"));
+                complaints
+                    .push(format!("{path}: `{name}` has {lines} lines, at most {most}: a function fits on a screen"));
             }
         }
     }
     let stale = table.iter().zip(needed).filter(|(_, needed)| !needed);
-    complaints.extend(stale.map(|(entry, _)| format!("{}: `{}` is short now or gone, its entry is stale", entry.0, entry.1)));
+    complaints
+        .extend(stale.map(|(entry, _)| format!("{}: `{}` is short now or gone, its entry is stale", entry.0, entry.1)));
     complaints
 }
 
@@ -136,7 +142,8 @@ fn functions(text: &str) -> Vec<(&str, usize)> {
 
 /// The name in `pub(crate) const unsafe fn name<T>(`.
 pub(crate) fn function_name(mut line: &str) -> Option<&str> {
-    const QUALIFIERS: [&str; 7] = ["pub ", "pub(crate) ", "pub(super) ", "const ", "async ", "unsafe ", "extern \"C\" "];
+    const QUALIFIERS: [&str; 7] =
+        ["pub ", "pub(crate) ", "pub(super) ", "const ", "async ", "unsafe ", "extern \"C\" "];
     while let Some(rest) = QUALIFIERS.iter().find_map(|qualifier| line.strip_prefix(qualifier)) {
         line = rest;
     }
@@ -263,7 +270,10 @@ mod tests {
         let code = "fn f() {}\n".repeat(100);
         assert!(header("a.rs", &code).is_some());
         assert!(header("a.rs", &format!("//! One.\n//! Two.\n{code}")).is_some());
-        assert!(header("a.rs", &format!("//! One.\n//!\n//! ```text\n//! x\n//! ```\n//! Two.\n//! Three.\n{code}")).is_none());
+        assert!(
+            header("a.rs", &format!("//! One.\n//!\n//! ```text\n//! x\n//! ```\n//! Two.\n//! Three.\n{code}"))
+                .is_none()
+        );
         assert!(header("a.rs", "//! Enough for a short file.\n").is_none());
         assert!(header("a.rs", "fn f() {}\n").is_some());
         let long = "//! Prose.\n".repeat(16);
@@ -293,7 +303,10 @@ mod tests {
 
     #[test]
     fn unsafe_is_found_in_code_and_nowhere_else() {
-        assert_eq!(unsafe_words("a.rs", "fn f() {\n    unsafe { g() }\n}\n"), vec!["a.rs:2: unsafe code belongs into kernels/"]);
+        assert_eq!(
+            unsafe_words("a.rs", "fn f() {\n    unsafe { g() }\n}\n"),
+            vec!["a.rs:2: unsafe code belongs into kernels/"]
+        );
         for harmless in [
             "// unsafe\n",
             "/* unsafe\n */",
@@ -314,6 +327,8 @@ mod tests {
         assert!(machine_paths("a.md", "https://host/root/x, a/work/b, \"/home/\"").is_empty());
         assert_eq!(registries("r.txt", "--index-url https://mirror/simple").len(), 1);
         assert_eq!(registries("Cargo.lock", "source = \"registry+https://mirror/index\"").len(), 1);
-        assert!(registries("Cargo.lock", "source = \"registry+https://github.com/rust-lang/crates.io-index\"").is_empty());
+        assert!(
+            registries("Cargo.lock", "source = \"registry+https://github.com/rust-lang/crates.io-index\"").is_empty()
+        );
     }
 }

@@ -29,7 +29,7 @@ impl Policy for My {
     /// Called once a response, with the settings. CHANGE: what can be prepared before the first token.
     fn start(request: &Request) -> Result<Self, String> {
         // The tokens with these letters anywhere in them, out of the whole vocabulary. `bias` takes 1,024.
-        let liked = text::find(&text::spell(request.text("letters")), Place::Anywhere);
+        let liked = text::find(&Pattern::text(request.text("letters")), Place::Anywhere);
         let liked = liked.iter().take(1024).collect();
         Ok(My { nats: request.number("nats") as f32, liked, response: Response::default() })
     }

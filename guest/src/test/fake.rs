@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::{Place, Token, ValueError};
+use crate::{Pattern, Place, Token, ValueError};
 
 type ValueFunction = dyn Fn(u32, &[Token]) -> f32;
 
@@ -153,11 +153,13 @@ impl FakeHost {
     ///
     /// # Panics
     /// If the pattern breaks a bound of the contract, where the real host faults the policy.
-    pub fn find(&mut self, pattern: &[Vec<Vec<u8>>], place: Place) -> Vec<u64> {
-        let letter_is_bounded = |letter: &Vec<Vec<u8>>| {
-            (1..=16).contains(&letter.len()) && letter.iter().all(|spelling| (1..=16).contains(&spelling.len()))
+    pub fn find(&mut self, pattern: &Pattern, place: Place) -> Vec<u64> {
+        let letter_is_bounded = |letter: usize| {
+            let mut spellings = pattern.spellings(letter);
+            (1..=16).contains(&pattern.spellings(letter).count())
+                && spellings.all(|spelling| (1..=16).contains(&spelling.len()))
         };
-        let bounded = pattern.len() <= 256 && pattern.iter().all(letter_is_bounded);
+        let bounded = pattern.len() <= 256 && (0..pattern.len()).all(letter_is_bounded);
         assert!(bounded, "a pattern has at most 256 letters of 1 to 16 spellings of 1 to 16 bytes: {pattern:?}");
         let mut words = vec![0u64; self.vocabulary.len().div_ceil(64)];
         for (token, bytes) in self.vocabulary.iter().enumerate() {
@@ -183,12 +185,12 @@ impl FakeHost {
 }
 
 /// Where in `bytes` a pattern that begins at their start may end.
-fn ends_of(pattern: &[Vec<Vec<u8>>], bytes: &[u8]) -> Vec<usize> {
+fn ends_of(pattern: &Pattern, bytes: &[u8]) -> Vec<usize> {
     let mut ends = vec![0];
-    for letter in pattern {
+    for letter in 0..pattern.len() {
         let mut next: Vec<usize> = Vec::new();
         for end in ends {
-            let fitting = letter.iter().filter(|spelling| bytes[end..].starts_with(spelling));
+            let fitting = pattern.spellings(letter).filter(|spelling| bytes[end..].starts_with(spelling));
             next.extend(fitting.map(|spelling| end + spelling.len()));
         }
         next.sort_unstable();

@@ -36,7 +36,7 @@ pub(super) struct EvaluateArguments {
     #[arg(long = "reward", value_delimiter = ',', default_value = "sentiment,simplicity")]
     rewards: Vec<String>,
     /// Dials are set to cost this many nats a token by the heads' own tables, measured on tune prompts.
-    #[arg(long, default_value_t = 0.30)]
+    #[arg(long, default_value_t = 0.25)]
     kl: f64,
     /// Candidates of a step.
     #[arg(long, default_value_t = 20)]
@@ -104,10 +104,19 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         }
         let dials: Vec<f64> = rewards.iter().map(|reward| dial(&host, *reward)).collect();
         for (reward, &dial) in rewards.iter().zip(&dials) {
-            lines.push(run(&mut host, arguments, &prompts, &rewards, kind.name(), &[(reward.name(), dial)], &progress)?);
+            lines.push(run(
+                &mut host,
+                arguments,
+                &prompts,
+                &rewards,
+                kind.name(),
+                &[(reward.name(), dial)],
+                &progress,
+            )?);
         }
         if rewards.len() > 1 {
-            let halves: Vec<(&str, f64)> = rewards.iter().zip(&dials).map(|(reward, dial)| (reward.name(), dial / 2.0)).collect();
+            let halves: Vec<(&str, f64)> =
+                rewards.iter().zip(&dials).map(|(reward, dial)| (reward.name(), dial / 2.0)).collect();
             lines.push(run(&mut host, arguments, &prompts, &rewards, kind.name(), &halves, &progress)?);
         }
     }
@@ -122,7 +131,8 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
 
 fn open(arguments: &EvaluateArguments, kind: HeadKind, rewards: &[&'static dyn Reward]) -> Result<Host, Error> {
     let engine = EngineOptions { sequences_max: 24, cache_tokens: 24 * 512, ..EngineOptions::default() };
-    let file = |folder: &PathBuf, reward: &&dyn Reward| folder.join(format!("{}.{}.safetensors", reward.name(), kind.name()));
+    let file =
+        |folder: &PathBuf, reward: &&dyn Reward| folder.join(format!("{}.{}.safetensors", reward.name(), kind.name()));
     let heads = arguments.heads.iter().flat_map(|folder| rewards.iter().map(|reward| file(folder, reward))).collect();
     Host::open(&HostOptions { heads, head_kind: Some(kind), engine, ..arguments.model.resolve()? })
 }
@@ -146,7 +156,11 @@ fn run(
     let decoding = Decoding { policies, samples: arguments.samples, max_tokens, seed: arguments.seed };
     let responses = respond(host, prompts, &decoding, || progress.inc(1))?;
     let dials: Vec<String> = dials.iter().map(|(name, dial)| format!("{name} {dial:.2}")).collect();
-    Ok(Line { method: method.to_owned(), dials: dials.join(", "), measured: measure(&responses, rewards, arguments.seed) })
+    Ok(Line {
+        method: method.to_owned(),
+        dials: dials.join(", "),
+        measured: measure(&responses, rewards, arguments.seed),
+    })
 }
 
 fn cell(estimate: &Estimate) -> String {
@@ -170,7 +184,10 @@ fn tables(
         "{prompts} {} prompts, 60 tokens, T = 1, top-p 1, {} candidates, tail {}; base and Best-of-{BEST_OF} from a pool of\n\
          samples by the unbiased estimator, guided methods {} responses a prompt; 95 % bootstrap over prompts;\n\
          \"way\" is the share of the way from base to Best-of-{BEST_OF}.\n\n",
-        arguments.split.name(), arguments.candidates, arguments.tail, arguments.samples
+        arguments.split.name(),
+        arguments.candidates,
+        arguments.tail,
+        arguments.samples
     );
     out.push_str("| method | dials |");
     rewards.iter().for_each(|reward| out.push_str(&format!(" {} | way |", reward.name())));
@@ -180,13 +197,17 @@ fn tables(
     for (name, estimates) in [("base".to_owned(), base), (format!("Best-of-{BEST_OF}"), best)] {
         out.push_str(&format!("| {name} (pool) | |"));
         let ways = estimates.iter().zip(base.iter().zip(best));
-        ways.for_each(|(own, (base, best))| out.push_str(&format!(" {} | {:.2} |", cell(own), share(own.mean, base, best))));
+        ways.for_each(|(own, (base, best))| {
+            out.push_str(&format!(" {} | {:.2} |", cell(own), share(own.mean, base, best)))
+        });
         out.push('\n');
     }
     for line in lines {
         out.push_str(&format!("| {} | {} |", line.method, line.dials));
         let ways = line.measured.rewards.iter().zip(base.iter().zip(best));
-        ways.for_each(|(own, (base, best))| out.push_str(&format!(" {} | {:.2} |", cell(own), share(own.mean, base, best))));
+        ways.for_each(|(own, (base, best))| {
+            out.push_str(&format!(" {} | {:.2} |", cell(own), share(own.mean, base, best)))
+        });
         out.push('\n');
     }
     out.push_str("\nCost and fluency; ratios are to the base samples decoded beside them.\n\n");
@@ -197,10 +218,17 @@ fn tables(
         let own = &line.measured;
         out.push_str(&format!(
             "| {} | {} | {:.3} | {:.2} | {:.1} % | {:.3} | {:.2} | {:.3} | {:.2} | {:.4} | {:.2} |\n",
-            line.method, line.dials, own.kl_per_token, own.forwards_per_token, 100.0 * own.tail_share,
-            own.cross_entropy, own.cross_entropy / reference.cross_entropy,
-            own.distinct_2, own.distinct_2 / reference.distinct_2,
-            own.repeated_4, own.repeated_4 / reference.repeated_4
+            line.method,
+            line.dials,
+            own.kl_per_token,
+            own.forwards_per_token,
+            100.0 * own.tail_share,
+            own.cross_entropy,
+            own.cross_entropy / reference.cross_entropy,
+            own.distinct_2,
+            own.distinct_2 / reference.distinct_2,
+            own.repeated_4,
+            own.repeated_4 / reference.repeated_4
         ));
     }
     out
@@ -216,7 +244,10 @@ fn report(
 ) -> Value {
     let estimates = |estimates: &[Estimate]| -> Value {
         let one = |(reward, own): (&&dyn Reward, &Estimate)| {
-            (reward.name().to_owned(), json!({ "mean": own.mean, "ci_low": own.interval.start(), "ci_high": own.interval.end() }))
+            (
+                reward.name().to_owned(),
+                json!({ "mean": own.mean, "ci_low": own.interval.start(), "ci_high": own.interval.end() }),
+            )
         };
         rewards.iter().zip(estimates).map(one).collect::<serde_json::Map<_, _>>().into()
     };

@@ -63,7 +63,9 @@ pub(super) struct RolloutArguments {
 
 pub(super) fn parse_split(text: &str) -> Result<Split, String> {
     let all = [Split::Learn, Split::Tune, Split::Test];
-    all.into_iter().find(|split| split.name() == text).ok_or_else(|| format!("expected learn, tune or test, got {text:?}"))
+    all.into_iter()
+        .find(|split| split.name() == text)
+        .ok_or_else(|| format!("expected learn, tune or test, got {text:?}"))
 }
 
 /// The prompts of a file, or the project's own.
@@ -118,7 +120,8 @@ pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
         for event in host.engine().step()? {
             let Event::Finished { sequence, response } = event else { continue };
             let Some((prompt, sample)) = of.remove(&sequence) else { continue };
-            let end = if response.finish == crate::engine::Finish::EndOfText { End::EndOfText } else { End::TokenLimit };
+            let end =
+                if response.finish == crate::engine::Finish::EndOfText { End::EndOfText } else { End::TokenLimit };
             writer.append(&Rollout {
                 id: prompt.id.clone(),
                 prompt: prompt.text.clone(),
@@ -197,7 +200,12 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         threads: options.threads.unwrap_or(2),
         seed: arguments.seed,
     };
-    let engine = |taps| EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, taps, ..EngineOptions::default() };
+    let engine = |taps| EngineOptions {
+        sequences_max: SEQUENCES,
+        cache_tokens: SEQUENCES * 512,
+        taps,
+        ..EngineOptions::default()
+    };
 
     let mut host = Host::open(&HostOptions { engine: engine(vec![layer]), ..options.clone() })?;
     rollouts.require_model(&host.model().sha256)?;
@@ -206,7 +214,8 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         prompts.insert(prompt.id.clone(), host.request(&prompt.text)?.prompt);
     }
     let progress = bar(rollouts.all.len(), "features");
-    let material = Material::collect(host.engine(), &rollouts, &prompts, layer, |count| progress.set_position(count as u64))?;
+    let material =
+        Material::collect(host.engine(), &rollouts, &prompts, layer, |count| progress.set_position(count as u64))?;
     progress.finish();
     drop(host);
     eprintln!("vassal: fitting look-ahead heads");
@@ -214,7 +223,10 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     for (reward, fitted) in rewards.iter().zip(&fitted) {
         eprintln!(
             "vassal: {}: {:.3} of the variance explained on tune prompts ({:.3} without share weights), by position {:.3?}",
-            reward.name(), fitted.evaluation.explained, fitted.explained_plain, fitted.evaluation.explained_by_position
+            reward.name(),
+            fitted.evaluation.explained,
+            fitted.explained_plain,
+            fitted.evaluation.explained_by_position
         );
     }
 
@@ -270,7 +282,8 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     let with_engine = HostOptions { engine: engine(Vec::new()), ..options };
     let mut host = Host::open_with(&with_engine, |_, _| Ok(look_ahead_files(&unit)))?;
     let progress = bar((count_prompts + prompts.len() / 8) * fit_options.rollouts_per_prompt, "candidates");
-    let candidates = material.candidates(host.engine(), &prompts, &fit_options, |count| progress.set_position(count as u64))?;
+    let candidates =
+        material.candidates(host.engine(), &prompts, &fit_options, |count| progress.set_position(count as u64))?;
     progress.finish();
     let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
     for (place, reward) in rewards.iter().enumerate() {
@@ -278,7 +291,11 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         let distilled = material.distil(host.engine(), &candidates, place, &covariance, &fit_options, reward.name())?;
         eprintln!(
             "vassal: {}: spread {:.4}; one-pass explains {:.3} within states (token bias alone {:.3}), spread {:.4}",
-            reward.name(), distilled.look_ahead_spread, distilled.fit.explained, distilled.fit.explained_by_bias, distilled.spread
+            reward.name(),
+            distilled.look_ahead_spread,
+            distilled.fit.explained,
+            distilled.fit.explained_by_bias,
+            distilled.spread
         );
         spreads.push(distilled.look_ahead_spread);
         let provenance = Provenance { explained: distilled.fit.explained, ..provenance.clone() };

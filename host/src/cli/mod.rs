@@ -23,7 +23,12 @@ use crate::model::heads::HeadKind;
 
 /// Decode-time alignment of frozen language models by policies that nobody has to trust.
 #[derive(Debug, Parser)]
-#[command(name = "vassal", version, about, after_help = "Exit codes: 0 done, 1 the host failed (its device, its disk, the network), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity.")]
+#[command(
+    name = "vassal",
+    version,
+    about,
+    after_help = "Exit codes: 0 done, 1 the host failed (its device, its disk, the network), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity."
+)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -103,8 +103,10 @@ fn use_policies(host: &Host, arguments: &RunArguments) -> Result<Vec<PolicyUse>,
             settings.push((COMPARE_DIAL.0.to_owned(), COMPARE_DIAL.1.to_owned()));
         }
     }
-    let loaded: Vec<(Arc<LoadedPolicy>, bool)> =
-        names.into_iter().map(|(name, required)| Ok((host.load_policy(name)?, required))).collect::<Result<_, Error>>()?;
+    let loaded: Vec<(Arc<LoadedPolicy>, bool)> = names
+        .into_iter()
+        .map(|(name, required)| Ok((host.load_policy(name)?, required)))
+        .collect::<Result<_, Error>>()?;
     let mut given: Vec<[Vec<(String, String)>; 2]> = vec![Default::default(); loaded.len()];
     for (layer, layer_settings) in [&settings, &arguments.tenant_settings].into_iter().enumerate() {
         for (name, value) in layer_settings {
@@ -131,7 +133,9 @@ fn addressees(loaded: &[(Arc<LoadedPolicy>, bool)], name: &str) -> Result<Vec<us
     match (found.is_empty(), loaded.len()) {
         // A lone policy refuses the name itself, and knows the near ones.
         (true, 1) => Ok(vec![0]),
-        (true, 0) => Err(Error::Usage(format!("the setting {name:?} is for no policy: there is no --policy and no --require"))),
+        (true, 0) => {
+            Err(Error::Usage(format!("the setting {name:?} is for no policy: there is no --policy and no --require")))
+        }
         (true, _) => {
             let settings = loaded.iter().flat_map(|(policy, _)| &policy.manifest.settings);
             Err(Error::unknown("setting", name, settings.map(|setting| setting.name.as_str())))
@@ -146,7 +150,9 @@ fn warn_of_limits(host: &Host, policies: &[PolicyUse], max_tokens: usize) {
     for head in host.heads().iter().map(|head| &head.description) {
         if used(&head.name) && head.token_limit as usize != max_tokens {
             let (name, limit) = (&head.name, head.token_limit);
-            eprintln!("vassal: the head {name} was fitted to responses of at most {limit} tokens; this one may have {max_tokens}");
+            eprintln!(
+                "vassal: the head {name} was fitted to responses of at most {limit} tokens; this one may have {max_tokens}"
+            );
         }
     }
 }
@@ -174,7 +180,10 @@ fn compare(host: &mut Host, arguments: &RunArguments, base: Request, aligned: Re
     let context = host.model().context_tokens;
     let tokenizer = host.tokenizer().clone();
     let engine = host.engine();
-    let ids = [engine.submit(base.validate(tokenizer.as_ref(), context)?)?, engine.submit(aligned.validate(tokenizer.as_ref(), context)?)?];
+    let ids = [
+        engine.submit(base.validate(tokenizer.as_ref(), context)?)?,
+        engine.submit(aligned.validate(tokenizer.as_ref(), context)?)?,
+    ];
     let mut responses: [Option<Response>; 2] = [None, None];
     // They take turns, so that each is timed alone.
     for turn in 0.. {
@@ -224,7 +233,8 @@ fn ended_well(response: &Response) -> Result<(), Error> {
 
 /// What scripts get of a response.
 fn report(response: &Response) -> Value {
-    let rewards: serde_json::Map<String, Value> = rewards::all().iter().map(|reward| (reward.name().to_owned(), json!(reward.score(&response.text)))).collect();
+    let rewards: serde_json::Map<String, Value> =
+        rewards::all().iter().map(|reward| (reward.name().to_owned(), json!(reward.score(&response.text)))).collect();
     let counters = &response.counters;
     json!({
         "text": response.text,
@@ -276,7 +286,12 @@ fn table(columns: &[(&str, &Response)]) -> String {
         let timing = &response.timing;
         let total = (timing.model_seconds + timing.head_seconds + timing.policy_seconds).max(f64::MIN_POSITIVE);
         let share = |seconds: f64| 100.0 * seconds / total;
-        format!("{:.1} / {:.1} / {:.2} %", share(timing.model_seconds), share(timing.head_seconds), share(timing.policy_seconds))
+        format!(
+            "{:.1} / {:.1} / {:.2} %",
+            share(timing.model_seconds),
+            share(timing.head_seconds),
+            share(timing.policy_seconds)
+        )
     });
     let mut out = String::new();
     if columns.len() > 1 {
@@ -296,4 +311,3 @@ fn table(columns: &[(&str, &Response)]) -> String {
 fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{FFFD}' } else { c }).collect()
 }
-

@@ -58,7 +58,8 @@ impl Link {
 
     /// Which heads of the manifest are prefetched before the response's token `response`, as a bit set.
     pub(super) fn prefetched(&self, response: usize, top: &TopK) -> u32 {
-        let likeliest = top.logits.first().map_or(0.0, |logit| vassal_kernels::sampling::exp(logit - top.log_normalizer));
+        let likeliest =
+            top.logits.first().map_or(0.0, |logit| vassal_kernels::sampling::exp(logit - top.log_normalizer));
         let mut bits = 0;
         for (head, schedule) in self.prefetch.iter().enumerate() {
             let due = match *schedule {
@@ -182,7 +183,8 @@ impl Chain {
         let mut merged = Merged { vocabulary: self.vocabulary(), ..Merged::default() };
         for link in self.live() {
             let Some(steering) = link.steering() else { continue };
-            let mut forbids = steering.vocabulary.as_ref().is_some_and(|bias| is_forbidden(bias.set) || is_forbidden(bias.unset));
+            let mut forbids =
+                steering.vocabulary.as_ref().is_some_and(|bias| is_forbidden(bias.set) || is_forbidden(bias.unset));
             let (tokens, _) = link.view(shown);
             merged.deltas.extend(tokens.iter().copied().zip(steering.adjust.iter().copied()));
             let (tokens, logits) = link.view(chosen);
@@ -190,7 +192,8 @@ impl Chain {
                 let mut deltas = vec![0.0f32; tokens.len()];
                 for term in &steering.blend {
                     let head = link.heads[term.head as usize];
-                    let row: Vec<f32> = tokens.iter().enumerate().map(|(place, &token)| values(head, token, place)).collect();
+                    let row: Vec<f32> =
+                        tokens.iter().enumerate().map(|(place, &token)| values(head, token, place)).collect();
                     let baseline = blend::baseline(baseline_kind(term.baseline), &row, logits, state(head));
                     blend::add_term(&mut deltas, term.weight, &row, baseline);
                 }
@@ -198,7 +201,11 @@ impl Chain {
                 merged.deltas.extend(tokens.iter().copied().zip(deltas).filter(|(_, delta)| delta.is_finite()));
             }
             merged.deltas.extend(steering.bias.iter().copied());
-            forbids |= steering.adjust.iter().chain(steering.bias.iter().map(|(_, delta)| delta)).any(|&delta| is_forbidden(delta));
+            forbids |= steering
+                .adjust
+                .iter()
+                .chain(steering.bias.iter().map(|(_, delta)| delta))
+                .any(|&delta| is_forbidden(delta));
             if steering.tail == Tail::Mask {
                 forbids = true;
                 merged.only = Some(match merged.only {

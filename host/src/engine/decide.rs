@@ -92,7 +92,12 @@ impl<D: Device> Engine<D> {
                         }
                         // The response goes on without this policy, as if it had kept.
                         if let Some(mut instance) = link.instance.take() {
-                            collect_notes(&mut instance, &link.policy.name, sequence.counters.steps, &mut sequence.notes);
+                            collect_notes(
+                                &mut instance,
+                                &link.policy.name,
+                                sequence.counters.steps,
+                                &mut sequence.notes,
+                            );
                         }
                         sequence.chain.faults.push(fault);
                         break;
@@ -104,7 +109,12 @@ impl<D: Device> Engine<D> {
     }
 
     /// Shows a policy the step, once the values it prefetches are known.
-    fn show_step(&mut self, sequence: &mut Sequence, round: &mut Round, index: usize) -> Result<Option<Progress>, EngineError> {
+    fn show_step(
+        &mut self,
+        sequence: &mut Sequence,
+        round: &mut Round,
+        index: usize,
+    ) -> Result<Option<Progress>, EngineError> {
         let link = &sequence.chain.links[index];
         let prefetched = match round.kind {
             RoundKind::Draw => link.prefetched(sequence.response().len(), &round.top),
@@ -112,8 +122,13 @@ impl<D: Device> Engine<D> {
         };
         let (tokens, logits) = link.view(&round.top);
         let (tokens, logits) = (tokens.to_vec(), logits.to_vec());
-        let heads: Vec<usize> =
-            link.heads.iter().enumerate().filter(|(bit, _)| prefetched >> bit & 1 == 1).map(|(_, &head)| head).collect();
+        let heads: Vec<usize> = link
+            .heads
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| prefetched >> bit & 1 == 1)
+            .map(|(_, &head)| head)
+            .collect();
         let mut known = true;
         for &head in &heads {
             known &= self.find_values(sequence.state.as_ref(), round, head, &tokens)?;
@@ -203,8 +218,12 @@ impl<D: Device> Engine<D> {
         head: usize,
         tokens: &[Token],
     ) -> Result<bool, EngineError> {
-        let missing: Vec<Token> =
-            tokens.iter().enumerate().filter(|(place, token)| round.value(head, **token, *place).is_none()).map(|(_, token)| *token).collect();
+        let missing: Vec<Token> = tokens
+            .iter()
+            .enumerate()
+            .filter(|(place, token)| round.value(head, **token, *place).is_none())
+            .map(|(_, token)| *token)
+            .collect();
         if missing.is_empty() {
             return Ok(true);
         }
@@ -269,12 +288,17 @@ impl<D: Device> Engine<D> {
         sequence.counters.tail_draws += u64::from(!round.valued.is_empty() && entry.is_none());
         sequence.push(
             drawn.token,
-            Some(DrawRecord { log_probability: drawn.log_probability, base_log_probability: drawn.base_log_probability, kl: drawn.kl }),
+            Some(DrawRecord {
+                log_probability: drawn.log_probability,
+                base_log_probability: drawn.base_log_probability,
+                kl: drawn.kl,
+            }),
         );
         let valued = entry.map(|entry| round.valued.swap_remove(entry)).filter(|valued| valued.row.is_some());
         let Some(valued) = valued else { return Ok(Advance::Drawn(None)) };
         // A one-pass head's value of the drawn token is none of the sequence that it makes.
-        let look_ahead = |(head, value): (&Head, Option<f32>)| value.filter(|_| matches!(head.body, Body::LookAhead(_)));
+        let look_ahead =
+            |(head, value): (&Head, Option<f32>)| value.filter(|_| matches!(head.body, Body::LookAhead(_)));
         let values = self.heads.iter().zip(valued.values).map(look_ahead).collect();
         sequence.state = Some(StateValues { values, projections: valued.projections });
         Ok(Advance::Drawn(valued.row))
@@ -330,7 +354,9 @@ impl<D: Device> Engine<D> {
         }
         match sequence.chain.verdict() {
             Verdict::Stop { policy, reason } => Ok(Advance::Finished(Finish::Stopped { policy, reason })),
-            Verdict::Splice { remove, insert } if remove.min(sequence.revocable()) > 0 => self.splice(sequence, remove, insert),
+            Verdict::Splice { remove, insert } if remove.min(sequence.revocable()) > 0 => {
+                self.splice(sequence, remove, insert)
+            }
             _ => Ok(Advance::Finished(sequence.ended.take().unwrap_or(Finish::TokenLimit))),
         }
     }

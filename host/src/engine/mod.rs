@@ -61,7 +61,9 @@ pub enum EngineError {
         taps: Vec<usize>,
     },
     /// The request can never fit.
-    #[error("the request needs {needed_tokens} tokens of cache (prompt and token limit), the engine has {available_tokens}")]
+    #[error(
+        "the request needs {needed_tokens} tokens of cache (prompt and token limit), the engine has {available_tokens}"
+    )]
     TooLong {
         /// Prompt and token limit together.
         needed_tokens: usize,
@@ -189,7 +191,8 @@ impl<D: Device> Engine<D> {
         options: &EngineOptions,
     ) -> Result<Self, EngineError> {
         let shape = model.shape().clone();
-        let mut taps: Vec<usize> = head_files.iter().map(|file| file.description.layer).chain(options.taps.iter().copied()).collect();
+        let mut taps: Vec<usize> =
+            head_files.iter().map(|file| file.description.layer).chain(options.taps.iter().copied()).collect();
         taps.sort_unstable();
         taps.dedup();
         let heads = head_files.iter().map(|file| Head::new(file, &taps)).collect();
@@ -324,7 +327,13 @@ impl<D: Device> Engine<D> {
         let ids = (0..samples as u64).map(|sample| {
             let id = SequenceId(self.next_id + sample);
             let group = (samples > 1).then_some((group, sample == 0));
-            self.waiting.push_back(Waiting { id, request: request.clone(), stream: request.stream.wrapping_add(sample), group, paused: false });
+            self.waiting.push_back(Waiting {
+                id,
+                request: request.clone(),
+                stream: request.stream.wrapping_add(sample),
+                group,
+                paused: false,
+            });
             id
         });
         let ids: Vec<_> = ids.collect();
@@ -357,7 +366,8 @@ impl<D: Device> Engine<D> {
             self.finish(nothing, Finish::Cancelled, &mut events);
             return events.pop();
         }
-        let place = self.running.iter().position(|sequence| sequence.as_ref().is_some_and(|sequence| sequence.id == id))?;
+        let place =
+            self.running.iter().position(|sequence| sequence.as_ref().is_some_and(|sequence| sequence.id == id))?;
         let sequence = self.running[place].take()?;
         let mut events = Vec::new();
         self.finish(sequence, Finish::Cancelled, &mut events);
@@ -445,7 +455,14 @@ impl<D: Device> Engine<D> {
                 Ok(chain) => chain,
                 Err(fault) => {
                     self.leave_group(waiting.group);
-                    let sequence = Sequence::new(waiting.id, waiting.request, waiting.stream, Chain::default(), Vec::new(), u32::MAX);
+                    let sequence = Sequence::new(
+                        waiting.id,
+                        waiting.request,
+                        waiting.stream,
+                        Chain::default(),
+                        Vec::new(),
+                        u32::MAX,
+                    );
                     self.finish(sequence, Finish::Faulted(fault), events);
                     continue;
                 }
@@ -464,8 +481,12 @@ impl<D: Device> Engine<D> {
                 pages.push(page);
             }
             if let Some((_, from)) = &shared {
-                let slot = |pages: &[u32], position: usize| pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32;
-                let copies: Vec<_> = (whole * PAGE_TOKENS..cached).map(|position| (slot(from, position), slot(&pages, position))).collect();
+                let slot = |pages: &[u32], position: usize| {
+                    pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32
+                };
+                let copies: Vec<_> = (whole * PAGE_TOKENS..cached)
+                    .map(|position| (slot(from, position), slot(&pages, position)))
+                    .collect();
                 self.device.commit(&mut self.cache, &copies, 0..self.costs.layers)?;
             }
             if shared.is_some() {

@@ -52,7 +52,9 @@ impl<D: Device> Engine<D> {
             let mut any_candidate = false;
             for (owner, row, at) in owners {
                 match owner {
-                    Owner::Pending { sequence, last } => going.push(Going { sequence, row, held: at, from: None, last }),
+                    Owner::Pending { sequence, last } => {
+                        going.push(Going { sequence, row, held: at, from: None, last })
+                    }
                     Owner::Candidate { .. } => any_candidate = true,
                 }
             }
@@ -137,11 +139,13 @@ impl<D: Device> Engine<D> {
     ) -> Result<Vec<(Owner, Row, u32)>, EngineError> {
         let mut rows: Vec<(Owner, Row)> = Vec::new();
         let budget = self.model.rows_max().min(self.held_max - *held);
-        let pending: Vec<usize> = self.running.iter().map(|sequence| if with_pending { pending_rows(sequence) } else { 0 }).collect();
+        let pending: Vec<usize> =
+            self.running.iter().map(|sequence| if with_pending { pending_rows(sequence) } else { 0 }).collect();
         // Wide rounds leave room for whoever only decodes or reads its prompt.
         let reserved = (self.model.rows_max() / 4).max(1);
         let widest = (self.model.rows_max() - reserved).min(self.candidate_rows_max);
-        let mut room = budget.saturating_sub(reserved.min(pending.iter().sum())).min(self.candidate_rows_max - *scratch);
+        let mut room =
+            budget.saturating_sub(reserved.min(pending.iter().sum())).min(self.candidate_rows_max - *scratch);
         for index in in_turn(self.turn, self.running.len()) {
             let Some(sequence) = self.running[index].as_ref().filter(|sequence| !sequence.paused) else { continue };
             let wanted = sequence.round.as_ref().map_or(&[][..], |round| &round.wanted);
@@ -183,7 +187,9 @@ impl<D: Device> Engine<D> {
         self.device.begin(&plan)?;
         let valued = rows.iter().any(|(owner, row)| {
             matches!(owner, Owner::Candidate { .. })
-                || self.running[row.sequence as usize].as_ref().is_some_and(|sequence| sequence.chain.live().any(|link| !link.heads.is_empty()))
+                || self.running[row.sequence as usize]
+                    .as_ref()
+                    .is_some_and(|sequence| sequence.chain.live().any(|link| !link.heads.is_empty()))
         });
         let mut taps = Taps { layers: &self.taps, ..Taps::default() };
         for head in self.heads.iter().filter(|_| valued) {
@@ -214,7 +220,8 @@ impl<D: Device> Engine<D> {
             let index = row.sequence as usize;
             if numbers[index] == u32::MAX {
                 numbers[index] = plan.block_tables.len() as u32;
-                plan.block_tables.push(self.running[index].as_ref().map_or_else(Vec::new, |sequence| sequence.pages.clone()));
+                plan.block_tables
+                    .push(self.running[index].as_ref().map_or_else(Vec::new, |sequence| sequence.pages.clone()));
             }
             row.sequence = numbers[index];
             plan.rows.push(row);
@@ -240,7 +247,9 @@ impl<D: Device> Engine<D> {
                 .iter()
                 .map(|head| match &head.body {
                     // A head gone wild must not take the sampler along: its value counts as nothing.
-                    Body::LookAhead(_) => linear.next().map(|values| if values[place].is_finite() { values[place] } else { 0.0 }),
+                    Body::LookAhead(_) => {
+                        linear.next().map(|values| if values[place].is_finite() { values[place] } else { 0.0 })
+                    }
                     Body::OnePass(_) => None,
                 })
                 .collect();
@@ -295,7 +304,12 @@ impl<D: Device> Engine<D> {
             if self.exit < self.costs.layers {
                 let plan = self.plan(chunk.iter().map(|row| row.row));
                 self.device.begin(&plan)?;
-                self.model.forward(&mut self.device, &mut self.cache, self.exit..self.costs.layers, &Taps::default())?;
+                self.model.forward(
+                    &mut self.device,
+                    &mut self.cache,
+                    self.exit..self.costs.layers,
+                    &Taps::default(),
+                )?;
                 self.device.end()?;
             }
             let heads: Vec<(u32, u32)> = chunk
@@ -427,7 +441,8 @@ mod tests {
         assert_eq!(share_out(11, &[100, 2, 100], 0), [5, 2, 4]);
         assert_eq!(share_out(0, &[1, 2], 0), [0, 0]);
         assert_eq!(share_out(3, &[], 0), [0; 0]);
-        let served: Vec<usize> = (0..3).filter_map(|turn| share_out(1, &[5, 5, 5], turn).iter().position(|&count| count == 1)).collect();
+        let served: Vec<usize> =
+            (0..3).filter_map(|turn| share_out(1, &[5, 5, 5], turn).iter().position(|&count| count == 1)).collect();
         assert_eq!(served, [0, 1, 2]);
     }
 }

@@ -107,10 +107,17 @@ impl<D: Device> Engine<D> {
             let tapped = self.model.forward(&mut self.device, &mut self.cache, 0..self.taps[tap], &taps)?;
             let mut features = Vec::new();
             self.device.read_features(self.model.residual(), tap, &self.cache, &mut features)?;
-            self.model.forward(&mut self.device, &mut self.cache, self.taps[tap]..layers, &Taps { layers: &self.taps, ..Taps::default() })?;
+            self.model.forward(
+                &mut self.device,
+                &mut self.cache,
+                self.taps[tap]..layers,
+                &Taps { layers: &self.taps, ..Taps::default() },
+            )?;
             for (place, row) in chunk.iter().enumerate() {
                 let before = row.position as usize + 1;
-                let Some(count) = before.checked_sub(prompt.len()).filter(|count| states.contains(count)) else { continue };
+                let Some(count) = before.checked_sub(prompt.len()).filter(|count| states.contains(count)) else {
+                    continue;
+                };
                 self.model.head(&mut self.device, &[(place as u32, 0)], &mut self.logits)?;
                 let top = self.device.top_k(&self.logits, 0, k, &[])?;
                 found.push(CandidateState {
@@ -237,8 +244,9 @@ impl<D: Device> Engine<D> {
             self.pages.hold(page);
         }
         let pages: Vec<u32> = shared.pages[..whole].iter().copied().chain(own.pages).collect();
-        let copies: Vec<(u32, u32)> =
-            (whole * PAGE_TOKENS..prompt).map(|position| (slot(&shared.pages, position), slot(&pages, position))).collect();
+        let copies: Vec<(u32, u32)> = (whole * PAGE_TOKENS..prompt)
+            .map(|position| (slot(&shared.pages, position), slot(&pages, position)))
+            .collect();
         self.device.commit(&mut self.cache, &copies, 0..layer)?;
         Ok(Laid { pages })
     }

@@ -73,10 +73,15 @@ pub fn respond(
 /// The policy's and its settings'.
 pub fn vas(host: &Host, settings: &[(&str, String)]) -> Result<PolicyUse, Error> {
     let policy = host.load_policy("vas")?;
-    let settings: Vec<(String, String)> = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let settings: Vec<(String, String)> =
+        settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     // Whoever learns is the tenant.
     let (tenant, given): (Vec<_>, Vec<_>) = settings.into_iter().partition(|(name, _)| {
-        policy.manifest.settings.iter().any(|setting| setting.name == *name && setting.scope == crate::sandbox::Scope::Tenant)
+        policy
+            .manifest
+            .settings
+            .iter()
+            .any(|setting| setting.name == *name && setting.scope == crate::sandbox::Scope::Tenant)
     });
     host.use_policy(&policy, &tenant, &given, false, FaultPolicy::Abort)
 }
@@ -104,6 +109,7 @@ pub fn dial_to_kl(
 
 /// Mean KL of drawn tokens, in nats a token, over all responses together.
 pub fn kl_per_token<'a>(responses: impl Iterator<Item = &'a Response>) -> f64 {
-    let (kl, tokens) = responses.fold((0.0, 0usize), |(kl, tokens), response| (kl + response.kl(), tokens + response.tokens.len()));
+    let (kl, tokens) =
+        responses.fold((0.0, 0usize), |(kl, tokens), response| (kl + response.kl(), tokens + response.tokens.len()));
     kl / tokens.max(1) as f64
 }

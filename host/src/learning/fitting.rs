@@ -3,7 +3,7 @@
 //! Features of all rollouts are read once and serve every reward. For each reward a look-ahead head is
 //! fitted on the learn prompts with penalties chosen on the tune prompts, its spread is measured over
 //! candidates of real states, and a one-pass head is distilled from its values there. What a dial costs in
-//! KL is measured last, by decoding. Start at [`fit`].
+//! KL is measured last, by decoding. Start at [`Material`].
 
 use std::collections::HashMap;
 
@@ -12,10 +12,10 @@ use vassal_kernels::{Device, LinearHead};
 use super::features::{FeatureSource, FeaturesError, States};
 use super::look_ahead::{self, Evaluation, Layout, Spread};
 use super::one_pass;
+use super::prompts::Split;
 use super::rewards::Reward;
 use super::ridge::{Covariance, RidgeError};
 use super::rollouts::{Rollout, Rollouts, RolloutsError, score};
-use super::prompts::Split;
 use crate::engine::teacher::CandidateState;
 use crate::engine::{Engine, EngineError, HeadId};
 use crate::token::Token;
@@ -184,7 +184,12 @@ impl<'a> Material<'a> {
             // A lever is kept only where it wins on the tune prompts.
             let best = if shared.explained > plain.explained { shared } else { plain };
             let evaluation = look_ahead::evaluate(&best.head, &self.tune, targets, self.token_limit, POSITION_PARTS);
-            fitted.push(FittedLookAhead { head: best.head, penalties: best.penalties.to_vec(), evaluation, explained_plain });
+            fitted.push(FittedLookAhead {
+                head: best.head,
+                penalties: best.penalties.to_vec(),
+                evaluation,
+                explained_plain,
+            });
         }
         Ok((fitted, plain_learn))
     }

@@ -587,7 +587,14 @@ mod tests {
     fn pairs_of_taken_tokens_have_the_change_of_value() {
         let World { states, .. } = world(5, 3, 10);
         let unit: Vec<f32> = (0..HIDDEN).map(|at| if at == 1 { 1.0 } else { 0.0 }).collect();
-        let head = LinearHead { tap: 0, residual: unit, mean: vec![0.0; HIDDEN], share: Vec::new(), remaining: 0.0, bias: 9.0 };
+        let head = LinearHead {
+            tap: 0,
+            residual: unit,
+            mean: vec![0.0; HIDDEN],
+            share: Vec::new(),
+            remaining: 0.0,
+            bias: 9.0,
+        };
         let samples = taken(&head, &states);
         assert_eq!(samples.len(), 24);
         let mut rows = Vec::new();

@@ -101,17 +101,13 @@ mod tests {
     #[test]
     fn sentiment_is_vader_between_0_and_1() {
         assert_eq!(Sentiment.score(""), 0.5);
-        assert_eq!(
-            Sentiment.score("VADER is smart, handsome, and funny."),
-            (0.8316 + 1.0) / 2.0
-        );
+        assert_eq!(Sentiment.score("VADER is smart, handsome, and funny."), (0.8316 + 1.0) / 2.0);
         assert!(Sentiment.score("A horrible, sad and ugly war.") < 0.1);
     }
 
     #[test]
     fn simplicity_follows_its_formula() {
-        let check =
-            |text: &str, expected: f64| assert_eq!(Simplicity.score(text), expected, "{text:?}");
+        let check = |text: &str, expected: f64| assert_eq!(Simplicity.score(text), expected, "{text:?}");
         check("", 0.0);
         check("... --- !!!", 0.0);
         check("the cat sat", 1.0);
@@ -125,20 +121,9 @@ mod tests {
     fn every_reward_stays_in_its_range() {
         for reward in ALL {
             assert!(by_name(reward.name()).is_some_and(|found| found.name() == reward.name()));
-            for text in [
-                "",
-                "'",
-                "no but bad",
-                "\u{0}\u{feff}",
-                "a",
-                &"happy! ".repeat(5_000),
-            ] {
+            for text in ["", "'", "no but bad", "\u{0}\u{feff}", "a", &"happy! ".repeat(5_000)] {
                 let score = reward.score(text);
-                assert!(
-                    reward.range().contains(&score),
-                    "{} gives {score} for {text:?}",
-                    reward.name()
-                );
+                assert!(reward.range().contains(&score), "{} gives {score} for {text:?}", reward.name());
             }
         }
         assert!(by_name("kindness").is_none());

@@ -2,8 +2,8 @@
 //!
 //! [`Moments`] takes rows in any portions and keeps their second moments: memory is `width²`, not the
 //! number of rows. Targets are columns like the others, so one sweep over the features serves every
-//! reward. [`Moments::solve`] standardises, solves for a penalty and folds the standardisation back into
-//! plain weights; [`Moments::fit_error`] evaluates weights on the moments of *other* rows, so penalties
+//! reward. [`Covariance::solve`] standardises, solves for a penalty and folds the standardisation back into
+//! plain weights; [`Covariance::fit_error`] evaluates weights on the moments of *other* rows, so penalties
 //! are chosen on held-out prompts without a second sweep.
 //!
 //! The residual stream has dimensions whose mean is hundreds of times their deviation. Rows are therefore

@@ -108,9 +108,7 @@ impl LlamaConfig {
     pub fn from_gguf(gguf: &Gguf) -> Result<LlamaConfig, ConfigError> {
         let architecture = required(ARCHITECTURE, gguf.text(ARCHITECTURE)?)?;
         if architecture != "llama" {
-            return Err(ConfigError::Architecture {
-                found: architecture.chars().take(64).collect(),
-            });
+            return Err(ConfigError::Architecture { found: architecture.chars().take(64).collect() });
         }
         refuse_unsupported(gguf)?;
         let numbers = Numbers::read(gguf)?;
@@ -152,11 +150,7 @@ const ZERO_KEYS: [&str; 6] = [
     "llama.final_logit_softcapping",
 ];
 /// The same; one is neutral, and so is zero.
-const ONE_KEYS: [&str; 3] = [
-    "llama.logit_scale",
-    "llama.embedding_scale",
-    "llama.residual_scale",
-];
+const ONE_KEYS: [&str; 3] = ["llama.logit_scale", "llama.embedding_scale", "llama.residual_scale"];
 
 fn refuse_unsupported(gguf: &Gguf) -> Result<(), ConfigError> {
     for (keys, neutral) in [(&ZERO_KEYS[..], 0.0), (&ONE_KEYS[..], 1.0)] {
@@ -165,9 +159,7 @@ fn refuse_unsupported(gguf: &Gguf) -> Result<(), ConfigError> {
                 && given != 0.0
                 && given != neutral
             {
-                return Err(ConfigError::Unsupported {
-                    what: format!("{key} = {given}"),
-                });
+                return Err(ConfigError::Unsupported { what: format!("{key} = {given}") });
             }
         }
     }
@@ -214,22 +206,14 @@ impl Numbers {
             if let Some(given) = gguf.integer(key)?
                 && given != head_width
             {
-                return Err(bound(
-                    key,
-                    given as f64,
-                    format!("{head_width}, a head's width"),
-                ));
+                return Err(bound(key, given as f64, format!("{head_width}, a head's width")));
             }
         }
         let vocabulary = vocabulary(gguf)?;
         let epsilon_key = "llama.attention.layer_norm_rms_epsilon";
         let norm_epsilon = required(epsilon_key, gguf.float(epsilon_key)?)?;
         if !(norm_epsilon > 0.0 && norm_epsilon <= 0.1) {
-            return Err(bound(
-                epsilon_key,
-                norm_epsilon,
-                "above 0, at most 0.1".into(),
-            ));
+            return Err(bound(epsilon_key, norm_epsilon, "above 0, at most 0.1".into()));
         }
         Ok(Numbers {
             layers: count(gguf, "llama.block_count", LAYERS_MAX)?,
@@ -260,40 +244,24 @@ fn vocabulary(gguf: &Gguf) -> Result<u64, ConfigError> {
         if let Some(given) = given
             && given != rows
         {
-            return Err(bound(
-                key,
-                given as f64,
-                format!("{rows}, the embedding's rows"),
-            ));
+            return Err(bound(key, given as f64, format!("{rows}, the embedding's rows")));
         }
     }
     Ok(rows)
 }
 
 fn bound(key: &str, given: f64, accepted: String) -> ConfigError {
-    ConfigError::Bound {
-        key: key.to_owned(),
-        given,
-        accepted,
-    }
+    ConfigError::Bound { key: key.to_owned(), given, accepted }
 }
 
 fn count(gguf: &Gguf, key: &str, max: u64) -> Result<u64, ConfigError> {
     let given = required(key, gguf.integer(key)?)?;
-    if (1..=max).contains(&given) {
-        Ok(given)
-    } else {
-        Err(bound(key, given as f64, format!("1 to {max}")))
-    }
+    if (1..=max).contains(&given) { Ok(given) } else { Err(bound(key, given as f64, format!("1 to {max}"))) }
 }
 
 /// RoPE's frequencies, `base^(-2i/D)`, divided by the file's factors (Llama 3.1's long-context scaling,
 /// precomputed by the converter) and by a linear scale.
-fn inverse_frequencies(
-    gguf: &Gguf,
-    numbers: &Numbers,
-    factors: Option<TensorInfo>,
-) -> Result<Vec<f64>, ConfigError> {
+fn inverse_frequencies(gguf: &Gguf, numbers: &Numbers, factors: Option<TensorInfo>) -> Result<Vec<f64>, ConfigError> {
     let base_key = "llama.rope.freq_base";
     let base = gguf.float(base_key)?.unwrap_or(10_000.0);
     if !(1.0..=1e9).contains(&base) {
@@ -301,18 +269,13 @@ fn inverse_frequencies(
     }
     let scale = linear_scale(gguf)?;
     let half = numbers.head_width as usize / 2;
-    let mut frequencies: Vec<f64> = (0..half)
-        .map(|i| base.powf(-(2.0 * i as f64) / numbers.head_width as f64) / scale)
-        .collect();
+    let mut frequencies: Vec<f64> =
+        (0..half).map(|i| base.powf(-(2.0 * i as f64) / numbers.head_width as f64) / scale).collect();
     if let Some(factors) = factors {
         let values = read_vector(gguf, &factors)?;
         for (index, (frequency, factor)) in frequencies.iter_mut().zip(values).enumerate() {
             if !(factor > 0.0 && factor.is_finite()) {
-                return Err(ConfigError::Factor {
-                    name: factors.name,
-                    index,
-                    given: factor,
-                });
+                return Err(ConfigError::Factor { name: factors.name, index, given: factor });
             }
             *frequency /= f64::from(factor);
         }
@@ -332,16 +295,10 @@ fn linear_scale(gguf: &Gguf) -> Result<f64, ConfigError> {
         Some("linear") => (factor_key, required(factor_key, gguf.float(factor_key)?)?),
         Some(other) => {
             let other: String = other.chars().take(64).collect();
-            return Err(ConfigError::Unsupported {
-                what: format!("{type_key} = {other:?}"),
-            });
+            return Err(ConfigError::Unsupported { what: format!("{type_key} = {other:?}") });
         }
     };
-    if (1.0..=1024.0).contains(&scale) {
-        Ok(scale)
-    } else {
-        Err(bound(key, scale, "1 to 1024".into()))
-    }
+    if (1.0..=1024.0).contains(&scale) { Ok(scale) } else { Err(bound(key, scale, "1 to 1024".into())) }
 }
 
 /// Reads a vector stored as F32 or F16 (gains, biases, factors).

@@ -96,7 +96,9 @@ impl<D: Device> Llama<D> {
         let mut layers = Vec::with_capacity(shape.layers);
         for layer in &tensors.layers {
             let biases = match &layer.biases {
-                Some([query, key, value]) => Some([vector(device, query)?, vector(device, key)?, vector(device, value)?]),
+                Some([query, key, value]) => {
+                    Some([vector(device, query)?, vector(device, key)?, vector(device, value)?])
+                }
                 None => None,
             };
             layers.push(Layer {

@@ -150,17 +150,13 @@ impl SyntheticModel {
     }
 
     fn tokenizer(&self, writer: &mut Writer) {
-        let mut tokens: Vec<String> = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-            .map(str::to_owned)
-            .into();
+        let mut tokens: Vec<String> = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(str::to_owned).into();
         tokens.extend((0..=255u8).map(|byte| character_of(byte).to_string()));
         tokens.extend(MERGES.map(|(left, right)| format!("{left}{right}")));
         for index in tokens.len()..self.vocabulary_size() {
             tokens.push(format!("Ġw{index}"));
         }
-        let kinds: Vec<i32> = (0..tokens.len() as u32)
-            .map(|token| if token < FIRST_BYTE { 3 } else { 1 })
-            .collect();
+        let kinds: Vec<i32> = (0..tokens.len() as u32).map(|token| if token < FIRST_BYTE { 3 } else { 1 }).collect();
         let merges = MERGES.map(|(left, right)| format!("{left} {right}"));
         writer.text("tokenizer.ggml.model", "gpt2");
         writer.text("tokenizer.ggml.pre", "gpt-2");
@@ -187,20 +183,11 @@ impl SyntheticModel {
             let shape = [k as u64, n as u64];
             writer.tensor(name, &shape, format, &quantize(format, &values));
         };
-        matrix(
-            "token_embd.weight",
-            vocabulary,
-            hidden,
-            self.embedding,
-            spread,
-        );
+        matrix("token_embd.weight", vocabulary, hidden, self.embedding, spread);
         if self.own_output {
             matrix("output.weight", vocabulary, hidden, self.embedding, spread);
         }
-        let (into, out) = (
-            1.0 / (hidden as f32).sqrt(),
-            1.0 / (feed_forward as f32).sqrt(),
-        );
+        let (into, out) = (1.0 / (hidden as f32).sqrt(), 1.0 / (feed_forward as f32).sqrt());
         for layer in 0..self.layers {
             for (part, n, k, scale) in [
                 ("attn_q", query_width, hidden, 2.0 * into),
@@ -211,23 +198,12 @@ impl SyntheticModel {
                 ("ffn_up", feed_forward, hidden, 2.0 * into),
                 ("ffn_down", hidden, feed_forward, out),
             ] {
-                matrix(
-                    &format!("blk.{layer}.{part}.weight"),
-                    n,
-                    k,
-                    self.matrices,
-                    scale,
-                );
+                matrix(&format!("blk.{layer}.{part}.weight"), n, k, self.matrices, scale);
             }
         }
         let mut vector = |name: &str, n: usize, around: f32| {
             let values: Vec<f32> = (0..n).map(|_| around + 0.1 * noise.number()).collect();
-            writer.tensor(
-                name,
-                &[n as u64],
-                Format::F32,
-                &quantize(Format::F32, &values),
-            );
+            writer.tensor(name, &[n as u64], Format::F32, &quantize(Format::F32, &values));
         };
         vector("output_norm.weight", hidden, 1.0);
         for layer in 0..self.layers {
@@ -285,10 +261,7 @@ mod tests {
             assert_eq!(config.shape.head_width, 16);
             assert_eq!(config.tensors.layers.len(), 3);
             assert_eq!(config.tensors.output.is_some(), format == Format::F16);
-            assert_eq!(
-                config.tensors.layers[0].biases.is_some(),
-                format == Format::F32
-            );
+            assert_eq!(config.tensors.layers[0].biases.is_some(), format == Format::F32);
         }
     }
 
@@ -296,10 +269,7 @@ mod tests {
     fn the_seed_decides_every_byte() {
         let model = SyntheticModel::default();
         assert_eq!(model.bytes(), model.bytes());
-        let other = SyntheticModel {
-            seed: 2,
-            ..model.clone()
-        };
+        let other = SyntheticModel { seed: 2, ..model.clone() };
         assert_ne!(model.bytes(), other.bytes());
     }
 
@@ -313,16 +283,8 @@ mod tests {
         assert_eq!(tokenizer.decode(&tokens), text);
         let turn = "<|im_start|>x<|im_end|>";
         let x = FIRST_BYTE + u32::from(b'x');
-        assert_eq!(
-            tokenizer.encode(turn, true).unwrap(),
-            [TURN_START, x, TURN_END]
-        );
-        assert!(
-            tokenizer
-                .tokens(turn)
-                .iter()
-                .all(|t| !tokenizer.is_special(*t))
-        );
+        assert_eq!(tokenizer.encode(turn, true).unwrap(), [TURN_START, x, TURN_END]);
+        assert!(tokenizer.tokens(turn).iter().all(|t| !tokenizer.is_special(*t)));
         assert_eq!(tokenizer.end_of_text(), [END_OF_TEXT, TURN_END]);
     }
 }

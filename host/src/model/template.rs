@@ -71,10 +71,7 @@ pub struct Message {
 impl Message {
     /// A message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message {
-            role: role.into(),
-            content: content.into(),
-        }
+        Message { role: role.into(), content: content.into() }
     }
 }
 
@@ -100,10 +97,7 @@ impl ChatTemplate {
         let source = required(key, gguf.text(key)?)?;
         let token = |key: &str| -> Result<String, GgufError> {
             let tokens = gguf.texts("tokenizer.ggml.tokens")?;
-            let text = gguf
-                .integer(key)?
-                .zip(tokens)
-                .and_then(|(id, tokens)| tokens.get(usize::try_from(id).ok()?));
+            let text = gguf.integer(key)?.zip(tokens).and_then(|(id, tokens)| tokens.get(usize::try_from(id).ok()?));
             Ok(text.unwrap_or_default().to_owned())
         };
         let begin = token("tokenizer.ggml.bos_token_id")?;
@@ -123,44 +117,24 @@ impl ChatTemplate {
             .build()
             .map_err(|error| failed(&error))?;
         environment.set_syntax(syntax);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_MAX);
         environment
             .add_template_owned(NAME, source.to_owned())
-            .map_err(|error| TemplateError::Syntax {
-                line: error.line().unwrap_or(0),
-                message: words(&error),
-            })?;
-        Ok(ChatTemplate {
-            environment,
-            begin,
-            end,
-        })
+            .map_err(|error| TemplateError::Syntax { line: error.line().unwrap_or(0), message: words(&error) })?;
+        Ok(ChatTemplate { environment, begin, end })
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the model's answer begins.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<String, TemplateError> {
-        let template = self
-            .environment
-            .get_template(NAME)
-            .map_err(|error| failed(&error))?;
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
+        let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
         let mut text = Bounded(Vec::new());
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|m| Value::from_pairs([("role", &m.role), ("content", &m.content)]))
-            .collect();
+        let messages: Vec<Value> =
+            messages.iter().map(|m| Value::from_pairs([("role", &m.role), ("content", &m.content)])).collect();
         let context = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
@@ -172,14 +146,10 @@ impl ChatTemplate {
         match template.render_captured_to(context, &mut text) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WriteFailure => {
-                return Err(TemplateError::TooLong {
-                    line: error.line().unwrap_or(0),
-                });
+                return Err(TemplateError::TooLong { line: error.line().unwrap_or(0) });
             }
             Err(error) if error.kind() == ErrorKind::OutOfFuel => {
-                return Err(TemplateError::OutOfFuel {
-                    line: error.line().unwrap_or(0),
-                });
+                return Err(TemplateError::OutOfFuel { line: error.line().unwrap_or(0) });
             }
             Err(error) => return Err(failed(&error)),
         }
@@ -189,10 +159,7 @@ impl ChatTemplate {
 }
 
 fn failed(error: &Error) -> TemplateError {
-    TemplateError::Failed {
-        line: error.line().unwrap_or(0),
-        message: words(error),
-    }
+    TemplateError::Failed { line: error.line().unwrap_or(0), message: words(error) }
 }
 
 /// What an error says, capped and without control characters, since a template may put anything in it.
@@ -201,11 +168,7 @@ fn words(error: &Error) -> String {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     };
-    words
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(256)
-        .collect()
+    words.chars().filter(|c| !c.is_control()).take(256).collect()
 }
 
 /// A buffer that refuses to grow past [`RENDERED_BYTES_MAX`].
@@ -237,10 +200,7 @@ mod tests {
     #[test]
     fn what_published_templates_use_is_there() {
         for (source, expected) in [
-            (
-                "{{ bos_token }}{{ messages[0].content | trim }}{{ eos_token }}",
-                "<s>hello</s>",
-            ),
+            ("{{ bos_token }}{{ messages[0].content | trim }}{{ eos_token }}", "<s>hello</s>"),
             ("{{ messages[0]['content'].strip() }}", "hello"),
             (
                 "{% for m in messages %}{% if loop.last %}{{ m['role'].upper() }}{% break %}{% endif %}{% endfor %}",
@@ -250,18 +210,9 @@ mod tests {
                 "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
                 "1",
             ),
-            (
-                "{% if tools is none %}no{% endif %} {% if unknown is defined %}x{% endif %}",
-                "no ",
-            ),
-            (
-                "{%- macro f(x) -%}<{{ x }}>{%- endmacro -%}{{ f('a') }}",
-                "<a>",
-            ),
-            (
-                "{{ messages[0] | tojson }}",
-                r#"{"content": " hello ", "role": "user"}"#,
-            ),
+            ("{% if tools is none %}no{% endif %} {% if unknown is defined %}x{% endif %}", "no "),
+            ("{%- macro f(x) -%}<{{ x }}>{%- endmacro -%}{{ f('a') }}", "<a>"),
+            ("{{ messages[0] | tojson }}", r#"{"content": " hello ", "role": "user"}"#),
             ("  {% if true %}\na\n  {% endif %}\nb", "a\nb"),
         ] {
             assert_eq!(render(source).unwrap(), expected, "{source}");
@@ -271,15 +222,9 @@ mod tests {
     #[test]
     fn errors_carry_the_template_s_line() {
         let error = render("a\n{% if %}").unwrap_err();
-        assert!(
-            matches!(error, TemplateError::Syntax { line: 2, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, TemplateError::Syntax { line: 2, .. }), "{error}");
         let error = render("a\n\n{{ raise_exception('no system\u{7} turn') }}").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the chat template failed, line 3: invalid operation: no system turn"
-        );
+        assert_eq!(error.to_string(), "the chat template failed, line 3: invalid operation: no system turn");
     }
 
     #[test]

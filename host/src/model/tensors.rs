@@ -51,9 +51,7 @@ pub struct TensorSet {
 
 /// A tensor that must be there.
 pub(super) fn named<'a>(gguf: &'a Gguf, name: &str) -> Result<&'a TensorInfo, ConfigError> {
-    gguf.tensor(name).ok_or_else(|| ConfigError::MissingTensor {
-        name: name.to_owned(),
-    })
+    gguf.tensor(name).ok_or_else(|| ConfigError::MissingTensor { name: name.to_owned() })
 }
 
 /// Finds weights by name and shape, and counts them, so that a tensor nobody asked for is noticed.
@@ -85,10 +83,7 @@ impl Finder<'_> {
         let tensor = self.shaped(name, &[n])?;
         match tensor.format {
             Format::F32 | Format::F16 => Ok(tensor),
-            found => Err(ConfigError::VectorFormat {
-                name: name.to_owned(),
-                found,
-            }),
+            found => Err(ConfigError::VectorFormat { name: name.to_owned(), found }),
         }
     }
 
@@ -98,10 +93,7 @@ impl Finder<'_> {
 }
 
 /// Finds every weight of a model with these numbers, and RoPE's factors where the file has them.
-pub(super) fn find(
-    gguf: &Gguf,
-    numbers: &Numbers,
-) -> Result<(TensorSet, Option<TensorInfo>), ConfigError> {
+pub(super) fn find(gguf: &Gguf, numbers: &Numbers) -> Result<(TensorSet, Option<TensorInfo>), ConfigError> {
     let (hidden, feed_forward) = (numbers.hidden, numbers.feed_forward);
     let query_width = numbers.heads * numbers.head_width;
     let kv_width = numbers.kv_heads * numbers.head_width;
@@ -140,19 +132,12 @@ pub(super) fn find(
             down: finder.matrix(&name("ffn_down.weight"), hidden, feed_forward)?,
         });
     }
-    let set = TensorSet {
-        embedding,
-        output_norm,
-        output,
-        layers,
-    };
+    let set = TensorSet { embedding, output_norm, output, layers };
     // Names are unique in a file, so equal counts mean that every tensor has its place.
     if finder.found != gguf.tensors().len() {
         let known = set.names();
-        let stranger = gguf
-            .tensors()
-            .iter()
-            .find(|tensor| tensor.name != "rope_freqs.weight" && !known.contains(&&*tensor.name));
+        let stranger =
+            gguf.tensors().iter().find(|tensor| tensor.name != "rope_freqs.weight" && !known.contains(&&*tensor.name));
         let name = stranger.map_or("", |tensor| &tensor.name);
         return Err(ConfigError::Unsupported {
             what: format!("tensor {name:?}, which a Llama of these numbers does not have,"),
@@ -167,12 +152,7 @@ impl TensorSet {
         let mut all = vec![&self.embedding, &self.output_norm];
         all.extend(&self.output);
         for layer in &self.layers {
-            all.extend([
-                &layer.attention_norm,
-                &layer.query,
-                &layer.key,
-                &layer.value,
-            ]);
+            all.extend([&layer.attention_norm, &layer.query, &layer.key, &layer.value]);
             all.extend(layer.biases.iter().flatten());
             all.extend([&layer.attention_output, &layer.feed_forward_norm]);
             all.extend([&layer.gate, &layer.up, &layer.down]);

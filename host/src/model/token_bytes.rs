@@ -64,10 +64,7 @@ impl ByteAlphabet {
                 *slot = u16::from(byte);
             }
         }
-        ByteAlphabet {
-            byte_of,
-            decoded: Vec::new(),
-        }
+        ByteAlphabet { byte_of, decoded: Vec::new() }
     }
 
     /// The bytes that a token's text stands for; a text outside the alphabet stands for itself.

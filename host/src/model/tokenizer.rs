@@ -83,7 +83,8 @@ pub enum TokenizerError {
 /// GPT-2's word pattern is built into [`ByteLevel`]; this is Llama 3's, with its groups of digits.
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2's: the same, but every digit stands alone.
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How text is cut into words before merging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,15 +167,11 @@ impl Tokenizer {
         let model_key = "tokenizer.ggml.model";
         let model = required(model_key, gguf.text(model_key)?)?;
         if model != "gpt2" {
-            return Err(TokenizerError::Model {
-                found: model.chars().take(64).collect(),
-            });
+            return Err(TokenizerError::Model { found: model.chars().take(64).collect() });
         }
         let pre = gguf.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
         let Some((_, pattern)) = PRE_TOKENIZERS.iter().find(|(name, _)| *name == pre) else {
-            return Err(TokenizerError::PreTokenizer {
-                found: pre.chars().take(64).collect(),
-            });
+            return Err(TokenizerError::PreTokenizer { found: pre.chars().take(64).collect() });
         };
         let kinds = kinds(gguf)?;
         let tokens_key = "tokenizer.ggml.tokens";
@@ -194,11 +191,7 @@ impl Tokenizer {
                 special[index / 64] |= 1 << (index % 64);
             }
             if matches!(kind, Kind::Added | Kind::Special) && !text.is_empty() {
-                whole.push(Whole {
-                    text: text.to_owned(),
-                    token,
-                    special: *kind == Kind::Special,
-                });
+                whole.push(Whole { text: text.to_owned(), token, special: *kind == Kind::Special });
             }
         }
         if whole.len() > WHOLE_MAX {
@@ -217,9 +210,7 @@ impl Tokenizer {
         let id = |key: &str| token_id(gguf, key, kinds.len());
         let begin = id("tokenizer.ggml.bos_token_id")?;
         // Llama 3's files often leave the key out and mean yes; everybody else's mean no.
-        let add_begin = gguf
-            .boolean("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(*pattern == Words::Llama3);
+        let add_begin = gguf.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(*pattern == Words::Llama3);
         let mut end_of_text = Vec::new();
         for key in ["eos", "eot", "eom"] {
             end_of_text.extend(id(&format!("tokenizer.ggml.{key}_token_id"))?);
@@ -230,15 +221,7 @@ impl Tokenizer {
         }
         end_of_text.sort_unstable();
         end_of_text.dedup();
-        Ok(Tokenizer {
-            words,
-            bytes,
-            special,
-            whole,
-            begin,
-            add_begin,
-            end_of_text,
-        })
+        Ok(Tokenizer { words, bytes, special, whole, begin, add_begin, end_of_text })
     }
 
     /// The tokens of a text; with `parse_special`, names of special tokens become these tokens.
@@ -292,11 +275,7 @@ impl Tokenizer {
 
     /// The text of some tokens, special ones by name; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, tokens: &[Token]) -> String {
-        let bytes: Vec<u8> = tokens
-            .iter()
-            .flat_map(|t| self.bytes(*t))
-            .copied()
-            .collect();
+        let bytes: Vec<u8> = tokens.iter().flat_map(|t| self.bytes(*t)).copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -314,12 +293,10 @@ impl Tokenizer {
         let mut rest = text;
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(piece_end(rest));
-            let encoding =
-                self.words
-                    .encode_fast(piece, false)
-                    .map_err(|error| TokenizerError::Encode {
-                        message: error.to_string(),
-                    })?;
+            let encoding = self
+                .words
+                .encode_fast(piece, false)
+                .map_err(|error| TokenizerError::Encode { message: error.to_string() })?;
             tokens.extend_from_slice(encoding.get_ids());
             rest = after;
         }
@@ -365,13 +342,7 @@ impl Vocabulary for Tokenizer {
 
 /// Names of special tokens that end a turn, whatever the file's ids say: files converted for
 /// completion often name only one of them.
-const END_TEXTS: [&str; 5] = [
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-];
+const END_TEXTS: [&str; 5] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"];
 
 fn kinds(gguf: &Gguf) -> Result<Vec<Kind>, TokenizerError> {
     let tokens_key = "tokenizer.ggml.tokens";
@@ -423,14 +394,8 @@ fn token_id(gguf: &Gguf, key: &str, size: usize) -> Result<Option<Token>, Tokeni
 }
 
 /// The `tokenizers` crate's side: everything but special tokens.
-fn words(
-    gguf: &Gguf,
-    kinds: &[Kind],
-    pattern: Words,
-) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    let failed = |error: tokenizers::Error| TokenizerError::Vocabulary {
-        message: error.to_string(),
-    };
+fn words(gguf: &Gguf, kinds: &[Kind], pattern: Words) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let failed = |error: tokenizers::Error| TokenizerError::Vocabulary { message: error.to_string() };
     let tokens_key = "tokenizer.ggml.tokens";
     let texts = required(tokens_key, gguf.texts(tokens_key)?)?;
     let mut vocabulary = Vocab::with_capacity(texts.len());
@@ -467,12 +432,7 @@ fn words(
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     let byte_level = |own_pattern| ByteLevel::new(false, false, own_pattern);
     let split = |pattern: &str| {
-        Split::new(
-            SplitPattern::Regex(pattern.to_owned()),
-            SplitDelimiterBehavior::Isolated,
-            false,
-        )
-        .map_err(failed)
+        Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false).map_err(failed)
     };
     let steps: Vec<PreTokenizerWrapper> = match pattern {
         Words::Gpt2 => vec![byte_level(true).into()],

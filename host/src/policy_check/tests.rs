@@ -1,6 +1,7 @@
 //! The recording is sound, shipped policies pass, and what does not is refused at its stage.
 //!
-//! Components that misbehave on purpose are the integration tests' (`tests/hostile.rs`).
+//! Components that misbehave on purpose are the integration tests' (`tests/hostile.rs`); here it is what
+//! an honest author gets wrong.
 
 use super::*;
 

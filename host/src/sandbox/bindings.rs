@@ -205,6 +205,14 @@ pub(super) struct Plan {
     pub(super) prefetch: Vec<Schedule>,
 }
 
+#[derive(ComponentType, Lift)]
+#[component(record)]
+pub(super) struct Pattern {
+    pub(super) bytes: Vec<u8>,
+    pub(super) spellings: Vec<u32>,
+    pub(super) letters: Vec<u32>,
+}
+
 #[derive(ComponentType, Lift, Clone, Copy)]
 #[component(enum)]
 #[repr(u8)]

@@ -179,6 +179,12 @@ pub(super) fn charge_items(store: &mut StoreContextMut<'_, StoreData>, items: us
     charge(store, units)
 }
 
+impl bindings::Pattern {
+    pub(super) fn as_search(&self) -> crate::token_search::Pattern<'_> {
+        crate::token_search::Pattern { bytes: &self.bytes, spellings: &self.spellings, letters: &self.letters }
+    }
+}
+
 impl From<bindings::Place> for crate::token_search::Place {
     fn from(place: bindings::Place) -> Self {
         match place {

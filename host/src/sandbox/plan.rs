@@ -1,6 +1,6 @@
 //! What a policy answers to `start`: how the steps of its response shall be prepared.
 //!
-//! A plan is a guest's word, so [`Plan::check`] compares it with the manifest before anybody acts on it. What
+//! A plan is a guest's word, so `Plan::check` compares it with the manifest before anybody acts on it. What
 //! becomes of the plans of several policies is the engine's.
 
 use super::bindings;

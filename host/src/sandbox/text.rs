@@ -4,7 +4,7 @@
 //! needs is built when the first policy that imports it starts, outside any call's clock. Special tokens
 //! are not text: they have no bytes and are never found.
 
-use super::bindings::Place;
+use super::bindings::{Pattern, Place};
 use super::fault::{BadCall, FaultKind, Raised};
 use super::imports::{StoreData, charge, charge_items};
 use crate::token::{Token, Vocabulary};
@@ -102,18 +102,13 @@ pub(super) fn link(text: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result
     text.func_wrap("find", find)
 }
 
-type Pattern = Vec<Vec<Vec<u8>>>;
-
 fn find(
     mut store: StoreContextMut<'_, StoreData>,
     (pattern, place): (Pattern, Place),
 ) -> wasmtime::Result<(Vec<u64>,)> {
-    // Lifting a pattern costs the host an allocation a spelling, whether or not one is ever tried.
-    let spellings = pattern.iter().flatten().map(|spelling| spelling.len() + 1);
-    charge_items(&mut store, pattern.len() + spellings.sum::<usize>())?;
     let text = Arc::clone(&store.data().text);
     let mut fuel = store.get_fuel()?;
-    let found = text.search().map_err(Clone::clone)?.find(&pattern, place.into(), &mut fuel);
+    let found = text.search().map_err(Clone::clone)?.find(pattern.as_search(), place.into(), &mut fuel);
     match found {
         Ok(words) => {
             store.set_fuel(fuel)?;

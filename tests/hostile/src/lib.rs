@@ -145,10 +145,12 @@ impl Policy for Hostile {
                 black_box(text::bytes(&[1; 15_000]));
             },
             "find-flood" => loop {
-                black_box(text::find(&[vec![b"a".to_vec()]], Place::Anywhere));
+                black_box(text::find(&Pattern::text("a"), Place::Anywhere));
             },
             "find-invalid" => {
-                black_box(text::find(&[vec![]], Place::Anywhere));
+                let mut pattern = Pattern::new();
+                pattern.push::<&[u8]>([]);
+                black_box(text::find(&pattern, Place::Anywhere));
                 Decision::Keep
             }
             _ => Decision::Keep,

@@ -53,7 +53,15 @@ impl Policy for Guard {
         Ok(Guard { phrases, always, vocabulary_size: request.vocabulary_size, ..Guard::default() })
     }
 
+    /// No candidates to speak of: the guard asks for tokens by what they say.
+    fn plan(&self, _request: &Request) -> Plan {
+        Plan { candidates: 1, candidates_floor: 0.0, prefetch: Vec::new() }
+    }
+
     fn decide(&mut self, step: &Step) -> Decision {
+        if self.phrases.is_empty() {
+            return Decision::Keep;
+        }
         self.follow(step);
         if step.ended {
             return Decision::Keep;

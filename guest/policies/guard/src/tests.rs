@@ -5,7 +5,7 @@
 
 use vassal_guest::test::{FakeHost, Harness};
 
-use super::phrases::letter;
+use super::phrases::push_letter;
 use super::*;
 
 /// A small generator, so that every run draws the same.
@@ -19,14 +19,14 @@ impl Draw {
 }
 
 /// Whether a phrase lies in the text, by trying every place and every spelling.
-fn says(text: &[u8], phrase: &[Vec<Vec<u8>>]) -> bool {
-    fn at(text: &[u8], letters: &[Vec<Vec<u8>>]) -> bool {
-        let Some((first, rest)) = letters.split_first() else {
-            return true;
-        };
-        first.iter().any(|spelling| text.strip_prefix(&spelling[..]).is_some_and(|text| at(text, rest)))
+fn says(text: &[u8], phrase: &Pattern) -> bool {
+    fn at(text: &[u8], phrase: &Pattern, letter: usize) -> bool {
+        letter == phrase.len()
+            || phrase
+                .spellings(letter)
+                .any(|spelling| text.strip_prefix(spelling).is_some_and(|text| at(text, phrase, letter + 1)))
     }
-    (0..text.len()).any(|start| at(&text[start..], phrase))
+    (0..text.len()).any(|start| at(&text[start..], phrase, 0))
 }
 
 /// Draws `steps` tokens with every token equally likely but for the guard, and compares what is forbidden
@@ -128,7 +128,13 @@ fn a_list_beyond_its_bounds_is_refused() {
 
 #[test]
 fn letters_have_their_cases() {
-    let spells = |character: char, text: &str| letter(character).contains(&text.as_bytes().to_vec());
+    let letter = |character| {
+        let mut letters = Pattern::new();
+        push_letter(&mut letters, character);
+        letters
+    };
+    let spells =
+        |character: char, text: &str| letter(character).spellings(0).any(|spelling| spelling == text.as_bytes());
     for (character, text) in [
         ('a', "A"),
         ('A', "a"),
@@ -142,11 +148,17 @@ fn letters_have_their_cases() {
     ] {
         assert!(spells(character, text), "{character} is also {text}");
     }
-    assert_eq!(letter('7'), [b"7".to_vec()]);
+    assert_eq!(letter('7'), Pattern::text("7"));
     assert!(!spells('e', "é"), "accents are not folded");
     for character in (0..=0x2ffff).filter_map(char::from_u32) {
         let letter = letter(character);
-        assert!((1..=16).contains(&letter.len()), "{character}");
-        assert!(letter.iter().all(|spelling| (1..=16).contains(&spelling.len())), "{character}");
+        assert!((1..=16).contains(&letter.spellings(0).count()), "{character}");
+        assert!(letter.spellings(0).all(|spelling| (1..=16).contains(&spelling.len())), "{character}");
+        // The quick cases say what the tables say.
+        assert!(spells(character, &character.to_string()) || character.is_whitespace(), "{character}");
+        for other in character.to_lowercase().chain(character.to_uppercase()) {
+            let simple = character.to_lowercase().count() == 1 && character.to_uppercase().count() == 1;
+            assert!(!simple || spells(character, &other.to_string()), "{character} is also {other}");
+        }
     }
 }

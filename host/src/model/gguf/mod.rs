@@ -1,6 +1,6 @@
 //! Reading GGUF files: metadata by typed getters, tensors by name into a buffer of the caller's.
 //!
-//! A file is hostile until parsed: see [`parse`](self::parse) for the limits. Tensors are read with
+//! A file is hostile until parsed: see `parse.rs` for the limits. Tensors are read with
 //! positioned reads into a reused buffer. Nothing is mapped into memory, so a file that shrinks under
 //! us is an error and not a signal, and the process never holds the weights twice.
 //!
@@ -97,19 +97,13 @@ pub enum GgufError {
         name: String,
     },
     /// An alignment that is no power of two from 8 to the limit.
-    #[error(
-        "general.alignment is {given}; accepted: powers of two from 8 to {}",
-        parse::ALIGNMENT_MAX
-    )]
+    #[error("general.alignment is {given}; accepted: powers of two from 8 to {}", parse::ALIGNMENT_MAX)]
     Alignment {
         /// The number in the file; 0 where it is none.
         given: u64,
     },
     /// A tensor with too many dimensions, or none.
-    #[error(
-        "tensor {tensor:?} has {given} dimensions; accepted: 1 to {}",
-        parse::RANK_MAX
-    )]
+    #[error("tensor {tensor:?} has {given} dimensions; accepted: 1 to {}", parse::RANK_MAX)]
     Rank {
         /// The tensor.
         tensor: String,
@@ -145,9 +139,7 @@ pub enum GgufError {
         alignment: u64,
     },
     /// A tensor that leaves the file.
-    #[error(
-        "tensor {tensor:?} has {size_bytes} bytes from {start}, outside the file of {file_bytes} bytes"
-    )]
+    #[error("tensor {tensor:?} has {size_bytes} bytes from {start}, outside the file of {file_bytes} bytes")]
     Outside {
         /// The tensor.
         tensor: String,
@@ -246,43 +238,25 @@ impl std::fmt::Debug for Gguf {
 impl Gguf {
     /// Opens a file and checks its header; tensors are read later, one by one.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
-        let open_error = |source| GgufError::Open {
-            path: path.to_owned(),
-            source,
-        };
+        let open_error = |source| GgufError::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(open_error)?;
         let about = file.metadata().map_err(open_error)?;
         if !about.is_file() {
             return Err(open_error(io::Error::other("not a regular file")));
         }
         let header = parse::parse(BufReader::with_capacity(1 << 16, &file), about.len())?;
-        Ok(Gguf::new(
-            path.to_owned(),
-            Source::File(file),
-            about.len(),
-            header,
-        ))
+        Ok(Gguf::new(path.to_owned(), Source::File(file), about.len(), header))
     }
 
     /// The same over bytes in memory: for tests and generated models.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Gguf, GgufError> {
         let length = bytes.len() as u64;
         let header = parse::parse(Cursor::new(&bytes), length)?;
-        Ok(Gguf::new(
-            PathBuf::from("(memory)"),
-            Source::Memory(bytes),
-            length,
-            header,
-        ))
+        Ok(Gguf::new(PathBuf::from("(memory)"), Source::Memory(bytes), length, header))
     }
 
     fn new(path: PathBuf, source: Source, length: u64, header: parse::Header) -> Gguf {
-        let by_name = header
-            .tensors
-            .iter()
-            .enumerate()
-            .map(|(index, tensor)| (tensor.name.clone(), index))
-            .collect();
+        let by_name = header.tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
         Gguf {
             path,
             source,
@@ -395,11 +369,7 @@ impl Gguf {
         };
         match read(value) {
             Some(read) => Ok(Some(read)),
-            None => Err(GgufError::Kind {
-                key: key.to_owned(),
-                expected,
-                found: value.kind(),
-            }),
+            None => Err(GgufError::Kind { key: key.to_owned(), expected, found: value.kind() }),
         }
     }
 
@@ -416,12 +386,7 @@ impl Gguf {
             });
         }
         buffer.resize(tensor.size_bytes as usize, 0);
-        self.source
-            .read_at(buffer, tensor.offset)
-            .map_err(|source| GgufError::Read {
-                what: "a tensor",
-                source,
-            })
+        self.source.read_at(buffer, tensor.offset).map_err(|source| GgufError::Read { what: "a tensor", source })
     }
 
     /// SHA-256 of the whole file, read once in small pieces and remembered.
@@ -436,10 +401,7 @@ impl Gguf {
             let count = (self.length - position).min(piece.len() as u64) as usize;
             self.source
                 .read_at(&mut piece[..count], position)
-                .map_err(|source| GgufError::Read {
-                    what: "the file for its checksum",
-                    source,
-                })?;
+                .map_err(|source| GgufError::Read { what: "the file for its checksum", source })?;
             hasher.update(&piece[..count]);
             position += count as u64;
         }
@@ -450,9 +412,7 @@ impl Gguf {
 
 /// The value of a key that must be there.
 pub fn required<T>(key: &str, value: Option<T>) -> Result<T, GgufError> {
-    value.ok_or_else(|| GgufError::Missing {
-        key: key.to_owned(),
-    })
+    value.ok_or_else(|| GgufError::Missing { key: key.to_owned() })
 }
 
 /// Bytes as lower-case hex, as checksums are written.

@@ -4,7 +4,7 @@
 //! with the bytes that are left before anything is allocated for it. After parsing, each tensor has a
 //! format that this project runs, lies inside the file on its alignment, and overlaps no other.
 //!
-//! The format is the ggml project's, in its own document of that name. Start at [`parse`].
+//! The format is documented by the ggml project. Start at `parse`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
@@ -49,12 +49,7 @@ pub(super) struct Header {
 
 /// Reads and checks a header. `length` is the length of the whole file.
 pub(super) fn parse(input: impl Read, length: u64) -> Result<Header, GgufError> {
-    let mut reader = Reader {
-        input,
-        position: 0,
-        end: length.min(HEADER_BYTES_MAX),
-        length,
-    };
+    let mut reader = Reader { input, position: 0, end: length.min(HEADER_BYTES_MAX), length };
     let magic = reader.array::<4>("the magic number")?;
     if &magic != b"GGUF" {
         return Err(GgufError::Magic { found: magic });
@@ -72,10 +67,7 @@ pub(super) fn parse(input: impl Read, length: u64) -> Result<Header, GgufError> 
         let kind = reader.u32("a metadata type")?;
         let value = reader.value(&key, kind)?;
         if metadata.insert(key.clone(), value).is_some() {
-            return Err(GgufError::Duplicate {
-                what: "metadata key",
-                name: key,
-            });
+            return Err(GgufError::Duplicate { what: "metadata key", name: key });
         }
     }
     let alignment = alignment(&metadata)?;
@@ -84,16 +76,9 @@ pub(super) fn parse(input: impl Read, length: u64) -> Result<Header, GgufError> 
     for _ in 0..tensor_count {
         tensors.push(reader.tensor()?);
     }
-    let data_start = reader
-        .position
-        .checked_next_multiple_of(alignment)
-        .unwrap_or(u64::MAX);
+    let data_start = reader.position.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
     place(&mut tensors, data_start, alignment, length)?;
-    Ok(Header {
-        version,
-        metadata,
-        tensors,
-    })
+    Ok(Header { version, metadata, tensors })
 }
 
 fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, GgufError> {
@@ -113,26 +98,14 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, GgufError> {
 
 /// Turns offsets within the data into offsets within the file, and refuses names that come twice,
 /// tensors outside the file and tensors that share bytes.
-fn place(
-    tensors: &mut [TensorInfo],
-    data_start: u64,
-    alignment: u64,
-    length: u64,
-) -> Result<(), GgufError> {
+fn place(tensors: &mut [TensorInfo], data_start: u64, alignment: u64, length: u64) -> Result<(), GgufError> {
     let mut names = HashSet::new();
     for tensor in tensors.iter_mut() {
         if !names.insert(tensor.name.clone()) {
-            return Err(GgufError::Duplicate {
-                what: "tensor",
-                name: tensor.name.clone(),
-            });
+            return Err(GgufError::Duplicate { what: "tensor", name: tensor.name.clone() });
         }
         if !tensor.offset.is_multiple_of(alignment) {
-            return Err(GgufError::Offset {
-                tensor: tensor.name.clone(),
-                offset: tensor.offset,
-                alignment,
-            });
+            return Err(GgufError::Offset { tensor: tensor.name.clone(), offset: tensor.offset, alignment });
         }
         let start = data_start.checked_add(tensor.offset);
         let end = start.and_then(|start| start.checked_add(tensor.size_bytes));
@@ -153,10 +126,7 @@ fn place(
     for pair in by_offset.windows(2) {
         // Neither sum can overflow: both ends lie within the file.
         if pair[0].offset + pair[0].size_bytes > pair[1].offset {
-            return Err(GgufError::Overlap {
-                first: pair[0].name.clone(),
-                second: pair[1].name.clone(),
-            });
+            return Err(GgufError::Overlap { first: pair[0].name.clone(), second: pair[1].name.clone() });
         }
     }
     Ok(())
@@ -188,18 +158,12 @@ impl<R: Read> Reader<R> {
                 max: HEADER_BYTES_MAX,
             });
         }
-        Err(GgufError::Truncated {
-            what,
-            needed_bytes: bytes,
-            left_bytes: self.length - self.position,
-        })
+        Err(GgufError::Truncated { what, needed_bytes: bytes, left_bytes: self.length - self.position })
     }
 
     fn fill(&mut self, what: &'static str, buffer: &mut [u8]) -> Result<(), GgufError> {
         self.need(what, buffer.len() as u64)?;
-        self.input
-            .read_exact(buffer)
-            .map_err(|source| GgufError::Read { what, source })?;
+        self.input.read_exact(buffer).map_err(|source| GgufError::Read { what, source })?;
         self.position += buffer.len() as u64;
         Ok(())
     }
@@ -220,11 +184,7 @@ impl<R: Read> Reader<R> {
 
     fn count(&mut self, what: &'static str, max: u64) -> Result<u64, GgufError> {
         let given = self.u64(what)?;
-        if given <= max {
-            Ok(given)
-        } else {
-            Err(GgufError::Limit { what, given, max })
-        }
+        if given <= max { Ok(given) } else { Err(GgufError::Limit { what, given, max }) }
     }
 
     fn bytes(&mut self, what: &'static str, count: u64) -> Result<Vec<u8>, GgufError> {
@@ -248,10 +208,7 @@ impl<R: Read> Reader<R> {
         match kind {
             TEXT_ID => Ok(Value::Text(self.text("a string", TEXT_BYTES_MAX)?)),
             LIST_ID => self.list(key, 1),
-            _ => Err(GgufError::ValueType {
-                key: key.to_owned(),
-                id: kind,
-            }),
+            _ => Err(GgufError::ValueType { key: key.to_owned(), id: kind }),
         }
     }
 
@@ -286,10 +243,7 @@ impl<R: Read> Reader<R> {
                 given: depth as u64 + 1,
                 max: NESTING_MAX as u64,
             }),
-            _ => Err(GgufError::ValueType {
-                key: key.to_owned(),
-                id: kind,
-            }),
+            _ => Err(GgufError::ValueType { key: key.to_owned(), id: kind }),
         }
     }
 
@@ -298,10 +252,7 @@ impl<R: Read> Reader<R> {
         let name = self.text("a tensor's name", TENSOR_NAME_BYTES_MAX)?;
         let rank = self.u32("a tensor's rank")?;
         if !(1..=RANK_MAX).contains(&rank) {
-            return Err(GgufError::Rank {
-                tensor: name,
-                given: rank,
-            });
+            return Err(GgufError::Rank { tensor: name, given: rank });
         }
         let mut shape = Vec::with_capacity(rank as usize);
         for _ in 0..rank {
@@ -309,25 +260,12 @@ impl<R: Read> Reader<R> {
         }
         let format = self.u32("a tensor's format")?;
         let Some(format) = format_of(format) else {
-            return Err(GgufError::Format {
-                tensor: name,
-                format: format_name(format),
-            });
+            return Err(GgufError::Format { tensor: name, format: format_name(format) });
         };
         let offset = self.u64("a tensor's offset")?;
         match size_bytes(format, &shape) {
-            Some(size_bytes) => Ok(TensorInfo {
-                name,
-                shape,
-                format,
-                offset,
-                size_bytes,
-            }),
-            None => Err(GgufError::Shape {
-                tensor: name,
-                shape,
-                format,
-            }),
+            Some(size_bytes) => Ok(TensorInfo { name, shape, format, offset, size_bytes }),
+            None => Err(GgufError::Shape { tensor: name, shape, format }),
         }
     }
 }

@@ -89,9 +89,7 @@ impl NumberKind {
         let bits = u64::from_le_bytes(word);
         // Each cast cuts the word down to the kind's own width before it is widened again.
         match self {
-            NumberKind::U8 | NumberKind::U16 | NumberKind::U32 | NumberKind::U64 => {
-                Number::Unsigned(bits)
-            }
+            NumberKind::U8 | NumberKind::U16 | NumberKind::U32 | NumberKind::U64 => Number::Unsigned(bits),
             NumberKind::I8 => Number::Signed(i64::from(bits as u8 as i8)),
             NumberKind::I16 => Number::Signed(i64::from(bits as u16 as i16)),
             NumberKind::I32 => Number::Signed(i64::from(bits as u32 as i32)),
@@ -162,9 +160,7 @@ impl NumberList {
 
     /// The numbers, in order.
     pub fn iter(&self) -> impl Iterator<Item = Number> + '_ {
-        self.bytes
-            .chunks_exact(self.kind.size_bytes())
-            .map(|chunk| self.kind.decode(chunk))
+        self.bytes.chunks_exact(self.kind.size_bytes()).map(|chunk| self.kind.decode(chunk))
     }
 }
 

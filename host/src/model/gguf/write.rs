@@ -132,9 +132,7 @@ pub fn quantize(format: Format, values: &[f32]) -> Vec<u8> {
     let mut bytes = Vec::new();
     match format {
         Format::F32 => values.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
-        Format::F16 => values
-            .iter()
-            .for_each(|v| bytes.extend(f16::from_f32(*v).to_le_bytes())),
+        Format::F16 => values.iter().for_each(|v| bytes.extend(f16::from_f32(*v).to_le_bytes())),
         Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => {
             for chunk in values.chunks(BLOCK) {
                 let mut block = [0.0; BLOCK];
@@ -193,9 +191,7 @@ mod tests {
 
     #[test]
     fn quantized_numbers_come_back_within_half_a_step() {
-        let values: Vec<f32> = (0..64)
-            .map(|i| ((i * 37 % 64) as f32 - 20.0) / 7.0)
-            .collect();
+        let values: Vec<f32> = (0..64).map(|i| ((i * 37 % 64) as f32 - 20.0) / 7.0).collect();
         let range = 63.0 / 7.0;
         for (format, step) in [
             (Format::F32, 0.0),
@@ -210,15 +206,8 @@ mod tests {
             for (value, back) in values.iter().zip(&back) {
                 let difference = (value - back).abs();
                 // Q4_0 cuts off what lies past the code 7: one whole step at that end.
-                let bound = if format == Format::Q4_0 {
-                    step
-                } else {
-                    step / 2.0
-                };
-                assert!(
-                    difference <= bound + 0.01,
-                    "{format:?}: {value} became {back}"
-                );
+                let bound = if format == Format::Q4_0 { step } else { step / 2.0 };
+                assert!(difference <= bound + 0.01, "{format:?}: {value} became {back}");
             }
         }
     }

@@ -72,10 +72,7 @@ mod tests {
 
     #[test]
     fn credentials_are_not_shown() {
-        assert_eq!(
-            shown("https://me:secret@host/a/b?token=x#y"),
-            "https://host/a/b"
-        );
+        assert_eq!(shown("https://me:secret@host/a/b?token=x#y"), "https://host/a/b");
         assert_eq!(shown("https://host"), "https://host");
     }
 }

@@ -125,77 +125,46 @@ impl Client {
             .user_agent(concat!("vassal/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .build();
-        Client {
-            agent: config.into(),
-        }
+        Client { agent: config.into() }
     }
 
     /// Fetches a small page: its address after redirects, its content type and its text.
     pub fn page(&self, url: &str, accept: &str) -> Result<Page, DownloadError> {
-        let network = |error: ureq::Error| DownloadError::Network {
-            url: shown(url),
-            message: error.to_string(),
-        };
+        let network = |error: ureq::Error| DownloadError::Network { url: shown(url), message: error.to_string() };
         let request = self.agent.get(url).header("Accept", accept);
         let mut response = request.call().map_err(network)?;
         if response.status() != StatusCode::OK {
-            return Err(DownloadError::Status {
-                url: shown(url),
-                status: response.status().as_u16(),
-            });
+            return Err(DownloadError::Status { url: shown(url), status: response.status().as_u16() });
         }
         let address = response.get_uri().to_string();
-        let content_type = header(&response, "content-type")
-            .unwrap_or_default()
-            .to_owned();
+        let content_type = header(&response, "content-type").unwrap_or_default().to_owned();
         let body = response.body_mut().with_config().limit(PAGE_BYTES_MAX);
         let text = body.read_to_string().map_err(network)?;
-        Ok(Page {
-            address,
-            content_type,
-            text,
-        })
+        Ok(Page { address, content_type, text })
     }
 
     /// The value of a header of the first answer for an address, redirects not followed.
-    pub fn first_header(
-        &self,
-        fetch: &Fetch<'_>,
-        name: &str,
-    ) -> Result<Option<String>, DownloadError> {
+    pub fn first_header(&self, fetch: &Fetch<'_>, name: &str) -> Result<Option<String>, DownloadError> {
         let mut request = self.agent.head(fetch.url);
         if let Some(authorization) = fetch.authorization {
             request = request.header("Authorization", authorization);
         }
-        let request = request
-            .config()
-            .max_redirects(0)
-            .max_redirects_will_error(false);
+        let request = request.config().max_redirects(0).max_redirects_will_error(false);
         let response = request
             .build()
             .call()
-            .map_err(|error| DownloadError::Network {
-                url: shown(fetch.url),
-                message: error.to_string(),
-            })?;
+            .map_err(|error| DownloadError::Network { url: shown(fetch.url), message: error.to_string() })?;
         let status = response.status();
         if status.is_success() || status.is_redirection() {
             Ok(header(&response, name).map(str::to_owned))
         } else {
-            Err(DownloadError::Status {
-                url: shown(fetch.url),
-                status: status.as_u16(),
-            })
+            Err(DownloadError::Status { url: shown(fetch.url), status: status.as_u16() })
         }
     }
 
     /// Fetches a file, from where an earlier try stopped, and checks it. The final path is written by
     /// one rename of a complete and synchronised file.
-    pub fn download(
-        &self,
-        fetch: &Fetch<'_>,
-        progress: &mut dyn Progress,
-    ) -> Result<(), DownloadError> {
+    pub fn download(&self, fetch: &Fetch<'_>, progress: &mut dyn Progress) -> Result<(), DownloadError> {
         let mut part = Part::open(fetch)?;
         let resumed = part.length() > 0;
         if let Err(error) = self.fill(fetch, &mut part, progress) {
@@ -228,12 +197,7 @@ impl Client {
     }
 
     /// Asks again and again until the part is complete or nothing comes any more.
-    fn fill(
-        &self,
-        fetch: &Fetch<'_>,
-        part: &mut Part,
-        progress: &mut dyn Progress,
-    ) -> Result<(), DownloadError> {
+    fn fill(&self, fetch: &Fetch<'_>, part: &mut Part, progress: &mut dyn Progress) -> Result<(), DownloadError> {
         let mut tries = 0;
         loop {
             let before = part.length();
@@ -252,16 +216,8 @@ impl Client {
         }
     }
 
-    fn request(
-        &self,
-        fetch: &Fetch<'_>,
-        part: &mut Part,
-        progress: &mut dyn Progress,
-    ) -> Result<(), DownloadError> {
-        let network = |message: String| DownloadError::Network {
-            url: shown(fetch.url),
-            message,
-        };
+    fn request(&self, fetch: &Fetch<'_>, part: &mut Part, progress: &mut dyn Progress) -> Result<(), DownloadError> {
+        let network = |message: String| DownloadError::Network { url: shown(fetch.url), message };
         let mut request = self.agent.get(fetch.url);
         if let Some(authorization) = fetch.authorization {
             request = request.header("Authorization", authorization);
@@ -282,10 +238,7 @@ impl Client {
             // Nothing lies behind the part: it is complete, or it is wrong, which its checksum tells.
             StatusCode::RANGE_NOT_SATISFIABLE if part.length() > 0 => return Ok(()),
             status => {
-                return Err(DownloadError::Status {
-                    url: shown(fetch.url),
-                    status: status.as_u16(),
-                });
+                return Err(DownloadError::Status { url: shown(fetch.url), status: status.as_u16() });
             }
         }
         let rest: Option<u64> = header(&response, "content-length").and_then(|n| n.parse().ok());
@@ -309,10 +262,9 @@ impl Client {
             part.append(&piece[..count])?;
         }
         match total {
-            Some(total) if part.length() < total => Err(network(format!(
-                "the connection ended after {} of {total} bytes",
-                part.length()
-            ))),
+            Some(total) if part.length() < total => {
+                Err(network(format!("the connection ended after {} of {total} bytes", part.length())))
+            }
             _ => Ok(()),
         }
     }
@@ -330,10 +282,7 @@ pub struct Page {
 }
 
 fn too_large(fetch: &Fetch<'_>) -> DownloadError {
-    DownloadError::TooLarge {
-        url: shown(fetch.url),
-        max_bytes: fetch.max_bytes,
-    }
+    DownloadError::TooLarge { url: shown(fetch.url), max_bytes: fetch.max_bytes }
 }
 
 fn header<'a, B>(response: &'a ureq::http::Response<B>, name: &str) -> Option<&'a str> {

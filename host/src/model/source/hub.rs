@@ -43,9 +43,7 @@ impl HubFile {
             // A leading dot would make a hidden file or leave the folder.
             (1..=PART_BYTES_MAX).contains(&part.len())
                 && !part.starts_with('.')
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         };
         (parts.iter().all(|part| plain(part)) && file.ends_with(".gguf")).then(|| HubFile {
             owner: owner.to_owned(),
@@ -56,10 +54,7 @@ impl HubFile {
 
     /// Where the file lies below the model directory.
     pub fn path(&self, home: &Path) -> PathBuf {
-        home.join("hub")
-            .join(&self.owner)
-            .join(&self.name)
-            .join(&self.file)
+        home.join("hub").join(&self.owner).join(&self.name).join(&self.file)
     }
 }
 
@@ -86,14 +81,10 @@ pub fn pull(
     if let Some(endpoint) = endpoint {
         builder = builder.with_endpoint(endpoint.to_owned());
     }
-    let api = builder.build().map_err(|error| SourceError::Hub {
-        message: error.to_string(),
-    })?;
+    let api = builder.build().map_err(|error| SourceError::Hub { message: error.to_string() })?;
     let repository = Repo::new(format!("{}/{}", file.owner, file.name), RepoType::Model);
     let url = api.repo(repository).url(&file.file);
-    let token = std::env::var("HF_TOKEN")
-        .ok()
-        .or_else(|| Cache::from_env().token());
+    let token = std::env::var("HF_TOKEN").ok().or_else(|| Cache::from_env().token());
     let authorization = token.map(|token| format!("Bearer {token}"));
     let mut fetch = Fetch {
         url: &url,
@@ -102,9 +93,7 @@ pub fn pull(
         max_bytes: MODEL_BYTES_MAX,
         sha256: None,
     };
-    let tag = client
-        .first_header(&fetch, "x-linked-etag")?
-        .unwrap_or_default();
+    let tag = client.first_header(&fetch, "x-linked-etag")?.unwrap_or_default();
     let tag = tag.trim_matches('"').to_ascii_lowercase();
     if tag.len() == 64 && tag.bytes().all(|b| b.is_ascii_hexdigit()) {
         fetch.sha256 = Some(&tag);
@@ -123,10 +112,7 @@ mod tests {
     #[test]
     fn only_plain_names_are_files_of_the_hub() {
         let file = HubFile::parse("owner/Some-Model_1.0/file.Q8_0.gguf").unwrap();
-        assert_eq!(
-            file.path(Path::new("home")),
-            Path::new("home/hub/owner/Some-Model_1.0/file.Q8_0.gguf")
-        );
+        assert_eq!(file.path(Path::new("home")), Path::new("home/hub/owner/Some-Model_1.0/file.Q8_0.gguf"));
         for text in [
             "owner/name",
             "owner/name/file.bin",

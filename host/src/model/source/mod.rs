@@ -43,9 +43,7 @@ pub enum SourceError {
         known: Vec<String>,
     },
     /// A known model that has not been pulled.
-    #[error(
-        "model {name:?} is not here yet: `vassal pull {name}` fetches it, or give a path to a GGUF file"
-    )]
+    #[error("model {name:?} is not here yet: `vassal pull {name}` fetches it, or give a path to a GGUF file")]
     NotPulled {
         /// Its name.
         name: String,
@@ -96,9 +94,7 @@ pub enum SourceError {
         message: String,
     },
     /// A model file that is not the pinned one.
-    #[error(
-        "{file} has {size_bytes} bytes and SHA-256 {found}, expected {expected_bytes} and {expected}"
-    )]
+    #[error("{file} has {size_bytes} bytes and SHA-256 {found}, expected {expected_bytes} and {expected}")]
     Checksum {
         /// The file.
         file: String,
@@ -185,11 +181,7 @@ pub struct Models {
 impl Models {
     /// The user's model directory, from the environment.
     pub fn from_env() -> Result<Models, SourceError> {
-        let folder = |name: &str| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
+        let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let home = folder("VASSAL_HOME")
             .or_else(|| Some(folder("XDG_DATA_HOME")?.join("vassal")))
             .or_else(|| Some(folder("HOME")?.join(".local/share/vassal")))
@@ -199,12 +191,7 @@ impl Models {
 
     /// A model directory, the Python whose pip is asked, and the models known by name.
     pub fn new(home: PathBuf, python: PathBuf, known: Vec<KnownModel>) -> Models {
-        Models {
-            home,
-            python,
-            known,
-            hub_endpoint: None,
-        }
+        Models { home, python, known, hub_endpoint: None }
     }
 
     /// The same with another model hub than the environment's.
@@ -226,14 +213,10 @@ impl Models {
     /// The file of a model that is here already: a known name, `hub:OWNER/NAME/FILE.gguf`, or a path.
     /// A known model's size is checked, its checksum only by [`Models::pull`].
     pub fn find(&self, spec: &str) -> Result<PathBuf, SourceError> {
-        let not_pulled = || SourceError::NotPulled {
-            name: spec.to_owned(),
-        };
+        let not_pulled = || SourceError::NotPulled { name: spec.to_owned() };
         match self.parse(spec)? {
             Spec::Path(path) => Ok(path),
-            Spec::Hub(file) => Some(file.path(&self.home))
-                .filter(|path| path.exists())
-                .ok_or_else(not_pulled),
+            Spec::Hub(file) => Some(file.path(&self.home)).filter(|path| path.exists()).ok_or_else(not_pulled),
             Spec::Known(model) => {
                 let path = self.home.join(&model.file);
                 match fs::metadata(&path) {
@@ -300,18 +283,12 @@ impl Models {
             return Ok(Spec::Hub(file));
         }
         let path = Path::new(spec);
-        if !spec.starts_with("hub:")
-            && (spec.contains('/') || spec.ends_with(".gguf") || path.exists())
-        {
+        if !spec.starts_with("hub:") && (spec.contains('/') || spec.ends_with(".gguf") || path.exists()) {
             return Ok(Spec::Path(path.to_owned()));
         }
         let known: Vec<String> = self.known.iter().map(|model| model.name.clone()).collect();
         let near = near_names(spec, known.iter().map(String::as_str));
-        Err(SourceError::Unknown {
-            name: spec.chars().take(64).collect(),
-            near,
-            known,
-        })
+        Err(SourceError::Unknown { name: spec.chars().take(64).collect(), near, known })
     }
 }
 

