@@ -29,11 +29,12 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
         650,
         "the engine's state and its way in and out; passes and rounds are files of their own",
     ),
+    ("host/src/engine/decide.rs", 450, "one round, from being asked to being settled"),
+    ("host/src/engine/pass.rs", 475, "one step: both halves and what is counted between them"),
     ("host/src/learning/one_pass.rs", 650, "one fit in stages that share their arrays, and its planted test"),
     ("host/src/learning/ridge.rs", 525, "one solver, and tests against the normal equations"),
     ("host/src/learning/rollouts.rs", 450, "one file format: writer, reader and their tests"),
     ("host/src/model/gguf/mod.rs", 500, "one file format: what a file holds, and why one is refused"),
-    ("host/src/model/gguf/parse.rs", 450, "one parser, whose checks are read in the order of the bytes"),
     ("host/src/model/heads/mod.rs", 600, "one file format in two kinds: writer, reader and their tests"),
     ("host/src/model/source/tests.rs", 600, "a server on loopback, and every way a download goes wrong"),
     ("host/src/model/tokenizer.rs", 525, "pre-tokenizers by name, and tests of each"),
@@ -48,12 +49,12 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
 ];
 
 pub(crate) const LONG_FUNCTIONS: &[LongFunction] = &[
-    ("host/src/cli/learn.rs", "fit", 130, "a command's stages in order, each a call and a report"),
+    ("host/src/cli/learn.rs", "fit", 140, "a command's stages in order, each a call and a report"),
+    ("host/src/engine/mod.rs", "admit", 80, "everything that a sequence needs before it runs, or nothing"),
     ("host/src/engine/pass.rs", "lower_half", 80, "one plan: candidate rows, pending rows, run"),
-    ("host/src/engine/teacher.rs", "candidate_states", 95, "a pass with two kinds of rows, in order"),
-    ("host/src/model/tokenizer.rs", "from_gguf", 80, "reads metadata, refusing each key by name"),
+    ("host/src/engine/teacher.rs", "candidate_states", 100, "a pass with two kinds of rows, in order"),
+    ("host/src/policy_check/mod.rs", "stages", 80, "the stages in the order in which they are reported"),
     ("tests/hostile/src/lib.rs", "decide", 100, "a match with an arm an attack"),
-    ("tests/loader.rs", "numbers_agree_with_each_other_and_with_the_weights", 75, "a table of broken models"),
     ("tests/policies.rs", "run", 90, "two hosts in step, compared at each answer"),
 ];
 
