@@ -200,7 +200,7 @@ fn files_that_are_no_models_or_heads_are_refused_for_what_they_are() {
     let text = written("text.gguf", b"a model, honestly");
     Run::of(&["run", "x", "--model", &text]).refuses(2, &["text.gguf"]);
     Run::of(&["pull", &text]).refuses(2, &["text.gguf"]);
-    Run::of(&["run", "x", "--model", folder().to_str().unwrap()]).refuses(2, &["directory"]);
+    Run::of(&["run", "x", "--model", folder().to_str().unwrap()]).refuses(2, &["cli: not a regular file"]);
     Run::tiny("x", &["--head", "./nowhere.safetensors"]).refuses(2, &["nowhere.safetensors", "No such file"]);
     let head = written("text.safetensors", b"a head, honestly");
     Run::tiny("x", &["--head", &head]).refuses(2, &["text.safetensors"]);

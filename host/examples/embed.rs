@@ -18,7 +18,8 @@ pub fn answer(model: &Path, prompt: &str, on_text: impl FnMut(&str)) -> anyhow::
     // A shipped policy's name, or the path of a component: `host.load_policy("./my.wasm")`.
     let guard = host.load_policy("guard")?;
 
-    // Settings that only a tenant may turn, then those of the request. Required: ranks first, vets insertions.
+    // Settings that only a tenant may turn, then those of the request (for `vas`, ("sentiment", "1")). Required:
+    // it ranks first and vets insertions.
     let phrases = [("phrases".to_owned(), "sea\nocean".to_owned())];
     let guard = host.use_policy(&guard, &phrases, &[], true, FaultPolicy::Abort)?;
 

@@ -249,6 +249,7 @@ fn check(arguments: &CheckArguments) -> Result<(), Error> {
     let report = check.run().map_err(|error| match error {
         CheckError::Sandbox(error) => error.into(),
         CheckError::Setting(error) => error.into(),
+        CheckError::Host(fault) => Error::Fault(fault),
         CheckError::Recording(error) => Error::Usage(error.to_string()),
     })?;
     if arguments.policy.json {

@@ -111,6 +111,9 @@ pub enum CheckError {
     /// A setting that the caller gave.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// The machine was too slow, or had no room: nothing that the policy did.
+    #[error(transparent)]
+    Host(Fault),
     /// The recorded steps, or a vocabulary that they are not of.
     #[error(transparent)]
     Recording(#[from] recorded::RecordingError),
@@ -177,51 +180,58 @@ impl Check<'_> {
         stages.push(passed("describe", format!("twice the same: {name} {version}, {}", counts.join(", "))));
         let given = settings::resolve(&manifest, self.settings, Scope::Tenant, &report.limits)?;
         let cases = cases(&manifest, &given);
-        stages.push(passed(
-            "settings",
-            format!("{} to try: each dial at its least and its most", plural((cases.len(), "response"))),
-        ));
+        let count = plural((cases.len(), "response"));
+        stages.push(passed("settings", format!("{count} to try: each dial at its least and its most")));
         let text = VocabularyText::new(match &self.vocabulary {
             Some(vocabulary) => vocabulary.clone(),
             None => Arc::new(recording.vocabulary()),
         });
         let driver = drive::Driver { recording, compiled: &compiled, manifest: &manifest, text: &text };
-        let (mut start, mut steps) = (None, None);
-        for (place, case) in cases.iter().enumerate() {
-            let mut instance = match driver.start(case, &mut report.tally) {
-                Ok(instance) => instance,
-                Err(fault) if fault.kind == FaultKind::StartRefused && place > 0 => {
-                    report.tally.declined.push((case.label.clone(), fault.detail));
-                    continue;
-                }
-                Err(fault) => {
-                    start.get_or_insert_with(|| refused_at("start", &case.label, &fault));
-                    // If it does not start as it is, there is no use in trying all the rest.
-                    if place == 0 {
-                        break;
-                    }
-                    continue;
-                }
-            };
-            if let Err((step, fault)) = driver.drive(&mut instance, case, &mut report.tally) {
-                steps.get_or_insert_with(|| refused_at("steps", &format!("{}, {step}", case.label), &fault));
-            }
-        }
-        let (tally, limits) = (&report.tally, &report.limits);
-        if tally.responses == 0 {
-            report.stages.extend(start);
-            return Ok(());
-        }
-        report.stages.push(start.unwrap_or_else(|| {
-            let fuel = fuel_words(tally.fuel_start_max, limits.fuel_start);
-            passed("start", format!("{}, {fuel}", plural((tally.responses, "response"))))
-        }));
-        report.stages.push(steps.unwrap_or_else(|| {
-            let fuel = fuel_words(tally.fuel_step_max, limits.fuel_decide);
-            passed("steps", format!("{}, {fuel}", plural((tally.steps, "step"))))
-        }));
-        Ok(())
+        responses(&driver, &cases, report)
     }
+}
+
+/// The last two stages: all responses, from start to end. The first fault of each stage stands for it.
+fn responses(driver: &drive::Driver<'_>, cases: &[Case], report: &mut Report) -> Result<(), CheckError> {
+    let (mut start, mut steps) = (None, None);
+    for (place, case) in cases.iter().enumerate() {
+        let mut instance = match driver.start(case, &mut report.tally) {
+            Ok(instance) => instance,
+            Err(fault) if fault.kind == FaultKind::StartRefused && place > 0 => {
+                report.tally.declined.push((case.label.clone(), fault.detail));
+                continue;
+            }
+            Err(fault) if fault.kind.is_the_hosts() => return Err(CheckError::Host(fault)),
+            Err(fault) => {
+                start.get_or_insert_with(|| refused_at("start", &case.label, &fault));
+                // If it does not start as it is, there is no use in trying all the rest.
+                if place == 0 {
+                    break;
+                }
+                continue;
+            }
+        };
+        if let Err((step, fault)) = driver.drive(&mut instance, case, &mut report.tally) {
+            if fault.kind.is_the_hosts() {
+                return Err(CheckError::Host(fault));
+            }
+            steps.get_or_insert_with(|| refused_at("steps", &format!("{}, {step}", case.label), &fault));
+        }
+    }
+    let (tally, limits) = (&report.tally, &report.limits);
+    if tally.responses == 0 {
+        report.stages.extend(start);
+        return Ok(());
+    }
+    report.stages.push(start.unwrap_or_else(|| {
+        let fuel = fuel_words(tally.fuel_start_max, limits.fuel_start);
+        passed("start", format!("{}, {fuel}", plural((tally.responses, "response"))))
+    }));
+    report.stages.push(steps.unwrap_or_else(|| {
+        let fuel = fuel_words(tally.fuel_step_max, limits.fuel_decide);
+        passed("steps", format!("{}, {fuel}", plural((tally.steps, "step"))))
+    }));
+    Ok(())
 }
 
 /// The responses to drive; the first is the policy as it is given.

@@ -1,5 +1,8 @@
 //! The recording is sound, shipped policies pass, and what does not is refused at its stage.
 //!
+//! What a user sees of it, and hostile components, are in the integration test `cli`. Start at
+//! [`shipped_policies_pass`].
+//!
 //! Components that misbehave on purpose are the integration tests' (`tests/hostile.rs`); here it is what
 //! an honest author gets wrong.
 

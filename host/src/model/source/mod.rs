@@ -49,7 +49,7 @@ pub enum SourceError {
         name: String,
     },
     /// A path that is no usable model.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", at_path(path, source))]
     Path {
         /// The path.
         path: PathBuf,
@@ -308,6 +308,14 @@ fn check_model(model: &KnownModel, size_bytes: u64, found: String) -> Result<(),
         expected_bytes: model.size_bytes,
         expected: model.sha256.clone(),
     })
+}
+
+/// An error of opening names the file itself.
+fn at_path(path: &Path, source: &GgufError) -> String {
+    match source {
+        GgufError::Open { .. } => source.to_string(),
+        _ => format!("{}: {source}", path.display()),
+    }
 }
 
 fn near_words(near: &[String]) -> String {
