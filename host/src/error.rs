@@ -69,6 +69,14 @@ pub enum Error {
     /// A value head.
     #[error(transparent)]
     Head(#[from] HeadError),
+    /// A value head of the caller's.
+    #[error("head {path}: {source}")]
+    HeadFile {
+        /// Where.
+        path: String,
+        /// What is wrong with it.
+        source: HeadError,
+    },
     /// The sandbox could not be made.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -164,6 +172,7 @@ impl Error {
             | Self::Config(_)
             | Self::Tokenizer(_)
             | Self::Template(_)
+            | Self::HeadFile { .. }
             | Self::Head(_) => Cause::Client,
             Self::Source(SourceError::Unknown { .. } | SourceError::Path { .. }) => Cause::Client,
             Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) | Self::Engine(_) => Cause::Host,

@@ -288,7 +288,8 @@ fn read_heads(options: &HostOptions, model_sha256: &str) -> Result<Vec<HeadFile>
 fn read_head(path: &Path, kind: Option<HeadKind>, model_sha256: &str) -> Result<HeadFile, Error> {
     let name = path.to_string_lossy();
     if path.exists() || name.ends_with(".safetensors") || name.contains(std::path::MAIN_SEPARATOR) {
-        return Ok(HeadFile::open(path)?);
+        let refused = |source| Error::HeadFile { path: name.to_string(), source };
+        return HeadFile::open(path).map_err(refused);
     }
     let mut names = Vec::new();
     for shipped in &shipped::HEADS {
