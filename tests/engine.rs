@@ -16,9 +16,12 @@ use vassal_kernels::cpu::Cpu;
 
 use crate::support::{PROMPT, Setup, Tiny, bits, look_ahead, noise};
 
-/// The texts sent for each sequence and the responses, in steps.
-fn drive(engine: &mut Engine<Cpu>) -> (HashMap<SequenceId, Vec<(usize, String)>>, HashMap<SequenceId, Response>) {
-    let (mut texts, mut responses): (HashMap<_, Vec<_>>, HashMap<_, _>) = Default::default();
+/// What was sent of each sequence, with the step that it was sent in.
+type Sent = HashMap<SequenceId, Vec<(usize, String)>>;
+
+/// Runs what was submitted to its end.
+fn drive(engine: &mut Engine<Cpu>) -> (Sent, HashMap<SequenceId, Response>) {
+    let (mut texts, mut responses) = (Sent::new(), HashMap::new());
     for step in 0..100_000 {
         if engine.is_idle() {
             return (texts, responses);
@@ -171,7 +174,7 @@ fn no_text_is_sent_that_is_taken_back_later() {
         format!("0! splice 0 {}\n12! splice 8 {}\n12! splice 8 -\n4 stop done", before.join(","), after.join(","));
     let request = tiny.request(PROMPT, vec![tiny.scripted(&script)]);
     let request = tiny.endless(request);
-    let id = tiny.engine.submit(request).unwrap();
+    tiny.engine.submit(request).unwrap();
     let mut sent = String::new();
     let mut finished = None;
     while finished.is_none() {
@@ -187,7 +190,6 @@ fn no_text_is_sent_that_is_taken_back_later() {
     assert_eq!(response.finish.name(), "stopped");
     assert_eq!((sent.as_str(), response.text.as_str()), ("abcd", "abcd"));
     assert_eq!(tiny.engine.step().unwrap().len(), 0);
-    let _ = id;
 }
 
 // Who waits for whom.
