@@ -245,9 +245,10 @@ impl Tiny {
         vassal::model::synthetic::FIRST_BYTE + u32::from(byte)
     }
 
-    /// The bytes of some tokens.
+    /// The bytes of some tokens; special ones are no text.
     pub(crate) fn bytes(&self, tokens: &[Token]) -> Vec<u8> {
-        tokens.iter().flat_map(|token| self.tokenizer.bytes(*token)).copied().collect()
+        let text = tokens.iter().filter(|token| !self.tokenizer.is_special(**token));
+        text.flat_map(|token| self.tokenizer.bytes(*token)).copied().collect()
     }
 }
 
