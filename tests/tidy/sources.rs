@@ -53,7 +53,6 @@ pub(crate) const LONG_FUNCTIONS: &[LongFunction] = &[
     ("host/src/engine/mod.rs", "admit", 80, "everything that a sequence needs before it runs, or nothing"),
     ("host/src/engine/pass.rs", "lower_half", 80, "one plan: candidate rows, pending rows, run"),
     ("host/src/engine/teacher.rs", "candidate_states", 100, "a pass with two kinds of rows, in order"),
-    ("host/src/policy_check/mod.rs", "stages", 80, "the stages in the order in which they are reported"),
     ("tests/hostile/src/lib.rs", "decide", 100, "a match with an arm an attack"),
     ("tests/policies.rs", "run", 90, "two hosts in step, compared at each answer"),
 ];
