@@ -43,11 +43,12 @@ fn stop_wins_over_splice_and_splice_over_steer() {
 
 #[test]
 fn required_policies_rank_before_the_requests() {
-    let first = |a: &'static str, b: &'static str| {
-        run(move |tiny| vec![tiny.scripted(a), required(tiny.scripted(b))])
-    };
+    let first = |a: &'static str, b: &'static str| run(move |tiny| vec![tiny.scripted(a), required(tiny.scripted(b))]);
     assert_eq!(first("2 stop request", "2 stop required").finish, stopped("required"));
-    assert_eq!(run(|tiny| vec![tiny.scripted("2 stop request"), tiny.scripted("2 stop other")]).finish, stopped("request"));
+    assert_eq!(
+        run(|tiny| vec![tiny.scripted("2 stop request"), tiny.scripted("2 stop other")]).finish,
+        stopped("request")
+    );
     let response = first("2! splice 0 50", "2! splice 0 51");
     assert_eq!(response.token_ids()[2], 51);
     // The other is not asked to splice again: its script said `once`.
@@ -58,7 +59,10 @@ fn required_policies_rank_before_the_requests() {
 fn two_vas_add_up_to_one_with_both_dials() {
     let both = run(|tiny| vec![tiny.policy("vas", &[("sentiment", "0.9"), ("simplicity", "-0.7")])]);
     let apart = run(|tiny| {
-        vec![tiny.policy("vas", &[("sentiment", "0.9")]), tiny.policy("vas", &[("simplicity", "-0.7"), ("mode", "adjust")])]
+        vec![
+            tiny.policy("vas", &[("sentiment", "0.9")]),
+            tiny.policy("vas", &[("simplicity", "-0.7"), ("mode", "adjust")]),
+        ]
     });
     assert_eq!(bits(&apart), bits(&both));
     let one = run(|tiny| vec![tiny.policy("vas", &[("sentiment", "0.9")])]);
@@ -124,7 +128,10 @@ fn insertions_are_offered_one_at_a_time_and_cut_before_the_first_that_is_forbidd
 #[test]
 fn a_required_policy_sees_each_inserted_token_as_the_only_candidate() {
     let response = run(|tiny| {
-        vec![required(tiny.scripted("2 show\n3 show\n4 show\n5 show")), tiny.scripted("3! splice 1 80,81,82\nend stop x")]
+        vec![
+            required(tiny.scripted("2 show\n3 show\n4 show\n5 show")),
+            tiny.scripted("3! splice 1 80,81,82\nend stop x"),
+        ]
     });
     let ids = response.token_ids();
     assert_eq!(ids[2..5], [80, 81, 82]);
@@ -133,7 +140,8 @@ fn a_required_policy_sees_each_inserted_token_as_the_only_candidate() {
     assert!(drawn, "{ids:?}");
     // Length 2: a draw, then the offer of 80 after one was taken back; 3: a draw, then the offer of 81; ...
     let expected_offers = ["candidates [80]", "candidates [81]", "candidates [82]"];
-    let offers: Vec<&&str> = notes.iter().filter(|note| expected_offers.iter().any(|offer| note.contains(offer))).collect();
+    let offers: Vec<&&str> =
+        notes.iter().filter(|note| expected_offers.iter().any(|offer| note.contains(offer))).collect();
     assert_eq!(offers.len(), 3, "{notes:#?}");
     assert!(offers[0].starts_with("kept 2 appended [] "), "{notes:#?}");
     assert!(offers[1].starts_with("kept 2 appended [80] "), "{notes:#?}");
@@ -240,7 +248,8 @@ fn a_fault_ends_the_response_or_only_the_policy() {
 
 #[test]
 fn a_policy_that_fails_in_start_ends_the_response_or_is_left_out() {
-    let refuses = |tiny: &Tiny, fault_policy| PolicyUse { fault_policy, ..tiny.policy("hostile", &[("mode", "start-panic")]) };
+    let refuses =
+        |tiny: &Tiny, fault_policy| PolicyUse { fault_policy, ..tiny.policy("hostile", &[("mode", "start-panic")]) };
     let aborted = run(|tiny| vec![refuses(tiny, FaultPolicy::Abort)]);
     assert!(matches!(aborted.finish, Finish::Faulted(_)), "{:?}", aborted.finish);
     assert!(aborted.tokens.is_empty());
@@ -271,9 +280,8 @@ fn what_evaluate_and_current_say_is_what_heads_say_of_the_sequence() {
     let prompt = request.prompt.clone();
     let response = tiny.alone(request);
     let before = &response.token_ids()[..4];
-    let mut along = |head, token: &[Token]| {
-        *tiny.values_along(head, &prompt, &[before, token].concat(), 24).last().unwrap()
-    };
+    let mut along =
+        |head, token: &[Token]| *tiny.values_along(head, &prompt, &[before, token].concat(), 24).last().unwrap();
     let numbers = |note: &str| -> Vec<f64> {
         let words = note.split(|c: char| !(c.is_ascii_digit() || "+-.e".contains(c)));
         words.filter_map(|word| word.parse().ok()).collect()

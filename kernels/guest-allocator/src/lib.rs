@@ -8,7 +8,7 @@
 //!
 //! It stands in this folder because an allocator cannot be written without unsafe code. That code runs inside
 //! the sandbox: what goes wrong here spoils one response, as any bug of a policy does. Natively, outside of its
-//! tests, the crate is empty. Start at [`Blocks`].
+//! tests, the crate is empty. Start at `Blocks`.
 #![cfg(any(all(target_arch = "wasm32", not(target_feature = "atomics")), test))]
 
 use core::alloc::{GlobalAlloc, Layout};

@@ -274,6 +274,17 @@ fn scale_of(magnitude: u32) -> (f32, f32) {
     }
 }
 
+/// Replaces a row by what quantising it leaves: `x − q·a/127`, block by block, at most half a step of 8 bits.
+pub(crate) fn keep_what_is_left(row: &mut [f32]) {
+    for block in row.chunks_mut(BLOCK) {
+        let magnitude = block.iter().map(|value| value.abs().to_bits()).max().unwrap_or(0);
+        let (scale, inverse) = scale_of(magnitude);
+        for value in block {
+            *value = (-(*value * inverse).round_ties_even()).mul_add(scale, *value);
+        }
+    }
+}
+
 fn quantize_block_scalar(values: &[f32; BLOCK]) -> Quantized {
     let magnitude = values.iter().map(|value| value.abs().to_bits()).max().unwrap_or(0);
     let (scale, inverse) = scale_of(magnitude);
