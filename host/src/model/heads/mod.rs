@@ -75,6 +75,14 @@ pub enum HeadError {
         /// The system's words.
         source: io::Error,
     },
+    /// What a file holds is refused.
+    #[error("head file {path}: {error}")]
+    Contents {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: Box<HeadError>,
+    },
     /// More bytes than any head has.
     #[error("a head file has at most {most} bytes in its {part}, this has {got}")]
     Size {
@@ -141,7 +149,7 @@ impl HeadFile {
         let mut bytes = Vec::new();
         let file = std::fs::File::open(path).map_err(failed)?;
         io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX as u64 + 1), &mut bytes).map_err(failed)?;
-        Self::read(&bytes)
+        Self::read(&bytes).map_err(|error| HeadError::Contents { path: path.to_path_buf(), error: Box::new(error) })
     }
 
     /// Reads the bytes of a file.
