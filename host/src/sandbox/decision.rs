@@ -213,7 +213,7 @@ impl Context<'_> {
         };
         Ok(Steering {
             adjust: raw.adjust,
-            blend: self.blend(&raw.blend)?,
+            blend: self.blend(raw.blend)?,
             bias: raw.bias.map_or_else(|| Ok(Vec::new()), |bias| self.bias(&bias))?,
             vocabulary: raw.vocabulary.map(|bias| self.vocabulary(bias)).transpose()?,
             tail,
@@ -228,10 +228,10 @@ impl Context<'_> {
         }
     }
 
-    fn blend(&self, terms: &[bindings::HeadWeight]) -> Result<Vec<HeadWeight>, BadDecision> {
+    fn blend(&self, terms: Vec<bindings::HeadWeight>) -> Result<Vec<HeadWeight>, BadDecision> {
         let (heads, limit) = (self.manifest.heads.len(), self.limits.magnitude);
         let mut seen = 0_u64;
-        let check = |term: &bindings::HeadWeight| {
+        let check = |term: bindings::HeadWeight| {
             if !usize::try_from(term.head).is_ok_and(|head| head < heads) {
                 return Err(BadDecision::UnknownHead { given: term.head, heads });
             }
@@ -253,7 +253,8 @@ impl Context<'_> {
             };
             Ok(HeadWeight { head: term.head, weight: term.weight, baseline })
         };
-        terms.iter().map(check).collect()
+        // Collected in the place of the list that was lifted.
+        terms.into_iter().map(check).collect()
     }
 
     /// Deltas of a token that is named more than once add up, in the order given.

@@ -36,7 +36,7 @@ pub(super) struct StoreData {
     /// `request.candidates`.
     pub(super) candidates: usize,
     /// What `values` may answer: nothing outside a `decide` of a step that has not ended.
-    pub(super) deciding: Option<values::Deciding>,
+    pub(super) deciding: values::Deciding,
 }
 
 impl StoreData {
@@ -49,7 +49,7 @@ impl StoreData {
             windows_passed: 0,
             heads: 0,
             candidates: 0,
-            deciding: None,
+            deciding: values::Deciding::default(),
         }
     }
 }

@@ -15,7 +15,6 @@ use super::fault::{Fault, FaultKind};
 use super::imports::{Exchange, StoreData, start_clock};
 use super::manifest::Manifest;
 use super::plan::Plan;
-use super::values::Deciding;
 use crate::token::Token;
 use std::fmt;
 use std::future::Future;
@@ -196,7 +195,7 @@ impl Instance {
             return self.settle(store, answer);
         }
         if !step.ended {
-            store.data_mut().deciding = Some(Deciding::new(Arc::clone(&self.step), limits.evaluations));
+            store.data_mut().deciding.open(Arc::clone(&self.step), limits.evaluations);
         }
         self.poll(Box::pin(async move {
             let answer = decide.call_async(&mut store, parameters).await;
@@ -248,7 +247,7 @@ impl Instance {
     fn settle(&mut self, mut store: Store<StoreData>, answer: Answer) -> Progress {
         let limits = &self.compiled.shared.limits;
         self.fuel_used = limits.fuel_decide.saturating_sub(store.get_fuel().unwrap_or(0));
-        store.data_mut().deciding = None;
+        store.data_mut().deciding.close();
         let context = Context {
             manifest: &self.manifest,
             limits,
@@ -345,7 +344,7 @@ fn fill(buffers: &mut bindings::Step, step: &Step<'_>) {
     (*log_normalizer, *entropy) = (step.log_normalizer, step.entropy);
 }
 
-fn copy<T: Copy>(to: &mut Vec<T>, from: &[T]) {
+pub(super) fn copy<T: Copy>(to: &mut Vec<T>, from: &[T]) {
     to.clear();
     to.extend_from_slice(from);
 }

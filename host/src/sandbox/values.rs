@@ -5,8 +5,8 @@
 //! awaited; whoever drives the instance finds it there, evaluates many sequences at once, and resumes it.
 
 use super::bindings::{Step, ValueError};
-use super::imports::{Exchange, StoreData, charge_items, start_clock};
-use super::instance::{ValueAnswer, ValueRequest};
+use super::imports::{StoreData, charge_items, start_clock};
+use super::instance::{ValueAnswer, ValueRequest, copy};
 use crate::token::Token;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -15,19 +15,23 @@ use std::task::Poll;
 use wasmtime::StoreContextMut;
 use wasmtime::component::LinkerInstance;
 
-/// What `values` knows of the step that is being decided.
+/// What `values` knows of the step that is being decided. Its buffers serve one step after the other.
+#[derive(Default)]
 pub(super) struct Deciding {
-    pub(super) step: Arc<Step>,
+    /// The step; none outside a `decide` of one that has not ended.
+    step: Option<Arc<Step>>,
     /// Evaluations that may still be asked for.
-    pub(super) evaluations_left: u32,
-    /// What was evaluated in this step.
-    pub(super) evaluated: Vec<Evaluated>,
+    evaluations_left: u32,
+    /// How many of `evaluated` are this step's; the others are buffers.
+    answered: usize,
+    evaluated: Vec<Evaluated>,
     /// The current values asked for in this step, by head.
-    pub(super) current: Vec<(u32, f32)>,
+    current: Vec<(u32, f32)>,
 }
 
 /// One answered evaluation: `values` has a row a head, one value a token.
-pub(super) struct Evaluated {
+#[derive(Default)]
+struct Evaluated {
     heads: Vec<u32>,
     tokens: Vec<Token>,
     values: Vec<f32>,
@@ -55,9 +59,7 @@ async fn evaluate(
         return Ok(Err(refusal));
     }
     charge_items(&mut store, heads.len() * tokens.len())?;
-    let Some(deciding) = &mut store.data_mut().deciding else {
-        return Ok(Err(ValueError::NotNow));
-    };
+    let deciding = &mut store.data_mut().deciding;
     if let Some(known) = deciding.known(&heads, &tokens) {
         return Ok(Ok(known));
     }
@@ -65,13 +67,10 @@ async fn evaluate(
         return Ok(Err(ValueError::BudgetSpent));
     };
     deciding.evaluations_left = left;
-    let request = ValueRequest::Evaluate { heads: heads.clone(), tokens: tokens.clone() };
-    let answer = ask(&mut store, request).await;
-    Ok(match answer {
+    let asked = deciding.asked(&heads, &tokens);
+    Ok(match ask(&mut store, ValueRequest::Evaluate { heads, tokens }).await {
         ValueAnswer::Values(values) => {
-            if let Some(deciding) = &mut store.data_mut().deciding {
-                deciding.evaluated.push(Evaluated { heads, tokens, values: values.clone() });
-            }
+            store.data_mut().deciding.answered(asked, &values);
             Ok(values)
         }
         ValueAnswer::Unavailable => Err(ValueError::Unavailable),
@@ -80,9 +79,10 @@ async fn evaluate(
 
 async fn current(mut store: StoreContextMut<'_, StoreData>, head: u32) -> wasmtime::Result<Result<f32, ValueError>> {
     let heads = store.data().heads;
-    let Some(deciding) = &store.data().deciding else {
+    let deciding = &store.data().deciding;
+    if deciding.step.is_none() {
         return Ok(Err(ValueError::NotNow));
-    };
+    }
     if head as usize >= heads {
         return Ok(Err(ValueError::UnknownHead));
     }
@@ -93,9 +93,7 @@ async fn current(mut store: StoreContextMut<'_, StoreData>, head: u32) -> wasmti
     let answer = ask(&mut store, ValueRequest::Current { head }).await;
     Ok(match answer {
         ValueAnswer::Values(values) if values.len() == 1 => {
-            if let Some(deciding) = &mut store.data_mut().deciding {
-                deciding.current.push((head, values[0]));
-            }
+            store.data_mut().deciding.current.push((head, values[0]));
             Ok(values[0])
         }
         _ => Err(ValueError::Unavailable),
@@ -104,7 +102,7 @@ async fn current(mut store: StoreContextMut<'_, StoreData>, head: u32) -> wasmti
 
 /// Whether the contract allows to ask for these values at all.
 fn admissible(data: &StoreData, heads: &[u32], tokens: &[Token]) -> Result<(), ValueError> {
-    if data.deciding.is_none() {
+    if data.deciding.step.is_none() {
         return Err(ValueError::NotNow);
     }
     // At most as many as there are, which bounds the request also where one is named over and over.
@@ -122,7 +120,7 @@ fn admissible(data: &StoreData, heads: &[u32], tokens: &[Token]) -> Result<(), V
 
 /// Leaves a request and waits for its answer.
 async fn ask(store: &mut StoreContextMut<'_, StoreData>, request: ValueRequest) -> ValueAnswer {
-    let exchange: Exchange = store.data().exchange.clone();
+    let exchange = &store.data().exchange;
     exchange.lock().request = Some(request);
     // No waker is kept: the driver polls again exactly when it has left an answer.
     let answer = poll_fn(|_| exchange.lock().answer.take().map_or(Poll::Pending, Poll::Ready)).await;
@@ -132,35 +130,61 @@ async fn ask(store: &mut StoreContextMut<'_, StoreData>, request: ValueRequest) 
 }
 
 impl Deciding {
-    pub(super) fn new(step: Arc<Step>, evaluations: u32) -> Self {
-        Self { step, evaluations_left: evaluations, evaluated: Vec::new(), current: Vec::new() }
+    /// From here on values are answered, of this step.
+    pub(super) fn open(&mut self, step: Arc<Step>, evaluations: u32) {
+        self.step = Some(step);
+        self.evaluations_left = evaluations;
+        self.answered = 0;
+        self.current.clear();
+    }
+
+    /// From here on they are not.
+    pub(super) fn close(&mut self) {
+        self.step = None;
+    }
+
+    /// Notes what is asked for; it counts once it is [answered](Self::answered).
+    fn asked(&mut self, heads: &[u32], tokens: &[Token]) -> usize {
+        if self.evaluated.len() == self.answered {
+            self.evaluated.push(Evaluated::default());
+        }
+        let evaluated = &mut self.evaluated[self.answered];
+        copy(&mut evaluated.heads, heads);
+        copy(&mut evaluated.tokens, tokens);
+        self.answered
+    }
+
+    fn answered(&mut self, asked: usize, values: &[f32]) {
+        copy(&mut self.evaluated[asked].values, values);
+        self.answered = asked + 1;
     }
 
     /// The values asked for, where this policy was given every one of them in this step.
     fn known(&self, heads: &[u32], tokens: &[Token]) -> Option<Vec<f32>> {
-        let prefetched = |head: &u32| self.step.prefetched >> (head % 32) & 1 == 1;
-        if self.evaluated.is_empty() && !heads.iter().any(prefetched) {
+        let step = self.step.as_deref()?;
+        let prefetched = |head: &u32| step.prefetched >> (head % 32) & 1 == 1;
+        if self.answered == 0 && !heads.iter().any(prefetched) {
             return None;
         }
         let mut places = Places::default();
         let mut values = Vec::with_capacity(heads.len() * tokens.len());
         for head in heads {
             for token in tokens {
-                values.push(self.known_value(*head, *token, &mut places)?);
+                values.push(self.known_value(step, *head, *token, &mut places)?);
             }
         }
         Some(values)
     }
 
-    fn known_value<'a>(&'a self, head: u32, token: Token, places: &mut Places<'a>) -> Option<f32> {
-        let columns = self.step.candidates.len();
-        if self.step.prefetched >> (head % 32) & 1 == 1 {
-            let row = (self.step.prefetched & ((1 << (head % 32)) - 1)).count_ones() as usize;
-            if let Some(column) = places.find(0, &self.step.candidates, token) {
-                return self.step.values.get(row * columns + column).copied();
+    fn known_value<'a>(&'a self, step: &'a Step, head: u32, token: Token, places: &mut Places<'a>) -> Option<f32> {
+        let columns = step.candidates.len();
+        if step.prefetched >> (head % 32) & 1 == 1 {
+            let row = (step.prefetched & ((1 << (head % 32)) - 1)).count_ones() as usize;
+            if let Some(column) = places.find(0, &step.candidates, token) {
+                return step.values.get(row * columns + column).copied();
             }
         }
-        self.evaluated.iter().enumerate().find_map(|(index, evaluated)| {
+        self.evaluated[..self.answered].iter().enumerate().find_map(|(index, evaluated)| {
             let row = evaluated.heads.iter().position(|known| *known == head)?;
             let column = places.find(index + 1, &evaluated.tokens, token)?;
             evaluated.values.get(row * evaluated.tokens.len() + column).copied()
