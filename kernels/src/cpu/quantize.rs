@@ -218,7 +218,8 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
 /// The most rows of a panel: what accumulators fit the registers.
 pub(crate) fn panel_rows_max(isa: Isa) -> usize {
     match isa {
-        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni => 6,
+        Isa::Avx2 => 4,
+        Isa::Scalar | Isa::AvxVnni => 6,
         Isa::Avx512Vnni => 12,
     }
 }

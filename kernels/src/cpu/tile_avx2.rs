@@ -37,9 +37,7 @@ pub(super) unsafe fn multiply(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lan
                     2 => $kernel::<2, $format>(tile, panel, out),
                     3 => $kernel::<3, $format>(tile, panel, out),
                     4 => $kernel::<4, $format>(tile, panel, out),
-                    5 => $kernel::<5, $format>(tile, panel, out),
-                    6 => $kernel::<6, $format>(tile, panel, out),
-                    rows => assert!(rows == 0, "panels have at most 6 rows"),
+                    rows => assert!(rows == 0, "panels have at most 4 rows"),
                 }
             }
         };
@@ -69,6 +67,10 @@ unsafe fn load_scales(scales: *const half::f16, at: usize) -> __m256 {
 
 /// Q4_0 (`MINIMA` 0) and Q4_1 (1), for panels of M rows.
 ///
+/// Both halves of a tile go along together, so that an activation is broadcast once for 16 output rows: with 4 rows
+/// 8 sums of 16 bits, 4 registers of weights and the operands in flight are the 16 registers there are. The f32
+/// accumulators are touched once a block and may lie in memory.
+///
 /// # Safety
 /// As for [`multiply`], with a 4-bit tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -76,48 +78,56 @@ unsafe fn load_scales(scales: *const half::f16, at: usize) -> __m256 {
 unsafe fn nibbles<const M: usize, const MINIMA: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
     let low = _mm256_set1_epi8(15);
     let ones = _mm256_set1_epi16(1);
-    for half in 0..2 {
-        let mut acc = [_mm256_setzero_ps(); M];
-        for b in 0..tile.blocks {
-            // SAFETY: block b is below `tile.blocks`, for which quants, scales and panel were checked: 4 loads of
-            // 32 bytes in 256, 8 (or 16) scales of this block, M times 8 groups and 4 sums.
-            unsafe {
-                let quants = tile.quants.as_ptr().add(b * quant_bytes(Format::Q4_0) + half * 32);
-                let (mut lower, mut upper) = ([low; 4], [low; 4]);
-                for g in 0..4 {
-                    let packed = _mm256_load_si256(quants.add(g * 64).cast());
-                    lower[g] = _mm256_and_si256(packed, low);
-                    upper[g] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
-                }
-                let scales = tile.scales.as_ptr().add(b * (TILE + MINIMA * TILE) + half * HALF);
-                let d = load_scales(scales, 0);
-                let minima = if MINIMA == 1 { load_scales(scales, TILE) } else { d };
-                let words = panel.quantized.as_ptr().add(b * M * ROW_WORDS);
+    let mut acc = [[_mm256_setzero_ps(); 2]; M];
+    for b in 0..tile.blocks {
+        // SAFETY: block b is below `tile.blocks`, for which quants, scales and panel were checked: 8 loads of
+        // 32 bytes in 256, 16 (or 32) scales of this block, M times 8 groups and 4 sums.
+        unsafe {
+            let quants = tile.quants.as_ptr().add(b * quant_bytes(Format::Q4_0));
+            let words = panel.quantized.as_ptr().add(b * M * ROW_WORDS);
+            let mut sums = [[_mm256_setzero_si256(); 2]; M];
+            for g in 0..4 {
+                let packed = [0, 1].map(|half| _mm256_load_si256(quants.add(g * 64 + half * 32).cast()));
+                let lower = packed.map(|packed| _mm256_and_si256(packed, low));
+                let upper = packed.map(|packed| _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low));
                 for r in 0..M {
-                    let group = |g: usize| _mm256_set1_epi32(words.add(r * 8 + g).read().cast_signed());
-                    let pair = |g: usize| {
-                        _mm256_add_epi16(
-                            _mm256_maddubs_epi16(lower[g], group(g)),
-                            _mm256_maddubs_epi16(upper[g], group(g + 4)),
-                        )
-                    };
-                    let sum = _mm256_add_epi16(_mm256_add_epi16(pair(0), pair(1)), _mm256_add_epi16(pair(2), pair(3)));
-                    let mut s = _mm256_madd_epi16(sum, ones);
+                    for (weights, at) in [(lower, g), (upper, g + 4)] {
+                        let group = _mm256_set1_epi32(words.add(r * 8 + at).read().cast_signed());
+                        for half in 0..2 {
+                            let products = _mm256_maddubs_epi16(weights[half], group);
+                            sums[r][half] = _mm256_add_epi16(sums[r][half], products);
+                        }
+                    }
+                }
+            }
+            let scales = tile.scales.as_ptr().add(b * (TILE + MINIMA * TILE));
+            let d = [load_scales(scales, 0), load_scales(scales, HALF)];
+            for r in 0..M {
+                let scale = _mm256_set1_ps(f32::from_bits(words.add(M * 8 + r).read()));
+                for half in 0..2 {
+                    let mut s = _mm256_madd_epi16(sums[r][half], ones);
                     if MINIMA == 0 {
                         s = _mm256_add_epi32(s, _mm256_set1_epi32(words.add(M * 10 + r).read().cast_signed()));
                     }
-                    let scale = _mm256_set1_ps(f32::from_bits(words.add(M * 8 + r).read()));
-                    acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(d, scale), acc[r]);
-                    if MINIMA == 1 {
-                        let sum = _mm256_set1_ps(f32::from_bits(words.add(M * 9 + r).read()));
-                        acc[r] = _mm256_fmadd_ps(minima, sum, acc[r]);
+                    let d = _mm256_mul_ps(d[half], scale);
+                    acc[r][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), d, acc[r][half]);
+                }
+            }
+            if MINIMA == 1 {
+                let minima = [load_scales(scales, TILE), load_scales(scales, TILE + HALF)];
+                for r in 0..M {
+                    let sum = _mm256_set1_ps(f32::from_bits(words.add(M * 9 + r).read()));
+                    for half in 0..2 {
+                        acc[r][half] = _mm256_fmadd_ps(minima[half], sum, acc[r][half]);
                     }
                 }
             }
         }
-        for r in 0..M {
+    }
+    for r in 0..M {
+        for half in 0..2 {
             // SAFETY: 8 of the 16 lanes from `half * 8`.
-            unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * HALF), acc[r]) };
+            unsafe { _mm256_storeu_ps(out[r].as_mut_ptr().add(half * HALF), acc[r][half]) };
         }
     }
 }
