@@ -21,6 +21,16 @@ use crate::sandbox::bench::{Bench, Workload, measure};
 use crate::sandbox::{Limits, Sandbox};
 use crate::shipped;
 
+/// What the timed tokens follow. It does not repeat itself, or the model would be so sure of what comes next that
+/// hardly a candidate passed the floor.
+const PROSE: &str = "The harbour lay quiet when the last of the fishing boats came in. Old Martha, who had mended nets \
+    on this quay for fifty years, looked up from her work and counted the sails, as she did every evening. Tonight there \
+    was one too few. She did not say so to the children who played between the crates, nor to the young priest who had \
+    come down from the church to ask about her brother's leg. Instead she put the needle away, walked to the end of the \
+    stone pier, and lit the small lamp that her father had hung there. The wind had turned to the west. Far out, where \
+    grey water met a grey sky, something moved, though it might have been only a bird. People say that waiting is a kind \
+    of work, and that some are born to it. She pulled her shawl closer and thought of the summer when";
+
 /// Positions in the cache before what is timed.
 const PREFIX_TOKENS: usize = 128;
 
@@ -91,8 +101,13 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
         host.use_policy(&vas, &[], &given, false, FaultPolicy::Abort)
     };
     let (look_ahead, floored) = (with(&host, "0")?, with(&host, "0.01")?);
-    let text = "The sea is a wide and restless thing, and people have always told stories about it. ".repeat(20);
-    let prompt: Vec<u32> = host.tokenizer().encode(&text, false)?.into_iter().take(PREFIX_TOKENS).collect();
+    let prompt: Vec<u32> = host.tokenizer().encode(PROSE, false)?.into_iter().take(PREFIX_TOKENS).collect();
+    if prompt.len() < PREFIX_TOKENS {
+        return Err(Error::Usage(format!(
+            "the bench's text makes {} tokens of this model, {PREFIX_TOKENS} are needed",
+            prompt.len()
+        )));
+    }
     let mut times: [Vec<f64>; 5] = Default::default();
     let mut rows_of_floor = Vec::new();
     for round in 0..=arguments.rounds {
@@ -212,10 +227,12 @@ fn sandbox(arguments: &SandboxArguments) -> Result<(), Error> {
     let sandbox = Sandbox::new(Limits { sequences: 4 * arguments.sequences as u32, ..Limits::default() })?;
     let vas = shipped::POLICIES[0].component;
     let dial = (crate::sandbox::bench::HEAD, "1");
-    let (adjust, evaluate) = ([dial, ("mode", "blend")], [dial, ("mode", "evaluate")]);
+    // The paper's baseline: the exponentials of the weighted one are the policy's own work, not the call's.
+    let evaluate = [dial, ("mode", "evaluate"), ("baseline", "candidates")];
+    let blend = [dial, ("mode", "blend")];
     let bench = Bench {
-        plain: Workload { component: shipped::VAS_PLAIN, settings: &adjust },
-        prefetched: Workload { component: vas, settings: &adjust },
+        plain: Workload { component: shipped::VAS_PLAIN, settings: &blend },
+        prefetched: Workload { component: vas, settings: &blend },
         suspended: Workload { component: vas, settings: &evaluate },
         sequences: arguments.sequences,
         rounds: arguments.rounds,

@@ -19,6 +19,7 @@ use crate::learning::evaluation::{Estimate, Measured, best_of_pools, dial_for_kl
 use crate::learning::prompts::{Prompt, Split};
 use crate::learning::rewards::Reward;
 use crate::learning::rollouts::{Rollouts, score};
+use crate::learning::statistics::repeated_4;
 use crate::model::heads::HeadKind;
 
 /// Best-of-n that guided decoding is set against.
@@ -35,9 +36,10 @@ pub(super) struct EvaluateArguments {
     /// Rewards: sentiment, simplicity.
     #[arg(long = "reward", value_delimiter = ',', default_value = "sentiment,simplicity")]
     rewards: Vec<String>,
-    /// Dials are set to cost this many nats a token by the heads' own tables, measured on tune prompts.
-    #[arg(long, default_value_t = 0.25)]
-    kl: f64,
+    /// Dials are set to cost this many nats a token by the heads' own tables, measured on tune prompts; one or
+    /// several budgets. Rewards are mixed half and half at the first.
+    #[arg(long, value_name = "NATS", value_delimiter = ',', default_value = "0.25,0.12", value_parser = parse_nats)]
+    kl: Vec<f64>,
     /// Candidates of a step.
     #[arg(long, default_value_t = 20)]
     candidates: usize,
@@ -88,36 +90,36 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     let (base, best) = (of_pools(1), of_pools(BEST_OF));
 
     let kinds = [HeadKind::LookAhead, HeadKind::OnePass];
-    let runs = 1 + kinds.len() * (rewards.len() + usize::from(rewards.len() > 1));
+    let runs = 1 + kinds.len() * (rewards.len() * arguments.kl.len() + usize::from(rewards.len() > 1));
     let progress = bar(runs * prompts.len() * arguments.samples, "responses");
     let mut lines = Vec::new();
     for (place, kind) in kinds.into_iter().enumerate() {
         let mut host = open(arguments, kind, &rewards)?;
         rollouts.require_model(&host.model().sha256)?;
-        let dial = |host: &Host, reward: &dyn Reward| {
-            let heads = host.heads().iter().map(|head| &head.description);
-            let table = heads.filter(|head| head.name == reward.name()).map(|head| &head.provenance.dial_to_kl).next();
-            table.map_or(0.0, |table| dial_for_kl(table, arguments.kl))
+        let dials_at = |host: &Host, kl: f64| -> Vec<(&'static str, f64)> {
+            let heads = || host.heads().iter().map(|head| &head.description);
+            let table = |name| heads().find(|head| head.name == name).map(|head| &head.provenance.dial_to_kl);
+            let dial = |name| table(name).map_or(0.0, |table| dial_for_kl(table, kl));
+            rewards.iter().map(|reward| (reward.name(), dial(reward.name()))).collect()
         };
         if place == 0 {
-            lines.push(run(&mut host, arguments, &prompts, &rewards, "base", &[], &progress)?);
+            let mut base = run(&mut host, arguments, &prompts, &rewards, "base", &[], &progress)?;
+            if arguments.tail == "keep" {
+                // The pool is the same distribution and many times the text, which so rare an event needs.
+                let pool = groups.iter().flatten().map(|rollout| rollout.tokens.as_slice());
+                base.measured.repeated_4 = repeated_4(pool).unwrap_or(base.measured.repeated_4);
+            }
+            lines.push(base);
         }
-        let dials: Vec<f64> = rewards.iter().map(|reward| dial(&host, *reward)).collect();
-        for (reward, &dial) in rewards.iter().zip(&dials) {
-            lines.push(run(
-                &mut host,
-                arguments,
-                &prompts,
-                &rewards,
-                kind.name(),
-                &[(reward.name(), dial)],
-                &progress,
-            )?);
-        }
-        if rewards.len() > 1 {
-            let halves: Vec<(&str, f64)> =
-                rewards.iter().zip(&dials).map(|(reward, dial)| (reward.name(), dial / 2.0)).collect();
-            lines.push(run(&mut host, arguments, &prompts, &rewards, kind.name(), &halves, &progress)?);
+        for (budget, &kl) in arguments.kl.iter().enumerate() {
+            let dials = dials_at(&host, kl);
+            let mut settings: Vec<Vec<(&str, f64)>> = dials.iter().map(|&dial| vec![dial]).collect();
+            if budget == 0 && dials.len() > 1 {
+                settings.push(dials.iter().map(|&(name, dial)| (name, dial / 2.0)).collect());
+            }
+            for dials in settings {
+                lines.push(run(&mut host, arguments, &prompts, &rewards, kind.name(), &dials, &progress)?);
+            }
         }
     }
     progress.finish_and_clear();
@@ -127,6 +129,11 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         print(&tables(arguments, &rewards, &base, &best, &lines, prompts.len()));
     }
     Ok(())
+}
+
+fn parse_nats(text: &str) -> Result<f64, String> {
+    let nats = text.parse::<f64>().ok().filter(|nats| nats.is_finite() && *nats > 0.0);
+    nats.ok_or_else(|| format!("{text:?} is no number of nats above 0"))
 }
 
 fn open(arguments: &EvaluateArguments, kind: HeadKind, rewards: &[&'static dyn Reward]) -> Result<Host, Error> {
@@ -210,7 +217,9 @@ fn tables(
         });
         out.push('\n');
     }
-    out.push_str("\nCost and fluency; ratios are to the base samples decoded beside them.\n\n");
+    out.push_str("\nCost and fluency; ratios are to the base samples decoded beside them (repeated 4-grams: to the pool's, where the \
+         tail is kept).\n\n",
+    );
     out.push_str("| method | dials | KL a token | forwards a token | tail draws | cross-entropy | ratio | distinct-2 | ratio | repeated 4-grams | ratio |\n");
     out.push_str("|---|---|---|---|---|---|---|---|---|---|---|\n");
     let Some(reference) = lines.first().map(|line| &line.measured) else { return out };
