@@ -19,6 +19,7 @@ use crate::names::{hint, near_names};
 use crate::policy_build::BuildError;
 use crate::request::RequestError;
 use crate::sandbox::{Fault, LoadError, SandboxError, SettingError};
+use crate::tenant::TenantError;
 
 /// Whose fault an error is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +132,9 @@ pub enum Error {
         /// The first stage that refused it.
         stage: &'static str,
     },
+    /// A tenant's configuration, or what it does not allow.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
     /// Nothing could be fitted.
     #[error(transparent)]
     Fit(#[from] FitError),
@@ -157,7 +161,7 @@ impl Error {
             Self::Build(BuildError::NotAComponent(_) | BuildError::NoPolicy(_)) => Cause::Guest,
             Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
             Self::Build(_) => Cause::Host,
-            Self::Engine(EngineError::TooLong { .. }) => Cause::Capacity,
+            Self::Engine(EngineError::TooLong { .. }) | Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
             Self::Engine(EngineError::Device(vassal_kernels::DeviceError::Memory { .. })) => Cause::Capacity,
             Self::Engine(EngineError::HeadNotOffered { .. })
             | Self::Setting(_)
@@ -173,6 +177,7 @@ impl Error {
             | Self::Tokenizer(_)
             | Self::Template(_)
             | Self::HeadFile { .. }
+            | Self::Tenant(_)
             | Self::Head(_) => Cause::Client,
             Self::Source(SourceError::Unknown { .. } | SourceError::Path { .. }) => Cause::Client,
             Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) | Self::Engine(_) => Cause::Host,

@@ -4,7 +4,7 @@
 //! decoding loop. Start at [`host::Host`] (one prompt, one answer) or at [`engine::Engine`] (many
 //! sequences); `ARCHITECTURE.md` follows one decoding step from end to end.
 //!
-//! Floors: `cli`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` → `vassal-kernels`,
+//! Floors: `cli`, `tenant`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` → `vassal-kernels`,
 //! `token`. The three in the middle do not import each other.
 
 pub mod cli;
@@ -20,5 +20,6 @@ pub mod request;
 pub mod sampling;
 pub mod sandbox;
 pub mod shipped;
+pub mod tenant;
 pub mod token;
 pub mod token_search;

@@ -10,6 +10,7 @@ mod learn;
 mod policy;
 mod pull;
 mod run;
+mod tenant;
 
 use std::path::PathBuf;
 
@@ -43,6 +44,9 @@ enum Command {
     /// Inspects, checks or builds a policy.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Checks a tenant's configuration.
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
     /// Measures this machine.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -124,6 +128,7 @@ pub fn main() -> std::process::ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Pull(arguments) => pull::run(arguments),
         Command::Policy(command) => policy::run(command),
+        Command::Tenant(command) => tenant::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => learn::rollout(arguments),
         Command::Fit(arguments) => learn::fit(arguments),

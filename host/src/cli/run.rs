@@ -3,7 +3,9 @@
 //! Flags become a chain of policies and one or two requests; what comes back is shown as it is decoded, then
 //! as a table or, with `--json`, as one object. Start at [`run`].
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -16,6 +18,7 @@ use crate::host::{Host, HostOptions};
 use crate::learning::rewards;
 use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request};
 use crate::shipped;
+use crate::tenant::{Asked, Tenant};
 
 /// The dial of `vassal run --compare` where nobody turns one.
 const COMPARE_DIAL: (&str, &str) = ("sentiment", "1.0");
@@ -34,6 +37,10 @@ pub(super) struct RunArguments {
     /// A policy as a tenant would require it: it ranks first and vets insertions; may repeat.
     #[arg(long = "require", value_name = "POLICY")]
     required: Vec<String>,
+    /// Runs the request as a tenant's: its required policies, dials, grants, heads and limits (docs/tenants.md). Policies
+    /// are then named as its configuration names them.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["required", "tenant_settings", "on_fault"])]
+    tenant: Option<PathBuf>,
     /// Turns a dial of every policy that has it, or of one: `NAME=VALUE` or `POLICY.NAME=VALUE`.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
     settings: Vec<(String, String)>,
@@ -79,7 +86,6 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
         ..arguments.model.resolve()?
     };
     let mut host = Host::open(&options)?;
-    let policies = use_policies(&host, arguments)?;
     let base = Request {
         max_tokens: Some(arguments.max_tokens),
         temperature: Some(arguments.temperature),
@@ -87,8 +93,11 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
         seed: Some(arguments.seed),
         ..host.request(arguments.prompt.as_deref().unwrap_or(shipped::PROMPT))?
     };
-    warn_of_limits(&host, &policies, arguments.max_tokens);
-    let aligned = Request { policies, ..base.clone() };
+    let aligned = match &arguments.tenant {
+        Some(file) => of_tenant(&mut host, arguments, file, base.clone())?,
+        None => Request { policies: use_policies(&host, arguments)?, ..base.clone() },
+    };
+    warn_of_limits(&host, &aligned.policies, arguments.max_tokens);
     if arguments.compare { compare(&mut host, arguments, base, aligned) } else { single(&mut host, arguments, aligned) }
 }
 
@@ -107,11 +116,13 @@ fn use_policies(host: &Host, arguments: &RunArguments) -> Result<Vec<PolicyUse>,
         .into_iter()
         .map(|(name, required)| Ok((host.load_policy(name)?, required)))
         .collect::<Result<_, Error>>()?;
+    let named: Vec<(&str, &LoadedPolicy)> =
+        loaded.iter().map(|(policy, _)| (policy.name.as_str(), policy.as_ref())).collect();
     let mut given: Vec<[Vec<(String, String)>; 2]> = vec![Default::default(); loaded.len()];
     for (layer, layer_settings) in [&settings, &arguments.tenant_settings].into_iter().enumerate() {
         for (name, value) in layer_settings {
-            for place in addressees(&loaded, name)? {
-                let own = name.strip_prefix(&format!("{}.", loaded[place].0.name)).unwrap_or(name);
+            for place in addressees(&named, name)? {
+                let own = name.strip_prefix(&format!("{}.", named[place].0)).unwrap_or(name);
                 given[place][layer].push((own.to_owned(), value.clone()));
             }
         }
@@ -123,13 +134,39 @@ fn use_policies(host: &Host, arguments: &RunArguments) -> Result<Vec<PolicyUse>,
     Ok(used)
 }
 
-/// The policies that a setting's name speaks to.
-fn addressees(loaded: &[(Arc<LoadedPolicy>, bool)], name: &str) -> Result<Vec<usize>, Error> {
-    let has = |policy: &LoadedPolicy| {
-        let own = name.strip_prefix(&format!("{}.", policy.name)).unwrap_or(name);
+/// The request as a tenant's, with the policies and settings of the command line.
+fn of_tenant(host: &mut Host, arguments: &RunArguments, file: &Path, request: Request) -> Result<Request, Error> {
+    let mut tenant = Tenant::open(host, file)?;
+    let mut asked: Vec<Asked> =
+        arguments.policies.iter().map(|name| Asked { name: name.clone(), ..Asked::default() }).collect();
+    let loaded: Vec<(&str, &LoadedPolicy)> = asked
+        .iter()
+        .filter_map(|asked| tenant.policies().find(|(config, ..)| config.name == asked.name))
+        .map(|(config, _, policy)| (config.name.as_str(), policy.as_ref()))
+        .collect();
+    let mut given = Vec::new();
+    // What is not this tenant's has no settings here, and is refused by its name below.
+    if loaded.len() == asked.len() {
+        for (name, value) in &arguments.settings {
+            given.extend(addressees(&loaded, name)?.into_iter().map(|place| {
+                let own = name.strip_prefix(&format!("{}.", loaded[place].0)).unwrap_or(name);
+                (place, (own.to_owned(), value.clone()))
+            }));
+        }
+    }
+    for (place, setting) in given {
+        asked[place].settings.push(setting);
+    }
+    tenant.request(request, &asked, Instant::now())
+}
+
+/// The policies, by the names they go by here, that a setting's name speaks to.
+fn addressees(loaded: &[(&str, &LoadedPolicy)], name: &str) -> Result<Vec<usize>, Error> {
+    let has = |(known_as, policy): &(&str, &LoadedPolicy)| {
+        let own = name.strip_prefix(&format!("{known_as}.")).unwrap_or(name);
         policy.manifest.settings.iter().any(|setting| setting.name == own)
     };
-    let found: Vec<usize> = (0..loaded.len()).filter(|&place| has(&loaded[place].0)).collect();
+    let found: Vec<usize> = (0..loaded.len()).filter(|&place| has(&loaded[place])).collect();
     match (found.is_empty(), loaded.len()) {
         // A lone policy refuses the name itself, and knows the near ones.
         (true, 1) => Ok(vec![0]),
@@ -137,7 +174,7 @@ fn addressees(loaded: &[(Arc<LoadedPolicy>, bool)], name: &str) -> Result<Vec<us
             Err(Error::Usage(format!("the setting {name:?} is for no policy: there is no --policy and no --require")))
         }
         (true, _) => {
-            let settings = loaded.iter().flat_map(|(policy, _)| &policy.manifest.settings);
+            let settings = loaded.iter().flat_map(|(_, policy)| &policy.manifest.settings);
             Err(Error::unknown("setting", name, settings.map(|setting| setting.name.as_str())))
         }
         _ => Ok(found),

@@ -33,7 +33,7 @@ use self::sequence::Sequence;
 use crate::model::heads::{HeadFile, HeadWeights};
 use crate::model::llama::Llama;
 use crate::request::{FaultPolicy, LoadedPolicy, ValidRequest};
-use crate::sandbox::{Fault, HeadOffer, LoadError, Needs, Sandbox, VocabularyText};
+use crate::sandbox::{Fault, HeadOffer, Limits, LoadError, Needs, Sandbox, VocabularyText};
 use crate::token::Vocabulary;
 
 /// Why the engine could not do something. A failed device ends all sequences; the rest ends one request.
@@ -286,6 +286,11 @@ impl<D: Device> Engine<D> {
         let compiled = self.sandbox.compile(name, component)?;
         let manifest = Arc::new(compiled.describe(&self.offers(heads), grants)?);
         Ok(LoadedPolicy { name: manifest.name.clone(), compiled, manifest })
+    }
+
+    /// The limits that every policy here runs under.
+    pub fn sandbox_limits(&self) -> &Limits {
+        self.sandbox.limits()
     }
 
     /// What policies are told of these heads.

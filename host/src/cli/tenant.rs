@@ -1,0 +1,117 @@
+//! `vassal tenant check`: a tenant's configuration with its policies loaded, as a request would meet them.
+//!
+//! What is wrong is said with its line and decides the exit code; what is right is printed resolved: every
+//! policy with its rank, its rights asked and granted, and its dials as the tenant leaves them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{HeadArguments, ModelArguments, print, print_json};
+use crate::error::Error;
+use crate::host::{Host, HostOptions, hexadecimal};
+use crate::request::FaultPolicy;
+use crate::sandbox::{Scope, settings};
+use crate::tenant::Tenant;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TenantCommand {
+    /// Loads a tenant's configuration and its policies, and prints what they come to.
+    Check(CheckArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    /// The configuration: docs/tenants.md.
+    file: PathBuf,
+    /// One JSON object on standard output, and nothing else.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    heads: HeadArguments,
+}
+
+pub(super) fn run(command: &TenantCommand) -> Result<(), Error> {
+    let TenantCommand::Check(arguments) = command;
+    let options = HostOptions {
+        head_kind: Some(arguments.heads.kind()),
+        heads: arguments.heads.files.clone(),
+        ..arguments.model.resolve()?
+    };
+    let mut host = Host::open(&options)?;
+    let tenant = Tenant::open(&mut host, &arguments.file)?;
+    let report = report(&mut host, &tenant)?;
+    if arguments.json {
+        print_json(&report)
+    } else {
+        print(&table(&report))
+    }
+    Ok(())
+}
+
+fn report(host: &mut Host, tenant: &Tenant) -> Result<Value, Error> {
+    let limits = host.engine().sandbox_limits().clone();
+    let mut policies = Vec::new();
+    for (config, required, policy) in tenant.policies() {
+        let manifest = &policy.manifest;
+        let values = settings::resolve(manifest, &config.settings, Scope::Tenant, &limits)?;
+        let dial = |(setting, value): (&crate::sandbox::Setting, &crate::sandbox::SettingValue)| {
+            let owner = if setting.scope == Scope::Tenant { "tenant" } else { "request" };
+            json!({ "name": setting.name, "value": value.to_string(), "owner": owner })
+        };
+        policies.push(json!({
+            "name": config.name, "required": required, "component": hexadecimal(policy.compiled.sha256()),
+            "on_fault": if config.fault_policy == FaultPolicy::Abort { "abort" } else { "base" },
+            "needs": manifest.needs.names(), "granted": config.grants.names(),
+            "heads": manifest.heads.iter().map(|head| head.name.as_str()).collect::<Vec<_>>(),
+            "settings": manifest.settings.iter().zip(&values).map(dial).collect::<Vec<_>>(),
+        }));
+    }
+    let config = tenant.config();
+    Ok(json!({
+        "tenant": config.name, "policies": policies,
+        "limits": {
+            "max_tokens": config.limits.max_tokens, "candidates": config.limits.candidates,
+            "policies": config.limits.policies,
+        },
+        "quotas": config.quotas,
+    }))
+}
+
+/// The same for people.
+fn table(report: &Value) -> String {
+    let list = |value: &Value| {
+        let words: Vec<&str> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if words.is_empty() { "nothing".to_owned() } else { words.join(", ") }
+    };
+    let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut out = format!("tenant {}\n", word(&report["tenant"]));
+    for policy in report["policies"].as_array().into_iter().flatten() {
+        let rank = if policy["required"] == true { "required on every request" } else { "a request may name it" };
+        out.push_str(&format!(
+            "\n{}: {rank}; on a fault {}\n  needs {}; granted {}; heads {}\n",
+            word(&policy["name"]),
+            if policy["on_fault"] == "abort" { "the response ends" } else { "the response goes on without it" },
+            list(&policy["needs"]),
+            list(&policy["granted"]),
+            list(&policy["heads"]),
+        ));
+        for dial in policy["settings"].as_array().into_iter().flatten() {
+            let (name, value, owner) = (word(&dial["name"]), word(&dial["value"]), word(&dial["owner"]));
+            out.push_str(&format!("  {name:<16} {value} (the {owner}'s)\n"));
+        }
+    }
+    out.push_str("\na request: ");
+    let limits = &report["limits"];
+    out.push_str(&format!(
+        "at most {} tokens, {} candidates, {} policies of its own\n",
+        limits["max_tokens"], limits["candidates"], limits["policies"]
+    ));
+    for (name, quota) in report["quotas"].as_object().into_iter().flatten().filter(|(_, quota)| !quota.is_null()) {
+        out.push_str(&format!("a minute: {quota} {}\n", name.replace('_', "-")));
+    }
+    out
+}
