@@ -34,7 +34,7 @@ fn load(bytes: Vec<u8>) -> Result<(), String> {
     let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|error| error.to_string())?;
     let text =
         template.render(&[Message::new("user", "you and I, 12 naïve 😀")], true).map_err(|error| error.to_string())?;
-    let tokens = tokenizer.encode_prompt(&text).map_err(|error| error.to_string())?;
+    let tokens = tokenizer.encode_prompt(&text, &[]).map_err(|error| error.to_string())?;
     assert!(tokens.iter().all(|token| (*token as usize) < tokenizer.size()));
     tokenizer.decode(&tokens);
     Ok(())
@@ -387,7 +387,7 @@ fn the_default_model_s_prompts_become_the_reference_s_tokens() {
     for prompt in prompts {
         let message = Message::new("user", prompt["prompt"].as_str().unwrap());
         let text = template.render(&[message], true).unwrap();
-        let tokens = tokenizer.encode_prompt(&text).unwrap();
+        let tokens = tokenizer.encode_prompt(&text, &[]).unwrap();
         let expected: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
         assert_eq!(tokens, expected, "{text:?}");
         assert_eq!(tokenizer.decode(&tokens), text);

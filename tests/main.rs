@@ -13,5 +13,6 @@ mod rebuild;
 mod sketches;
 mod support;
 mod template;
+mod tenants;
 mod tidy;
 mod tree;

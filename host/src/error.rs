@@ -18,7 +18,7 @@ use crate::model::tokenizer::TokenizerError;
 use crate::names::{hint, near_names};
 use crate::policy_build::BuildError;
 use crate::request::RequestError;
-use crate::sandbox::{Fault, LoadError, SandboxError, SettingError};
+use crate::sandbox::{Fault, FaultKind, LoadError, SandboxError, SettingError};
 use crate::tenant::TenantError;
 
 /// Whose fault an error is.
@@ -156,7 +156,15 @@ impl Error {
     /// Whose fault it is.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::Fault(fault) if fault.kind.is_the_hosts() => Cause::Host,
+            Self::Fault(fault) | Self::Policy(LoadError::Describe(fault)) if fault.kind == FaultKind::Capacity => {
+                Cause::Capacity
+            }
+            Self::Fault(fault) | Self::Policy(LoadError::Describe(fault)) if fault.kind.is_the_hosts() => Cause::Host,
+            Self::File { source, .. }
+            | Self::Rollouts(RolloutsError::File { source, .. })
+            | Self::Head(HeadError::File { source, .. })
+            | Self::HeadFile { source: HeadError::File { source, .. }, .. }
+            | Self::Gguf(GgufError::Open { source, .. } | GgufError::Read { source, .. }) => cause_of_io(source),
             Self::Policy(_) | Self::Fault(_) | Self::Refused { .. } => Cause::Guest,
             Self::Build(BuildError::NotAComponent(_) | BuildError::NoPolicy(_)) => Cause::Guest,
             Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
@@ -164,10 +172,10 @@ impl Error {
             Self::Engine(EngineError::TooLong { .. }) | Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
             Self::Engine(EngineError::Device(vassal_kernels::DeviceError::Memory { .. })) => Cause::Capacity,
             Self::Engine(EngineError::HeadNotOffered { .. })
+            | Self::Engine(EngineError::Options { .. })
             | Self::Setting(_)
             | Self::Request(_)
             | Self::Unknown { .. }
-            | Self::File { .. }
             | Self::Usage(_)
             | Self::Prompts(_)
             | Self::Rollouts(_)
@@ -182,5 +190,23 @@ impl Error {
             Self::Source(SourceError::Unknown { .. } | SourceError::Path { .. }) => Cause::Client,
             Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) | Self::Engine(_) => Cause::Host,
         }
+    }
+}
+
+/// Whose fault it is that a file cannot be read or written: a path that leads nowhere, or to what is no file, is the
+/// client's; a disk that is full or fails is the host's.
+fn cause_of_io(error: &std::io::Error) -> Cause {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::NotFound
+        | ErrorKind::PermissionDenied
+        | ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory
+        | ErrorKind::AlreadyExists
+        | ErrorKind::InvalidInput
+        | ErrorKind::InvalidFilename
+        | ErrorKind::InvalidData
+        | ErrorKind::UnexpectedEof => Cause::Client,
+        _ => Cause::Host,
     }
 }

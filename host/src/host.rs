@@ -30,6 +30,8 @@ use crate::token::Vocabulary;
 pub struct HostOptions {
     /// The model's GGUF file.
     pub model: PathBuf,
+    /// What the file's SHA-256 must be, where that is known: lower-case hexadecimal.
+    pub model_sha256: Option<String>,
     /// Value heads: files, or the shipped ones of this kind where there are none.
     pub heads: Vec<PathBuf>,
     /// Which of the shipped heads; none for no heads at all.
@@ -49,6 +51,7 @@ impl HostOptions {
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
+            model_sha256: None,
             heads: Vec::new(),
             head_kind: Some(HeadKind::LookAhead),
             threads: None,
@@ -108,6 +111,10 @@ impl Host {
         let mut gguf = Gguf::open(&options.model).map_err(of_path)?;
         let config = LlamaConfig::from_gguf(&gguf)?;
         let sha256 = hexadecimal(&gguf.sha256()?);
+        if let Some(expected) = options.model_sha256.as_ref().filter(|expected| **expected != sha256) {
+            let (path, expected) = (options.model.clone(), expected.clone());
+            return Err(SourceError::Altered { path, found: sha256, expected }.into());
+        }
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         let template = ChatTemplate::from_gguf(&gguf)?;
         // The lists of tokens and merges are in the tokenizer now.
@@ -197,13 +204,28 @@ impl Host {
     pub fn request(&self, prompt: &str) -> Result<Request, Error> {
         // The prompt first: what is too long is refused in its own words, not in the template's.
         let user_prompt = self.tokenizer.encode(prompt, false)?;
-        let text = self.template.render(&[Message::new("user", prompt)], true)?;
-        Ok(Request {
-            prompt: self.tokenizer.encode(&text, true)?,
-            user_prompt,
-            heads: self.head_ids.clone(),
-            ..Request::default()
-        })
+        let render = |content: &str| self.template.render(&[Message::new("user", content)], true);
+        let tokens = if self.tokenizer.names_special(prompt) {
+            // Only the template's special tokens are special: a prompt that spells some cannot forge a turn. It is put
+            // in after rendering, where a mark stands that no template writes.
+            let text = render(USER_MARK)?;
+            match text.split(USER_MARK).collect::<Vec<_>>()[..] {
+                [before, after] => {
+                    let own = before.len()..before.len() + prompt.len();
+                    self.tokenizer.encode_prompt(&format!("{before}{prompt}{after}"), &[own])?
+                }
+                _ => {
+                    return Err(Error::Usage(
+                        "the prompt spells a special token of this model, and its chat template \
+                    does not repeat a prompt once and unchanged, so that token cannot be told from the template's"
+                            .into(),
+                    ));
+                }
+            }
+        } else {
+            self.tokenizer.encode_prompt(&render(prompt)?, &[])?
+        };
+        Ok(Request { prompt: tokens, user_prompt, heads: self.head_ids.clone(), ..Request::default() })
     }
 
     /// Checks a request against the model.
@@ -281,7 +303,16 @@ fn read_heads(options: &HostOptions, model_sha256: &str) -> Result<Vec<HeadFile>
         }
         return Ok(heads);
     }
-    options.heads.iter().map(|path| read_head(path, options.head_kind, model_sha256)).collect()
+    let mut heads: Vec<HeadFile> = Vec::new();
+    for path in &options.heads {
+        let head = read_head(path, options.head_kind, model_sha256)?;
+        let name = &head.description.name;
+        if heads.iter().any(|other| other.description.name == *name) {
+            return Err(Error::Usage(format!("two heads are named {name:?}: {} is the second", path.display())));
+        }
+        heads.push(head);
+    }
+    Ok(heads)
 }
 
 /// A head's file; or, by its name, a shipped head of the kind that is asked for.
@@ -311,9 +342,12 @@ fn sandbox_sequences(options: &HostOptions) -> u32 {
 }
 
 /// Cores of this machine.
-fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
+
+/// Stands for a prompt while the chat template is rendered: private-use characters.
+const USER_MARK: &str = "\u{f8f0}\u{f8f1}\u{f8f2}";
 
 /// Lower-case hexadecimal.
 pub fn hexadecimal(bytes: &[u8]) -> String {

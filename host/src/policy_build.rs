@@ -167,10 +167,10 @@ impl Recipe {
             return Err(BuildError::NoCrate(self.dir.clone()));
         }
         let dir = self.dir.canonicalize().map_err(|error| BuildError::File { path: self.dir.clone(), error })?;
-        see_to_the_target(&dir)?;
-        // Builds of one crate with other features share the module's file: one at a time in this process.
+        // Builds of one crate with other features share the module's file, and rustup installs for one at a time.
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        see_to_the_target(&dir)?;
         let module_path = self.module(&dir)?;
         let module = fs::read(&module_path).map_err(|error| BuildError::File { path: module_path, error })?;
         let component = encode(&module).map_err(|error| BuildError::NotAComponent(format!("{error:#}")))?;

@@ -1,8 +1,8 @@
 //! Tokens, what others need to know of a vocabulary, and text that is sent while tokens still come.
 //!
 //! [`Vocabulary`] is the small trait through which the sandbox and the engine meet the tokenizer.
-//! [`TextDecoder`] turns the bytes of drawn tokens into text in whole UTF-8 characters, and keeps back
-//! what a policy may still rewind.
+//! [`TextDecoder`] turns the bytes of tokens that stand for good into text, in whole UTF-8 characters. Which
+//! tokens those are the engine knows.
 //!
 //! Nothing here knows how text becomes tokens: that is `model/tokenizer.rs`.
 
@@ -29,20 +29,9 @@ pub trait Vocabulary: Send + Sync {
     fn end_of_text(&self) -> &[Token];
 }
 
-/// A rewind past what has been sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("cannot take back {asked} tokens: {held} are held back, the rest has been sent")]
-pub struct RewindError {
-    /// Tokens to be taken back.
-    pub asked: usize,
-    /// Tokens that could be.
-    pub held: usize,
-}
-
-/// Turns tokens' bytes into text, in whole characters, behind a rewindable tail.
+/// Turns tokens' bytes into text, in whole characters.
 ///
-/// Tokens are [pushed](TextDecoder::push) as they are drawn, may be [rewound](TextDecoder::rewind),
-/// and are [settled](TextDecoder::settle) once nothing can take them back; settling gives the text.
+/// Tokens are [pushed](TextDecoder::push) and [settled](TextDecoder::settle); settling gives the text.
 /// A character whose bytes are not all there is held back, and bytes that are no UTF-8 become U+FFFD:
 /// the texts given, put together, are `String::from_utf8_lossy` of all bytes.
 #[derive(Debug, Clone, Default)]
@@ -65,22 +54,6 @@ impl TextDecoder {
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         self.held.push_back(bytes.len());
-    }
-
-    /// Tokens that are held.
-    pub fn held(&self) -> usize {
-        self.held.len()
-    }
-
-    /// Takes back the last `count` tokens.
-    pub fn rewind(&mut self, count: usize) -> Result<(), RewindError> {
-        if count > self.held.len() {
-            return Err(RewindError { asked: count, held: self.held.len() });
-        }
-        let first = self.held.len() - count;
-        let dropped: usize = self.held.drain(first..).sum();
-        self.bytes.truncate(self.bytes.len() - dropped);
-        Ok(())
     }
 
     /// Settles all but the last `keep` tokens and gives their text, which may be empty.
@@ -148,19 +121,6 @@ mod tests {
         assert_eq!(decoder.finish(), "\u{FFFD}");
     }
 
-    #[test]
-    fn a_rewind_takes_back_what_is_held_and_no_more() {
-        let mut decoder = TextDecoder::new();
-        for piece in ["one", " two", " three"] {
-            decoder.push(piece.as_bytes());
-        }
-        assert_eq!(decoder.settle(2), "one");
-        assert_eq!(decoder.rewind(3), Err(RewindError { asked: 3, held: 2 }));
-        decoder.rewind(1).unwrap();
-        decoder.push(b" four");
-        assert_eq!(decoder.settle(0), " two four");
-    }
-
     proptest! {
         #[test]
         fn pieces_add_up_to_the_lossy_text(
@@ -177,26 +137,6 @@ mod tests {
             }
             text.push_str(&decoder.finish());
             prop_assert_eq!(text, String::from_utf8_lossy(&pieces.concat()).into_owned());
-        }
-
-        #[test]
-        fn a_rewound_and_repeated_tail_changes_nothing(
-            pieces in proptest::collection::vec("[aé€😀]{1,2}", 1..10),
-            back in 1usize..4,
-        ) {
-            let mut decoder = TextDecoder::new();
-            let mut text = String::new();
-            for (index, piece) in pieces.iter().enumerate() {
-                decoder.push(piece.as_bytes());
-                text.push_str(&decoder.settle(4));
-                let count = back.min(decoder.held());
-                decoder.rewind(count).unwrap();
-                for piece in &pieces[index + 1 - count..=index] {
-                    decoder.push(piece.as_bytes());
-                }
-            }
-            text.push_str(&decoder.finish());
-            prop_assert_eq!(text, pieces.concat());
         }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use vassal_kernels::{Device, LinearHead, ModelShape, PAGE_TOKENS, Plan, Row};
 
 use super::{ModelArguments, between, print, print_json};
-use crate::engine::{EngineOptions, Event};
+use crate::engine::{EngineOptions, Event, Response};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
@@ -37,8 +37,11 @@ const PREFIX_TOKENS: usize = 128;
 /// Tokens of the prefill that is timed.
 const PREFILL_TOKENS: usize = 512;
 
-/// Response tokens of one timed run of the engine.
+/// Response tokens that are timed: the difference between a run of as many more than [`WARM_TOKENS`] and one of those.
 const RUN_TOKENS: usize = 16;
+
+/// Response tokens of the shorter run. What a response costs once, and its last token, which has no row, fall out.
+const WARM_TOKENS: usize = 4;
 
 /// Candidates of the look-ahead that is timed.
 const CANDIDATES: usize = 20;
@@ -109,34 +112,31 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
         )));
     }
     let mut times: [Vec<f64>; 5] = Default::default();
-    let mut rows_of_floor = Vec::new();
+    let (mut rows_of_floor, mut policy_shares) = (Vec::new(), Vec::new());
     for round in 0..=arguments.rounds {
-        let request = Request {
-            prompt: prompt.clone(),
-            max_tokens: Some(RUN_TOKENS),
-            seed: Some(round as u64),
-            ..host.request("x")?
-        };
-        let plain = engine_ms(&mut host, request.clone())?.0;
+        let request = Request { prompt: prompt.clone(), seed: Some(round as u64), ..host.request("x")? };
+        let plain = engine_ms(&mut host, &request)?.ms;
         let rows20 = rows_ms(&mut host, &prompt)?;
-        let ahead = engine_ms(&mut host, Request { policies: vec![look_ahead.clone()], ..request.clone() })?.0;
-        let (floor, forwards) = engine_ms(&mut host, Request { policies: vec![floored.clone()], ..request })?;
+        let ahead = engine_ms(&mut host, &Request { policies: vec![look_ahead.clone()], ..request.clone() })?;
+        let floor = engine_ms(&mut host, &Request { policies: vec![floored.clone()], ..request })?;
         let prefill = prefill_ms(&mut host, &prompt)?;
         // The first round warms up.
         if round > 0 {
-            for (times, time) in times.iter_mut().zip([plain, rows20, ahead, floor, prefill]) {
+            for (times, time) in times.iter_mut().zip([plain, rows20, ahead.ms, floor.ms, prefill]) {
                 times.push(time);
             }
-            rows_of_floor.push(forwards);
+            rows_of_floor.push(floor.forwards);
+            policy_shares.push(ahead.policy_ms / ahead.ms);
         }
     }
     let [plain, rows20, ahead, floor, prefill] = times.map(median);
+    let (floor_forwards, policy_share) = (median(rows_of_floor), median(policy_shares));
     let info = host.engine().device().info();
     if arguments.json {
         print_json(&json!({
             "threads": info.threads, "isa": info.isa, "plain_ms": plain, "rows20_ms": rows20, "lookahead20_ms": ahead,
             "lookahead20_floor_ms": floor, "prefill512_ms": prefill, "head_layer": layer, "rounds": arguments.rounds,
-            "lookahead20_floor_forwards": median(rows_of_floor),
+            "lookahead20_floor_forwards": floor_forwards, "policy_share": policy_share,
         }));
     } else {
         print(&format!(
@@ -145,25 +145,45 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
              {CANDIDATES} rows through all layers, 1 row of logits  {rows20:8.2}  ({:.2} x plain)\n\
              look-ahead, {CANDIDATES} candidates to layer {layer}, a token {ahead:8.2}  ({:.2} x plain)\n\
              the same above 1 % base probability           {floor:8.2}  ({:.2} x plain)\n\
-             prefill of {PREFILL_TOKENS} tokens                         {prefill:8.2}\n",
+             prefill of {PREFILL_TOKENS} tokens                         {prefill:8.2}\n\
+             above the floor {floor_forwards:.1} forwards a token; the sandboxed policy takes {:.2} % of a look-ahead step\n",
             info.name,
             info.isa,
             info.threads,
             arguments.rounds,
             rows20 / plain,
             ahead / plain,
-            floor / plain
+            floor / plain,
+            100.0 * policy_share
         ));
     }
     Ok(())
 }
 
-/// Milliseconds a token of a response after its prompt, and forward-equivalents a token.
-fn engine_ms(host: &mut Host, request: Request) -> Result<(f64, f64), Error> {
-    let context = host.model().context_tokens;
-    let tokenizer = host.tokenizer().clone();
-    let mut request = request.validate(tokenizer.as_ref(), context)?;
-    // Every run has the same length.
+/// What a token of a response costs.
+struct PerToken {
+    ms: f64,
+    /// Of it, the policies'.
+    policy_ms: f64,
+    /// Plain rows of arithmetic.
+    forwards: f64,
+}
+
+/// A token of a response after its prompt, draw and policies included: what [`RUN_TOKENS`] more of them add.
+fn engine_ms(host: &mut Host, request: &Request) -> Result<PerToken, Error> {
+    let (short, long) =
+        (response_of(host, request, WARM_TOKENS)?, response_of(host, request, WARM_TOKENS + RUN_TOKENS)?);
+    let a_token = |of: fn(&(f64, Response)) -> f64| (of(&long) - of(&short)) / RUN_TOKENS as f64;
+    Ok(PerToken {
+        ms: a_token(|(ms, _)| *ms),
+        policy_ms: a_token(|(_, response)| response.timing.policy_seconds * 1e3),
+        forwards: a_token(|(_, response)| response.counters.forward_equivalents),
+    })
+}
+
+/// A response of exactly so many tokens, and the milliseconds that it took after its prompt.
+fn response_of(host: &mut Host, request: &Request, tokens: usize) -> Result<(f64, Response), Error> {
+    let mut request = host.validate(Request { max_tokens: Some(tokens), ..request.clone() })?;
     request.end_of_text.clear();
     let engine = host.engine();
     engine.submit(request)?;
@@ -172,8 +192,7 @@ fn engine_ms(host: &mut Host, request: Request) -> Result<(f64, f64), Error> {
     loop {
         for event in engine.step()? {
             if let Event::Finished { response, .. } = event {
-                let tokens = response.tokens.len() as f64;
-                return Ok((start.elapsed().as_secs_f64() * 1e3 / tokens, response.forwards_per_token()));
+                return Ok((start.elapsed().as_secs_f64() * 1e3, *response));
             }
         }
     }

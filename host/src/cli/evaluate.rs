@@ -80,6 +80,15 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     let rewards = find_rewards(&arguments.rewards)?;
     let rollouts = Rollouts::read(&arguments.base)?;
     rollouts.require_prompts(&set.sha256)?;
+    let header = &rollouts.header;
+    if (header.temperature, header.top_p) != (1.0, 1.0) {
+        return Err(Error::Usage(format!(
+            "{}: the pool must be samples at temperature 1 and top-p 1, as the methods are; its are {} and {}",
+            arguments.base.display(),
+            header.temperature,
+            header.top_p
+        )));
+    }
     let groups = rollouts.groups(arguments.split, 2, BEST_OF)?;
     let count = arguments.limit.unwrap_or(usize::MAX).min(groups.len());
     let groups = &groups[..count];
@@ -188,7 +197,7 @@ fn tables(
     prompts: usize,
 ) -> String {
     let mut out = format!(
-        "{prompts} {} prompts, 60 tokens, T = 1, top-p 1, {} candidates, tail {}; base and Best-of-{BEST_OF} from a pool of\n\
+        "{prompts} {} prompts, T = 1, top-p 1, {} candidates, tail {}; base and Best-of-{BEST_OF} from a pool of\n\
          samples by the unbiased estimator, guided methods {} responses a prompt; 95 % bootstrap over prompts;\n\
          \"way\" is the share of the way from base to Best-of-{BEST_OF}.\n\n",
         arguments.split.name(),

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{ModelArguments, between};
 use crate::engine::{EngineOptions, Event};
 use crate::error::Error;
-use crate::host::{Host, HostOptions, hexadecimal};
+use crate::host::{Host, HostOptions, cores, hexadecimal};
 use crate::learning::decoding::dial_to_kl;
 use crate::learning::fitting::{FitOptions, FittedLookAhead, Material};
 use crate::learning::prompts::{Prompt, PromptSet, Split};
@@ -153,7 +153,7 @@ pub(super) struct FitArguments {
     #[arg(long)]
     layer: Option<usize>,
     /// Rank of the one-pass heads, 1 to 64.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = between(1, heads::RANK_MAX as u64))]
     rank: usize,
     /// Fixes every choice.
     #[arg(long, default_value_t = 1)]
@@ -191,13 +191,16 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     let options = HostOptions { head_kind: None, ..arguments.model.resolve()? };
     let config = LlamaConfig::from_gguf(&Gguf::open(&options.model)?)?;
     let layer = arguments.layer.unwrap_or((config.shape.layers * 7).div_ceil(10));
+    if !(1..=config.shape.layers).contains(&layer) {
+        return Err(Error::Usage(format!("--layer must be 1 to {}, got {layer}", config.shape.layers)));
+    }
     let fit_options = FitOptions {
         layer,
         rank: arguments.rank,
         candidates: 20,
         states_per_rollout: 6,
         rollouts_per_prompt: 3,
-        threads: options.threads.unwrap_or(2),
+        threads: options.threads.unwrap_or_else(cores),
         seed: arguments.seed,
     };
     let engine = |taps| EngineOptions {

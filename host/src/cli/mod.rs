@@ -8,6 +8,7 @@ mod display;
 mod evaluate;
 mod learn;
 mod policy;
+mod process;
 mod pull;
 mod run;
 mod tenant;
@@ -112,7 +113,8 @@ impl ModelArguments {
             }
         };
         let path = pull::fetch(&self.model)?;
-        Ok(HostOptions { threads: self.threads, isa, ..HostOptions::new(path) })
+        let model_sha256 = crate::model::source::known_sha256(&self.model);
+        Ok(HostOptions { threads: self.threads, isa, model_sha256, ..HostOptions::new(path) })
     }
 }
 
@@ -123,6 +125,7 @@ pub fn command() -> clap::Command {
 
 /// Parses the command line and runs it. The exit code comes back.
 pub fn main() -> std::process::ExitCode {
+    process::started();
     let arguments = Arguments::parse();
     let done = match &arguments.command {
         Command::Run(arguments) => run::run(arguments),

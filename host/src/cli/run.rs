@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::display::SideBySide;
-use super::{HeadArguments, ModelArguments, parse_setting, print, print_json};
+use super::{HeadArguments, ModelArguments, parse_setting, print, print_json, process};
 use crate::engine::{Event, Finish, Response};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
@@ -47,7 +47,7 @@ pub(super) struct RunArguments {
     /// Turns a dial that belongs to the tenant.
     #[arg(long = "tenant-set", value_name = "NAME=VALUE", value_parser = parse_setting)]
     tenant_settings: Vec<(String, String)>,
-    /// What follows when a policy fails: `abort` ends the response, `base` goes on without it.
+    /// What follows when a policy fails that is not required: `abort` ends the response, `base` goes on without it.
     #[arg(long, value_name = "POLICY", default_value = "abort", value_parser = parse_fault_policy)]
     on_fault: FaultPolicy,
     /// Fixes every draw.
@@ -98,6 +98,13 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
         None => Request { policies: use_policies(&host, arguments)?, ..base.clone() },
     };
     warn_of_limits(&host, &aligned.policies, arguments.max_tokens);
+    if arguments.compare && host.heads().is_empty() && aligned.policies.iter().all(|used| used.policy.name == "vas") {
+        eprintln!(
+            "vassal: no value head fits this model (SHA-256 {}), so nothing steers: make one with `vassal rollout` and \
+             `vassal fit`, or name one with --head",
+            host.model().sha256
+        );
+    }
     if arguments.compare { compare(&mut host, arguments, base, aligned) } else { single(&mut host, arguments, aligned) }
 }
 
@@ -129,7 +136,9 @@ fn use_policies(host: &Host, arguments: &RunArguments) -> Result<Vec<PolicyUse>,
     }
     let mut used = Vec::new();
     for ((policy, required), [given, tenant]) in loaded.iter().zip(given) {
-        used.push(host.use_policy(policy, &tenant, &given, *required, arguments.on_fault)?);
+        // What a tenant requires fails closed, unless its own configuration says otherwise.
+        let on_fault = if *required { FaultPolicy::Abort } else { arguments.on_fault };
+        used.push(host.use_policy(policy, &tenant, &given, *required, on_fault)?);
     }
     Ok(used)
 }
@@ -196,15 +205,19 @@ fn warn_of_limits(host: &Host, policies: &[PolicyUse], max_tokens: usize) {
 
 fn single(host: &mut Host, arguments: &RunArguments, request: Request) -> Result<(), Error> {
     let response = host.generate(request, |text| {
+        process::has_text();
         if !arguments.json {
             print(&clean(text));
         }
     })?;
     if arguments.json {
-        print_json(&report(&response));
+        let mut report = report(&response);
+        report["process"] = process::report(host);
+        print_json(&report);
     } else {
         print("\n\n");
         print(&table(&[("", &response)]));
+        print(&process::line(host));
     }
     ended_well(&response)
 }
@@ -233,6 +246,7 @@ fn compare(host: &mut Host, arguments: &RunArguments, base: Request, aligned: Re
             engine.set_paused(ids[1 - runs], true);
         }
         for event in engine.step()? {
+            process::has_text();
             match event {
                 Event::Text { sequence, text } if !arguments.json => block.push(usize::from(sequence == ids[1]), &text),
                 Event::Text { .. } => {}
@@ -242,15 +256,16 @@ fn compare(host: &mut Host, arguments: &RunArguments, base: Request, aligned: Re
     }
     let [Some(base), Some(aligned)] = responses else { return Ok(()) };
     if arguments.json {
-        print_json(&json!({ "base": report(&base), "aligned": report(&aligned) }));
+        print_json(&json!({ "base": report(&base), "aligned": report(&aligned), "process": process::report(host) }));
     } else {
         block.finish();
         print("\n");
         print(&table(&[("base", &base), ("aligned", &aligned)]));
-        let info = vassal_kernels::Device::info(engine.device());
+        print(&process::line(host));
+        let info = vassal_kernels::Device::info(host.engine().device());
         let model = host.model();
         print(&format!(
-            "\n{} on {} ({}, {} threads); keys and values take {} bytes a token\n",
+            "{} on {} ({}, {} threads); keys and values take {} bytes a token\n",
             model.name, info.name, info.isa, info.threads, model.cache_bytes_per_token
         ));
     }

@@ -168,15 +168,15 @@ impl Chain {
         self.live().filter_map(|link| link.steering()?.vocabulary.clone()).collect()
     }
 
-    /// Merges the steerings. `shown` are the candidates that policies saw, `chosen` those that blends
-    /// and masks are about (chosen again under vocabulary biases, or the same); `values` gives the
+    /// Merges the steerings. `shown` are the candidates that policies saw, `chosen` gives those that blends and
+    /// masks of a policy with that many are about (chosen again under vocabulary biases, or the same); `values` gives the
     /// value of an engine head for `(token, place)`, `state` a head's value of the sequence as it stands.
     /// A token's delta is the sum over policies in rank order, and for one policy `adjust`, then the
     /// sum of its blend's terms, then `bias`; f32, in this order.
-    pub(super) fn merge(
+    pub(super) fn merge<'a>(
         &self,
         shown: &TopK,
-        chosen: &TopK,
+        chosen: impl Fn(usize) -> &'a TopK,
         values: impl Fn(usize, Token, usize) -> f32,
         state: impl Fn(usize) -> f32,
     ) -> Merged {
@@ -187,7 +187,7 @@ impl Chain {
                 steering.vocabulary.as_ref().is_some_and(|bias| is_forbidden(bias.set) || is_forbidden(bias.unset));
             let (tokens, _) = link.view(shown);
             merged.deltas.extend(tokens.iter().copied().zip(steering.adjust.iter().copied()));
-            let (tokens, logits) = link.view(chosen);
+            let (tokens, logits) = link.view(chosen(link.candidates));
             if !steering.blend.is_empty() {
                 let mut deltas = vec![0.0f32; tokens.len()];
                 for term in &steering.blend {

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use vassal_kernels::{Device, Draw, TopK};
+use vassal_kernels::{Device, Draw};
 
 use super::chain::{Asked, Merged, Verdict, is_forbidden};
 use super::response::{DrawRecord, Finish};
@@ -187,7 +187,8 @@ impl<D: Device> Engine<D> {
             ValueRequest::Current { head } => {
                 let head = link.heads[*head as usize];
                 match (&self.heads[head].body, &sequence.state) {
-                    (Body::OnePass(_), _) => ValueAnswer::Unavailable,
+                    // Its values are differences from the sequence as it stands.
+                    (Body::OnePass(_), _) => ValueAnswer::Values(vec![0.0]),
                     (Body::LookAhead(_), Some(state)) => match state.values[head] {
                         Some(value) => ValueAnswer::Values(vec![value]),
                         None => ValueAnswer::Unavailable,
@@ -267,8 +268,7 @@ impl<D: Device> Engine<D> {
             return Ok(Advance::Finished(finish));
         }
         let start = Instant::now();
-        let chosen = round.rechosen.as_ref().unwrap_or(&round.top);
-        let merged = merge(sequence, &round.top, chosen, &round);
+        let merged = merge(sequence, &round);
         let forbidding = merged.forbidding;
         let draw = Draw {
             slot: sequence.logits_slot,
@@ -307,14 +307,20 @@ impl<D: Device> Engine<D> {
     /// Chooses candidates again under vocabulary biases, and finds the values that blends need.
     fn find_blends(&mut self, sequence: &mut Sequence, round: &mut Round) -> Result<bool, EngineError> {
         let biases = sequence.chain.vocabulary();
-        if !biases.is_empty() && round.rechosen.is_none() {
-            let k = sequence.chain.candidates();
-            round.rechosen = Some(self.device.top_k(&self.logits, sequence.logits_slot, k, &biases)?);
+        if !biases.is_empty() && round.rechosen.is_empty() {
+            // Once for each width: the likeliest five under the biases are not among a wider policy's by base logit.
+            for link in sequence.chain.live() {
+                let k = link.candidates;
+                if !round.rechosen.iter().any(|(width, _)| *width == k) {
+                    let top = self.device.top_k(&self.logits, sequence.logits_slot, k, &biases)?;
+                    round.rechosen.push((k, top));
+                }
+            }
         }
         let mut needed = Vec::new();
         for link in sequence.chain.live() {
             let Some(steering) = link.steering() else { continue };
-            let (tokens, _) = link.view(round.rechosen.as_ref().unwrap_or(&round.top));
+            let (tokens, _) = link.view(round.chosen(link.candidates));
             needed.extend(steering.blend.iter().map(|term| (link.heads[term.head as usize], tokens.to_vec())));
         }
         let mut known = true;
@@ -329,7 +335,7 @@ impl<D: Device> Engine<D> {
         if let Some(finish) = count_step(sequence) {
             return Ok(Advance::Finished(finish));
         }
-        let merged = merge(sequence, &round.top, &round.top, round);
+        let merged = merge(sequence, round);
         let bit = |bits: &[u64]| bits.get(token as usize / 64).is_some_and(|word| word >> (token % 64) & 1 == 1);
         let forbidden = matches!(sequence.chain.verdict(), Verdict::Stop { .. })
             || merged.deltas.iter().any(|&(at, delta)| at == token && is_forbidden(delta))
@@ -406,7 +412,8 @@ fn known_values(round: &Round, head: usize, tokens: &[Token]) -> Vec<f32> {
 }
 
 /// The chain's steerings, merged with the values that the round knows.
-fn merge(sequence: &Sequence, shown: &TopK, chosen: &TopK, round: &Round) -> Merged {
+fn merge(sequence: &Sequence, round: &Round) -> Merged {
     let state = |head: usize| sequence.state.as_ref().and_then(|state| state.values[head]).unwrap_or(0.0);
-    sequence.chain.merge(shown, chosen, |head, token, place| round.value(head, token, place).unwrap_or(0.0), state)
+    let values = |head: usize, token, place| round.value(head, token, place).unwrap_or(0.0);
+    sequence.chain.merge(&round.top, |width| round.chosen(width), values, state)
 }

@@ -33,7 +33,7 @@ use self::sequence::Sequence;
 use crate::model::heads::{HeadFile, HeadWeights};
 use crate::model::llama::Llama;
 use crate::request::{FaultPolicy, LoadedPolicy, ValidRequest};
-use crate::sandbox::{Fault, HeadOffer, Limits, LoadError, Needs, Sandbox, VocabularyText};
+use crate::sandbox::{Fault, FaultKind, HeadOffer, Limits, LoadError, Needs, Sandbox, VocabularyText};
 use crate::token::Vocabulary;
 
 /// Why the engine could not do something. A failed device ends all sequences; the rest ends one request.
@@ -59,6 +59,12 @@ pub enum EngineError {
         layer: usize,
         /// The engine's.
         taps: Vec<usize>,
+    },
+    /// An engine of nothing.
+    #[error("{what} must be at least 1, got 0")]
+    Options {
+        /// The option.
+        what: &'static str,
     },
     /// The request can never fit.
     #[error(
@@ -190,6 +196,15 @@ impl<D: Device> Engine<D> {
         head_files: &[HeadFile],
         options: &EngineOptions,
     ) -> Result<Self, EngineError> {
+        let sizes = [
+            ("sequences_max", options.sequences_max),
+            ("cache_tokens", options.cache_tokens),
+            ("rows_max", options.rows_max),
+            ("candidate_rows_max", options.candidate_rows_max),
+        ];
+        if let Some((what, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
+            return Err(EngineError::Options { what });
+        }
         let shape = model.shape().clone();
         let mut taps: Vec<usize> =
             head_files.iter().map(|file| file.description.layer).chain(options.taps.iter().copied()).collect();
@@ -394,7 +409,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Starts the request's policies, required ones first. A policy that fails under the fault policy
-    /// `base` is left out; under `abort` its fault comes back.
+    /// `base` is left out; under `abort`, and where it refuses the request, its fault comes back.
     fn start_chain(&self, request: &ValidRequest, stream: u64) -> Result<Chain, Fault> {
         let mut chain = Chain::default();
         let ranked = request.policies.iter().filter(|policy| policy.required);
@@ -418,6 +433,8 @@ impl<D: Device> Engine<D> {
                         asked: Asked::Not,
                     });
                 }
+                // A policy that refuses the request has not failed: nothing goes on without its consent.
+                Err(fault) if fault.kind == FaultKind::StartRefused => return Err(fault),
                 Err(fault) => match used.fault_policy {
                     FaultPolicy::Abort => return Err(fault),
                     FaultPolicy::Base => chain.faults.push(fault),

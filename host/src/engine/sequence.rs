@@ -62,8 +62,8 @@ pub(super) struct Round {
     pub(super) kind: RoundKind,
     /// The candidates by the base model; none where the response has ended.
     pub(super) top: TopK,
-    /// The candidates chosen again under vocabulary biases.
-    pub(super) rechosen: Option<TopK>,
+    /// The candidates chosen again under vocabulary biases, for each number of candidates that a policy has.
+    pub(super) rechosen: Vec<(usize, TopK)>,
     /// What heads have said so far.
     pub(super) valued: Vec<Valued>,
     /// Tokens whose rows must run before anybody can go on.
@@ -74,7 +74,12 @@ pub(super) struct Round {
 
 impl Round {
     pub(super) fn new(kind: RoundKind, top: TopK) -> Self {
-        Self { kind, top, rechosen: None, valued: Vec::new(), wanted: Vec::new(), wants_state: false }
+        Self { kind, top, rechosen: Vec::new(), valued: Vec::new(), wanted: Vec::new(), wants_state: false }
+    }
+
+    /// The candidates of a policy that has `width` of them, as blends and masks mean them.
+    pub(super) fn chosen(&self, width: usize) -> &TopK {
+        self.rechosen.iter().find(|(of, _)| *of == width).map_or(&self.top, |(_, top)| top)
     }
 
     /// The entry of a token, `hint` being where it likely stands.

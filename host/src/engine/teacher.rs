@@ -59,7 +59,13 @@ impl<D: Device> Engine<D> {
             if response.is_empty() {
                 continue;
             }
-            let laid = self.lay_after(&shared, prompt.len(), response.len(), layer)?;
+            let laid = match self.lay_after(&shared, prompt.len(), response.len(), layer) {
+                Ok(laid) => laid,
+                Err(error) => {
+                    self.release(shared);
+                    return Err(error);
+                }
+            };
             let tokens: Vec<Token> = prompt.iter().chain(*response).copied().collect();
             let rows = rows_of(&tokens, prompt.len(), prompt.len(), limit_tokens, &laid.pages);
             self.run(&rows, &laid.pages, layer, Some((tap, out)))?;

@@ -30,12 +30,6 @@ pub fn best_of(rewards: &[f64], n: usize) -> Option<f64> {
     Some(expected)
 }
 
-/// KL of Best-of-n from the base model in nats a response, at most: ln n - (n - 1) / n. An upper bound.
-pub fn best_of_kl_bound(n: usize) -> f64 {
-    let n = n.max(1) as f64;
-    n.ln() - (n - 1.0) / n
-}
-
 /// The arithmetic mean; 0 of nothing.
 pub fn mean(numbers: &[f64]) -> f64 {
     numbers.iter().sum::<f64>() / numbers.len().max(1) as f64
@@ -65,13 +59,6 @@ pub fn bootstrap(
     found.sort_by(f64::total_cmp);
     let at = |share: f64| found.get((share * found.len().saturating_sub(1) as f64).round() as usize).copied();
     Some(at(0.025)?..at(0.975)?)
-}
-
-/// Cross-entropy in nats a token: minus the mean of the log-probabilities that the base model gives a
-/// text's tokens. Nothing without tokens.
-pub fn cross_entropy(log_probabilities: &[f32]) -> Option<f64> {
-    let sum: f64 = log_probabilities.iter().map(|&log| f64::from(log)).sum();
-    (!log_probabilities.is_empty()).then(|| -sum / log_probabilities.len() as f64)
 }
 
 /// Distinct-2: different pairs of neighbouring tokens as a share of all pairs, over all texts together.
@@ -156,8 +143,6 @@ mod tests {
         for (pool, n) in [(&pool[..], 10), (&pool[..], 0), (&[1.0, f64::NAN][..], 1), (&[][..], 1)] {
             assert_eq!(best_of(pool, n), None);
         }
-        assert_eq!(best_of_kl_bound(1), 0.0);
-        assert!((best_of_kl_bound(16) - (16_f64.ln() - 15.0 / 16.0)).abs() <= 1e-12);
     }
 
     #[test]
@@ -179,8 +164,6 @@ mod tests {
 
     #[test]
     fn text_measures_match_counting_by_hand() {
-        assert_eq!(cross_entropy(&[-1.0, -3.0]), Some(2.0));
-        assert_eq!(cross_entropy(&[]), None);
         let texts: [&[u32]; 3] = [&[1, 2, 1, 2, 1], &[2, 1], &[7]];
         assert_eq!(distinct_2(texts), Some(2.0 / 5.0));
         assert_eq!(distinct_2([&[7_u32][..]]), None);

@@ -8,6 +8,8 @@
 //! The bytes of all tokens lie in one flat table ([`TokenBytes`]), which policies' questions about the
 //! vocabulary scan. Start at [`Tokenizer::from_gguf`].
 
+use std::ops::Range;
+
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -250,10 +252,24 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The tokens of a rendered chat template: special tokens are recognised, and the model's begin
-    /// token comes first where the model wants one and the template did not write it.
-    pub fn encode_prompt(&self, text: &str) -> Result<Vec<Token>, TokenizerError> {
-        let mut tokens = self.encode(text, true)?;
+    /// Whether a text spells a special token's name.
+    pub fn names_special(&self, text: &str) -> bool {
+        let special = |at: usize| self.whole_at(&text[at..], true).is_some_and(|whole| self.is_special(whole.token));
+        text.char_indices().any(|(at, _)| special(at))
+    }
+
+    /// The tokens of a rendered chat template: special tokens are recognised but in the ranges of bytes that are
+    /// `plain` (ascending, apart, on character boundaries), and the model's begin token comes first where the model
+    /// wants one and the template did not write it.
+    pub fn encode_prompt(&self, text: &str, plain: &[Range<usize>]) -> Result<Vec<Token>, TokenizerError> {
+        let mut tokens = Vec::new();
+        let mut at = 0;
+        for range in plain {
+            tokens.extend(self.encode(&text[at..range.start], true)?);
+            tokens.extend(self.encode(&text[range.clone()], false)?);
+            at = range.end;
+        }
+        tokens.extend(self.encode(&text[at..], true)?);
         if let Some(begin) = self.begin
             && self.add_begin
             && tokens.first() != Some(&begin)
@@ -261,16 +277,6 @@ impl Tokenizer {
             tokens.insert(0, begin);
         }
         Ok(tokens)
-    }
-
-    /// The begin token, if the model has one, whether or not it is added.
-    pub fn begin(&self) -> Option<Token> {
-        self.begin
-    }
-
-    /// The bytes of all tokens.
-    pub fn token_bytes(&self) -> &TokenBytes {
-        &self.bytes
     }
 
     /// The text of some tokens, special ones by name; bytes that are no UTF-8 become U+FFFD.

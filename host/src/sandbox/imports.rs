@@ -153,7 +153,7 @@ fn link_plain(linker: &mut Linker<StoreData>) -> wasmtime::Result<()> {
 
 fn link_audit(audit: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
     audit.func_wrap("note", |mut store: StoreContextMut<'_, StoreData>, (message,): (String,)| {
-        charge_items(&mut store, message.len())?;
+        charge_call(&mut store, message.len())?;
         let data = store.data();
         let mut exchanged = data.exchange.lock();
         if exchanged.noted < data.limits.notes {
@@ -171,6 +171,13 @@ pub(super) fn charge(store: &mut StoreContextMut<'_, StoreData>, units: u64) -> 
     let left = store.get_fuel()?.checked_sub(units);
     store.set_fuel(left.unwrap_or(0))?;
     if left.is_some() { Ok(()) } else { Err(Trap::OutOfFuel.into()) }
+}
+
+/// Charges for a call of a host function, and for `items` bytes, tokens or values that cross with it.
+pub(super) fn charge_call(store: &mut StoreContextMut<'_, StoreData>, items: usize) -> wasmtime::Result<()> {
+    let limits = &store.data().limits;
+    let units = limits.fuel_item.saturating_mul(items as u64).saturating_add(limits.fuel_call);
+    charge(store, units)
 }
 
 /// Charges for `items` bytes, tokens or values that cross.

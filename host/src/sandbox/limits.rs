@@ -30,6 +30,8 @@ pub struct Limits {
     pub fuel_start: u64,
     /// Fuel of instantiation and one `describe` together, units. The contract's number.
     pub fuel_describe: u64,
+    /// Fuel a call of a host function, besides what crosses with it, units: a call takes the host some 200 ns.
+    pub fuel_call: u64,
     /// Fuel a byte, a list, a token or a value that a host function takes from a guest or gives it, units.
     pub fuel_item: u64,
     /// Fuel a byte of text to be tokenised, units: up to a microsecond of the host's time.
@@ -101,6 +103,7 @@ impl Default for Limits {
             fuel_decide: 250_000,
             fuel_start: 1_000_000,
             fuel_describe: 1_000_000,
+            fuel_call: 100,
             fuel_item: 1,
             fuel_text_byte: 32,
             deadline_ms: 100,

@@ -306,7 +306,7 @@ impl Setting {
                 if bytes > limit_bytes {
                     return Err(ManifestError::LongText { name, bytes, limit_bytes });
                 }
-                SettingKind::Text(text)
+                SettingKind::Text(clean(&text, limit_bytes))
             }
         };
         let scope = match raw.scope {

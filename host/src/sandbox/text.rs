@@ -6,7 +6,7 @@
 
 use super::bindings::{Pattern, Place};
 use super::fault::{BadCall, FaultKind, Raised};
-use super::imports::{StoreData, charge, charge_items};
+use super::imports::{StoreData, charge, charge_call, charge_items};
 use crate::token::{Token, Vocabulary};
 use crate::token_search::{FindError, TokenSearch, TooLarge};
 use std::sync::{Arc, OnceLock};
@@ -75,7 +75,7 @@ impl Vocabulary for NoTokens {
 
 pub(super) fn link(text: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
     text.func_wrap("bytes", |mut store: StoreContextMut<'_, StoreData>, (tokens,): (Vec<Token>,)| {
-        charge_items(&mut store, tokens.len())?;
+        charge_call(&mut store, tokens.len())?;
         let text = Arc::clone(&store.data().text);
         // Paid for before a byte is copied.
         let total = tokens.iter().fold(0_usize, |total, token| total.saturating_add(text.bytes(*token).len()));
@@ -95,7 +95,7 @@ pub(super) fn link(text: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result
         if bytes > limit {
             return Err(Raised(FaultKind::BadCall(BadCall::TextTooLong { bytes, limit })).into());
         }
-        let units = limits.fuel_text_byte.saturating_mul(bytes as u64);
+        let units = limits.fuel_text_byte.saturating_mul(bytes as u64).saturating_add(limits.fuel_call);
         charge(&mut store, units)?;
         Ok((store.data().text.vocabulary.tokens(&text),))
     })?;
@@ -106,6 +106,7 @@ fn find(
     mut store: StoreContextMut<'_, StoreData>,
     (pattern, place): (Pattern, Place),
 ) -> wasmtime::Result<(Vec<u64>,)> {
+    charge_call(&mut store, 0)?;
     let text = Arc::clone(&store.data().text);
     let mut fuel = store.get_fuel()?;
     let found = text.search().map_err(Clone::clone)?.find(pattern.as_search(), place.into(), &mut fuel);

@@ -5,7 +5,7 @@
 //! awaited; whoever drives the instance finds it there, evaluates many sequences at once, and resumes it.
 
 use super::bindings::{Step, ValueError};
-use super::imports::{StoreData, charge_items, start_clock};
+use super::imports::{StoreData, charge_call, charge_items, start_clock};
 use super::instance::{ValueAnswer, ValueRequest, copy};
 use crate::token::Token;
 use std::collections::HashMap;
@@ -54,7 +54,7 @@ async fn evaluate(
     tokens: Vec<Token>,
 ) -> wasmtime::Result<Values> {
     // What was handed over is paid for whatever the answer: a refused flood costs its sender too.
-    charge_items(&mut store, heads.len() + tokens.len())?;
+    charge_call(&mut store, heads.len() + tokens.len())?;
     if let Err(refusal) = admissible(store.data(), &heads, &tokens) {
         return Ok(Err(refusal));
     }
@@ -78,6 +78,7 @@ async fn evaluate(
 }
 
 async fn current(mut store: StoreContextMut<'_, StoreData>, head: u32) -> wasmtime::Result<Result<f32, ValueError>> {
+    charge_call(&mut store, 1)?;
     let heads = store.data().heads;
     let deciding = &store.data().deciding;
     if deciding.step.is_none() {

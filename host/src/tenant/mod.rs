@@ -90,7 +90,7 @@ pub enum TenantError {
         name: String,
     },
     /// A request asks for more than the tenant allows.
-    #[error("tenant {tenant:?} allows {what} of at most {limit}, got {given}")]
+    #[error("tenant {tenant:?} allows at most {limit} {what}, got {given}")]
     Limit {
         /// The tenant.
         tenant: String,
@@ -229,9 +229,9 @@ impl Tenant {
         let within = |what, limit: usize, given: usize| {
             if given <= limit { Ok(()) } else { Err(TenantError::Limit { tenant: tenant(), what, limit, given }) }
         };
-        within("requests with policies", limits.policies, asked.len())?;
+        within("policies of a request's own", limits.policies, asked.len())?;
         let max_tokens = request.max_tokens.unwrap_or(limits.max_tokens);
-        within("max-tokens", limits.max_tokens, max_tokens)?;
+        within("response tokens", limits.max_tokens, max_tokens)?;
         let candidates = request.candidates_max.unwrap_or(limits.candidates);
         within("candidates", limits.candidates, candidates)?;
         let mut policies = Vec::new();

@@ -107,6 +107,18 @@ pub enum SourceError {
         /// The pinned hash.
         expected: String,
     },
+    /// The file of a known model was changed since it was fetched.
+    #[error(
+        "{} has the SHA-256 {found}, expected {expected}: it was damaged or changed; `vassal pull` fetches it again", path.display()
+    )]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// Its hash.
+        found: String,
+        /// The pinned hash.
+        expected: String,
+    },
     /// A file of the model hub did not come.
     #[error("{file} did not come: {error}. Without a network, give a path to a GGUF file instead of a name")]
     HubFile {
@@ -290,6 +302,11 @@ impl Models {
         let near = near_names(spec, known.iter().map(String::as_str));
         Err(SourceError::Unknown { name: spec.chars().take(64).collect(), near, known })
     }
+}
+
+/// The SHA-256 of a model that is known by this name, lower-case hexadecimal.
+pub fn known_sha256(name: &str) -> Option<String> {
+    known_models().into_iter().find(|model| model.name == name).map(|model| model.sha256)
 }
 
 fn check_file(model: &KnownModel, path: &Path) -> Result<(), SourceError> {
