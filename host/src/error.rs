@@ -153,6 +153,7 @@ impl Error {
     pub fn cause(&self) -> Cause {
         match self {
             Self::Fault(fault) if fault.kind.is_the_hosts() => Cause::Host,
+            Self::Policy(error) if error.is_the_hosts() => Cause::Host,
             Self::Policy(_) | Self::Fault(_) | Self::Refused { .. } => Cause::Guest,
             Self::Build(BuildError::NotAComponent(_) | BuildError::NoPolicy(_)) => Cause::Guest,
             Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
