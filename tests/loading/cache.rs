@@ -1,6 +1,8 @@
 //! The cache: a hit is what was compiled, and whatever happens to its files makes the next load slower, no more.
 //!
 //! Whether an entry is used shows where there is no compiler: [`hits`] names a program that does not exist.
+//! Each test has a folder of its own. Permissions are not tried where the super-user would pass them: what cannot
+//! be written here is a folder whose name a file has.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

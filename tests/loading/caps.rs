@@ -1,6 +1,8 @@
 //! Every cap at its bound and one beyond, compile bombs, and how near real guests come.
 //!
 //! [`having`] makes a component with a given amount of what a cap counts, and as little of the rest as it can.
+//! Nothing here is compiled: whether a component passes is the validator's answer alone. Figures of real guests are
+//! printed, and stand in `docs/security.md`.
 
 use std::time::{Duration, Instant};
 

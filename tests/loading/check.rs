@@ -1,4 +1,7 @@
 //! What a user is told of loading: what a policy asks for and how near each cap it comes, what loading costs.
+//!
+//! The program is run, and its words and its JSON read; what it is asked for is a policy of this repository.
+//! That a check refuses what a host would is in `tests/cli.rs`.
 
 use std::process::{Command, Output, Stdio};
 

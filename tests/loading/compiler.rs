@@ -1,6 +1,7 @@
 //! The compiler's child: what it may take, what becomes of one that lies, and whose fault each is.
 //!
 //! Children that are no compilers are shell scripts. After each failure the same process serves a policy.
+//! Limits are lowered where a default would take a test too long, and only then.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! A component for each WebAssembly proposal that is off, and for what is on.
 //!
-//! The parser's words are compared loosely: they say which proposal it is, in some form.
+//! The parser's words are compared loosely: they say which proposal it is, in some form. That the compiler has the
+//! same proposals off is a unit test beside its configuration (`host/src/sandbox/config.rs`).
 
 use vassal::sandbox::LoadError;
 
