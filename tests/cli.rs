@@ -64,7 +64,7 @@ impl Run {
 
     fn command(arguments: &[&str], set: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vassal-under-test"));
-        command.args(arguments).stdin(Stdio::null());
+        command.args(arguments).stdin(Stdio::null()).env("VASSAL_HOME", folder().join("home"));
         set(&mut command);
         let output = command.output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

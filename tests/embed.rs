@@ -5,7 +5,10 @@
 
 use std::path::Path;
 
+use vassal::host::HostOptions;
 use vassal::model::synthetic::SyntheticModel;
+
+use crate::support::compilation;
 
 #[path = "../host/examples/embed.rs"]
 #[allow(dead_code, unreachable_pub, reason = "in its own file it is a program")]
@@ -15,8 +18,9 @@ mod example;
 fn the_example_answers_piece_by_piece() {
     let model = Path::new(env!("CARGO_TARGET_TMPDIR")).join("embed.gguf");
     SyntheticModel::default().write(&model).unwrap();
+    let options = HostOptions { compilation: compilation(), ..HostOptions::new(model) };
     let mut pieces = Vec::new();
-    let response = example::answer(&model, "the one", |text| pieces.push(text.to_owned())).unwrap();
+    let response = example::answer(&options, "the one", |text| pieces.push(text.to_owned())).unwrap();
     assert_eq!(pieces.concat(), response.text);
     assert!(pieces.len() > 1 && response.tokens.len() > 1, "{pieces:?}");
 }

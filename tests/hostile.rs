@@ -13,6 +13,8 @@ use vassal::sandbox::{
 };
 use vassal::token::{Token, Vocabulary};
 
+use crate::support::compilation;
+
 const WIT: &str = include_str!("../wit/policy-0.1/policy.wit");
 
 /// Tokens 0 to 999: token t is the decimal t, 0 ends a response.
@@ -43,7 +45,7 @@ fn text() -> &'static Arc<VocabularyText> {
 
 fn sandbox() -> &'static Sandbox {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
-    SANDBOX.get_or_init(|| Sandbox::new(Limits { sequences: 64, ..Limits::default() }).unwrap())
+    SANDBOX.get_or_init(|| Sandbox::new(Limits { sequences: 64, ..Limits::default() }, compilation()).unwrap())
 }
 
 fn hostile() -> &'static CompiledPolicy {
@@ -573,7 +575,7 @@ fn core_start_functions_run_under_the_limits() {
 
 #[test]
 fn a_full_pool_is_the_hosts_fault_and_heals() {
-    let small = Sandbox::new(Limits { sequences: 2, ..Limits::default() }).unwrap();
+    let small = Sandbox::new(Limits { sequences: 2, ..Limits::default() }, compilation()).unwrap();
     let policy = small.compile("good", &Forged::default().bytes()).unwrap();
     let manifest = Arc::new(policy.describe(&[], GRANTED).unwrap());
     let request = StartRequest {
@@ -598,7 +600,7 @@ fn a_full_pool_is_the_hosts_fault_and_heals() {
 fn the_clock_is_a_backstop_and_the_hosts_fault() {
     let impatient =
         Limits { fuel_decide: u64::MAX, deadline_ms: 20, deadline_windows: 2, sequences: 2, ..Limits::default() };
-    let sandbox = Sandbox::new(impatient).unwrap();
+    let sandbox = Sandbox::new(impatient, compilation()).unwrap();
     let forged = Forged { decide: "(loop $forever (br $forever)) unreachable", ..Forged::default() };
     let policy = sandbox.compile("slow", &forged.bytes()).unwrap();
     let Progress::Faulted(fault) = start(&policy, &[]).unwrap().decide(&step()) else { panic!() };
@@ -626,16 +628,16 @@ const BUMP: &str = "(local.set $at (i32.and (i32.add (global.get $next) (i32.con
     (local.get $at)";
 
 /// A policy in WebAssembly text that keeps the contract but for what a test forges.
-struct Forged<'a> {
-    wit: &'a str,
+pub(crate) struct Forged<'a> {
+    pub(crate) wit: &'a str,
     /// Pages of 64 KiB.
-    memory: u32,
+    pub(crate) memory: u32,
     /// Further fields of the module.
-    fields: &'a str,
+    pub(crate) fields: &'a str,
     /// The body of `cabi_realloc`, which has a local `$at`; `$started` is set once `start` has run.
-    realloc: &'a str,
+    pub(crate) realloc: &'a str,
     /// The body of `decide`, which returns where its answer lies: 512 holds `keep`.
-    decide: &'a str,
+    pub(crate) decide: &'a str,
 }
 
 impl Default for Forged<'_> {
@@ -649,7 +651,7 @@ impl Forged<'_> {
         sandbox().compile("forged", &self.bytes())
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let Self { memory, fields, realloc, decide, .. } = self;
         // The manifest lies at 64: name, version and summary; 20 candidates; no rewind, heads, settings, needs.
         // The plan lies at 256, `ok` with 20 candidates.

@@ -8,6 +8,7 @@ mod golden;
 mod hostile;
 mod identities;
 mod loader;
+mod loading;
 mod policies;
 mod rebuild;
 mod sketches;

@@ -15,6 +15,7 @@ use vassal_guest::{Decision, Policy, Steering};
 
 use crate::rebuild::root;
 use crate::sketches::{contrastive, grammar, segment_rejection, watermark};
+use crate::support::compilation;
 
 /// A vocabulary of words, digits and pieces, of which the last token ends a response.
 struct Toy(Vec<Vec<u8>>);
@@ -148,7 +149,7 @@ impl Pair<'_> {
         (native.request.max_tokens, native.request.candidates) = (60, 64);
         native.start().unwrap();
 
-        let sandbox = Sandbox::new(Limits::default()).unwrap();
+        let sandbox = Sandbox::new(Limits::default(), compilation()).unwrap();
         let compiled = sandbox.compile("policy", self.component).unwrap();
         let offer = |(name, kind): &(&str, &str)| sandbox::HeadOffer {
             name: (*name).into(),
@@ -285,7 +286,7 @@ fn the_sketches_are_the_same_natively_and_as_components() {
 
 #[test]
 fn only_a_policy_that_asks_imports_values() {
-    let sandbox = Sandbox::new(Limits::default()).unwrap();
+    let sandbox = Sandbox::new(Limits::default(), compilation()).unwrap();
     let imports = |file: &str| sandbox.compile(file, &shipped(file)).unwrap().imports().to_vec();
     assert_eq!(imports("vas.wasm"), ["values.evaluate", "values.current", "audit.note"]);
     assert_eq!(imports("vas_plain.wasm"), ["audit.note"]);

@@ -16,7 +16,7 @@ use vassal::model::synthetic::SyntheticModel;
 use vassal::model::tokenizer::Tokenizer;
 use vassal::policy_build::Recipe;
 use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
-use vassal::sandbox::{CompiledPolicy, Limits, Needs, Sandbox, Scope, settings};
+use vassal::sandbox::{ChildCompiler, Compilation, CompiledPolicy, Limits, Needs, Sandbox, Scope, settings};
 use vassal::token::{Token, Vocabulary};
 use vassal_kernels::cpu::{Cpu, Isa};
 use vassal_kernels::{Device, LinearHead, OnePassHead, PAGE_TOKENS, Plan, Row};
@@ -30,7 +30,12 @@ pub(crate) const PROMPT: &str = "you and the one at the go: in 3 words";
 /// a test may stand still for longer than a guest may run.
 pub(crate) fn sandbox() -> &'static Sandbox {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
-    SANDBOX.get_or_init(|| Sandbox::new(Limits { deadline_ms: 60_000, ..Limits::default() }).unwrap())
+    SANDBOX.get_or_init(|| Sandbox::new(Limits { deadline_ms: 60_000, ..Limits::default() }, compilation()).unwrap())
+}
+
+/// As the program compiles: in a child, here of the program under test, because a test's own `main` is not ours.
+pub(crate) fn compilation() -> Compilation {
+    Compilation::Child(ChildCompiler { program: Some(env!("CARGO_BIN_EXE_vassal-under-test").into()), cache: None })
 }
 
 /// Compiled policies by name: compiling takes longer than most tests.

@@ -10,6 +10,7 @@ use vassal::policy_build::{BuildError, Recipe};
 use vassal::sandbox::{Limits, Needs, Sandbox};
 
 use crate::rebuild::root;
+use crate::support::compilation;
 
 /// A copy of the template in a folder of its own, with its SDK found.
 pub(crate) fn copied(name: &str) -> PathBuf {
@@ -56,7 +57,7 @@ fn a_copied_and_changed_template_is_a_policy() {
         ],
     );
     let component = built(&dir).unwrap_or_else(|error| panic!("{error}"));
-    let sandbox = Sandbox::new(Limits::default()).unwrap();
+    let sandbox = Sandbox::new(Limits::default(), compilation()).unwrap();
     let compiled = sandbox.compile("longer", &component).unwrap();
     let manifest = compiled.describe(&[], Needs::default()).unwrap();
     assert_eq!((manifest.name.as_str(), manifest.settings.len()), ("longer", 1));

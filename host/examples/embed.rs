@@ -3,7 +3,6 @@
 //!     cargo run --release -p vassal --example embed -- "What is the sea like?"
 
 use std::io::Write;
-use std::path::Path;
 
 use vassal::engine::Response;
 use vassal::host::{Host, HostOptions};
@@ -11,9 +10,9 @@ use vassal::model::source::{DEFAULT_MODEL, Models};
 use vassal::request::{FaultPolicy, Request};
 
 /// Answers a prompt under a tenant's policy; `on_text` gets the text as it settles, some letters at a time.
-pub fn answer(model: &Path, prompt: &str, on_text: impl FnMut(&str)) -> anyhow::Result<Response> {
+pub fn answer(options: &HostOptions, prompt: &str, on_text: impl FnMut(&str)) -> anyhow::Result<Response> {
     // The model with its heads, on all cores. One host answers any number of prompts.
-    let mut host = Host::open(&HostOptions::new(model))?;
+    let mut host = Host::open(options)?;
 
     // A shipped policy's name, or the path of a component: `host.load_policy("./my.wasm")`.
     let guard = host.load_policy("guard")?;
@@ -28,10 +27,12 @@ pub fn answer(model: &Path, prompt: &str, on_text: impl FnMut(&str)) -> anyhow::
 }
 
 fn main() -> anyhow::Result<()> {
+    // Policies are compiled in a child with limits, which is this program once more: this line makes it one.
+    vassal::sandbox::compiler::serve_if_asked();
     let prompt = std::env::args().nth(1).unwrap_or_else(|| "What is the sea like?".to_owned());
     // Fetched by `vassal pull`; any GGUF file's path will do.
     let model = Models::from_env()?.find(DEFAULT_MODEL)?;
-    let response = answer(&model, &prompt, |text| {
+    let response = answer(&HostOptions::new(model), &prompt, |text| {
         let mut out = std::io::stdout();
         // A closed pipe is not worth a complaint.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

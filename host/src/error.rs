@@ -160,6 +160,7 @@ impl Error {
                 Cause::Capacity
             }
             Self::Fault(fault) | Self::Policy(LoadError::Describe(fault)) if fault.kind.is_the_hosts() => Cause::Host,
+            Self::Policy(error) if error.is_the_hosts() => Cause::Host,
             Self::File { source, .. }
             | Self::Rollouts(RolloutsError::File { source, .. })
             | Self::Head(HeadError::File { source, .. })

@@ -21,7 +21,7 @@ use crate::model::source::SourceError;
 use crate::model::template::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
 use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
-use crate::sandbox::{Limits, LoadError, Needs, Sandbox, Scope, settings};
+use crate::sandbox::{Compilation, Limits, LoadError, Needs, Sandbox, Scope, settings};
 use crate::shipped;
 use crate::token::Vocabulary;
 
@@ -44,10 +44,13 @@ pub struct HostOptions {
     pub engine: EngineOptions,
     /// The sandbox's limits.
     pub limits: Limits,
+    /// Where policies are compiled.
+    pub compilation: Compilation,
 }
 
 impl HostOptions {
-    /// A model with its shipped look-ahead heads, on all cores.
+    /// A model with its shipped look-ahead heads, on all cores. Policies are compiled in a child that runs this
+    /// program, so its `main` must begin with [`crate::sandbox::compiler::serve_if_asked`].
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
@@ -58,6 +61,7 @@ impl HostOptions {
             isa: None,
             engine: EngineOptions::default(),
             limits: Limits::default(),
+            compilation: Compilation::default(),
         }
     }
 }
@@ -134,7 +138,8 @@ impl Host {
             (Some(isa), threads) => Cpu::with(isa, threads.unwrap_or_else(cores)).map_err(EngineError::from)?,
         };
         let llama = Llama::load(&mut device, &gguf, &config, options.engine.rows_max)?;
-        let sandbox = Sandbox::new(Limits { sequences: sandbox_sequences(options), ..options.limits.clone() })?;
+        let limits = Limits { sequences: sandbox_sequences(options), ..options.limits.clone() };
+        let sandbox = Sandbox::new(limits, options.compilation.clone())?;
         let shape = &config.shape;
         let model = ModelInfo {
             name: config.name.clone(),

@@ -22,6 +22,8 @@ use vassal_kernels::cpu::Isa;
 use crate::error::Error;
 use crate::host::HostOptions;
 use crate::model::heads::HeadKind;
+use crate::model::source::Models;
+use crate::sandbox::{ChildCompiler, Compilation};
 
 /// Decode-time alignment of frozen language models by policies that nobody has to trust.
 #[derive(Debug, Parser)]
@@ -114,8 +116,21 @@ impl ModelArguments {
         };
         let path = pull::fetch(&self.model)?;
         let model_sha256 = crate::model::source::known_sha256(&self.model);
-        Ok(HostOptions { threads: self.threads, isa, model_sha256, ..HostOptions::new(path) })
+        Ok(HostOptions {
+            threads: self.threads,
+            isa,
+            model_sha256,
+            compilation: compilation(),
+            ..HostOptions::new(path)
+        })
     }
+}
+
+/// Policies are compiled in a child of this program, once a machine and version where there is a user's data
+/// directory to keep the code in.
+fn compilation() -> Compilation {
+    let cache = Models::from_env().ok().map(|models| models.home().to_owned());
+    Compilation::Child(ChildCompiler { program: None, cache })
 }
 
 /// The definition of the command line, for tests that compare documents with it.
@@ -123,8 +138,10 @@ pub fn command() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()
 }
 
-/// Parses the command line and runs it. The exit code comes back.
+/// Parses the command line and runs it. The exit code comes back; where the program was started as the compiler of
+/// policies, it is that and nothing else.
 pub fn main() -> std::process::ExitCode {
+    crate::sandbox::compiler::serve_if_asked();
     process::started();
     let arguments = Arguments::parse();
     let done = match &arguments.command {

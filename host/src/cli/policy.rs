@@ -18,11 +18,16 @@ use crate::model::tokenizer::Tokenizer;
 use crate::policy_build;
 use crate::policy_check::recorded::Recording;
 use crate::policy_check::{Check, CheckError, Outcome, Report};
-use crate::sandbox::{CompiledPolicy, HeadOffer, Limits, Manifest, Needs, Sandbox, Scope, Setting, SettingKind};
+use crate::sandbox::{
+    Cap, CompiledPolicy, Footprint, HeadOffer, Limits, LoadError, Manifest, Needs, Sandbox, Scope, Setting, SettingKind,
+};
 use crate::shipped;
 
 /// What a head may be, to a policy.
 const KINDS: [&str; 3] = ["value", "probability", "log-probability"];
+
+/// What `--grant` takes for no right at all.
+const NO_NEED: &str = "none";
 
 /// The spread of a head that only has a name: a usual one for rewards between 0 and 1.
 const SPREAD: f32 = 0.05;
@@ -65,6 +70,10 @@ pub(super) struct CheckArguments {
     /// Turns a dial, as its tenant would, for all steps that are not about that dial; may repeat.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
     settings: Vec<(String, String)>,
+    /// A right that the policy would have: prompt, insert, rewind, stop, or none; may repeat. All where none is
+    /// given.
+    #[arg(long = "grant", value_name = "NEED")]
+    granted: Vec<String>,
     /// Takes the whole vocabulary of this model, in place of the recorded tokens: what `text` costs is then
     /// what it will cost. It must be the model of the recorded steps.
     #[arg(long, value_name = "MODEL")]
@@ -149,7 +158,7 @@ fn named_head(given: &str) -> Result<HeadOffer, Error> {
 fn inspect(arguments: &PolicyArguments) -> Result<(), Error> {
     let (name, component) = arguments.component()?;
     let offered = arguments.offered()?;
-    let sandbox = Sandbox::new(Limits { sequences: 2, ..Limits::default() })?;
+    let sandbox = Sandbox::new(Limits { sequences: 2, ..Limits::default() }, super::compilation())?;
     let compiled = sandbox.compile(&name, &component)?;
     let manifest = compiled.describe(&offered, Needs::ALL)?;
     if arguments.json {
@@ -243,12 +252,15 @@ fn check(arguments: &CheckArguments) -> Result<(), Error> {
         name: &name,
         component: &component,
         offered: &offered,
+        granted: granted(&arguments.granted)?,
         settings: &arguments.settings,
         vocabulary: vocabulary.map(|tokenizer| std::sync::Arc::new(tokenizer) as _),
+        compilation: super::compilation(),
     };
     let report = check.run().map_err(|error| match error {
         CheckError::Sandbox(error) => error.into(),
         CheckError::Setting(error) => error.into(),
+        CheckError::Compiler(error) => LoadError::Compiler { policy: name.clone(), error }.into(),
         CheckError::Host(fault) => Error::Fault(fault),
         CheckError::Recording(error) => Error::Usage(error.to_string()),
     })?;
@@ -261,6 +273,20 @@ fn check(arguments: &CheckArguments) -> Result<(), Error> {
         Some(stage) => Err(Error::Refused { policy: name, stage: stage.name }),
         None => Ok(()),
     }
+}
+
+/// The rights of these names.
+fn granted(names: &[String]) -> Result<Needs, Error> {
+    if names.is_empty() {
+        return Ok(Needs::ALL);
+    }
+    let mut granted = Needs::default();
+    for name in names.iter().filter(|name| *name != NO_NEED) {
+        let all = Needs::ALL.names().into_iter().chain([NO_NEED]).collect::<Vec<_>>();
+        let unknown = || Error::unknown("need", name, all.iter().copied());
+        *granted.by_name(name).ok_or_else(unknown)? = true;
+    }
+    Ok(granted)
 }
 
 /// The vocabulary of the model that the steps were recorded with.
@@ -289,6 +315,12 @@ fn report_json(source: &str, report: &Report) -> Value {
         "name": report.manifest.as_ref().map(|manifest| &manifest.name),
         "refused": report.refusal().is_some(),
         "stages": stages.collect::<Vec<_>>(),
+        "needs": report.manifest.as_ref().map(|manifest| json!({
+            "asked": manifest.needs.names(),
+            "granted": report.granted.names(),
+            "missing": manifest.needs.without(report.granted).names(),
+        })),
+        "caps": report.footprint.as_ref().map(|footprint| caps_json(footprint, &report.limits)),
         "responses": tally.responses,
         "steps": tally.steps,
         "value_requests": tally.value_requests,
@@ -301,6 +333,33 @@ fn report_json(source: &str, report: &Report) -> Value {
             "step_budget": report.limits.fuel_decide,
         },
     })
+}
+
+/// How near each cap a component comes.
+fn caps_json(footprint: &Footprint, limits: &Limits) -> Vec<Value> {
+    let of = |cap: &Cap| json!({ "cap": cap.name(), "given": footprint.of(*cap), "limit": cap.limit(limits) });
+    Cap::ALL.iter().map(of).collect()
+}
+
+/// What is asked, granted and missing, and how near each cap the component comes.
+fn needs_and_caps_text(report: &Report) -> String {
+    let list = |needs: Needs| if needs == Needs::default() { "none".to_owned() } else { needs.names().join(", ") };
+    let mut out = String::new();
+    if let Some(manifest) = &report.manifest {
+        let (asked, granted) = (manifest.needs, report.granted);
+        for (name, needs) in [("needs", asked), ("granted", granted), ("missing", asked.without(granted))] {
+            out.push_str(&format!("{name:<10}  {}\n", list(needs)));
+        }
+    }
+    if let Some(footprint) = &report.footprint {
+        out.push_str("caps        (given / most allowed)\n");
+        for cap in Cap::ALL {
+            let (given, limit) = (footprint.of(cap), cap.limit(&report.limits));
+            let share = 100.0 * given as f64 / limit.max(1) as f64;
+            out.push_str(&format!("  {cap:<44}  {given:>8} / {limit:<8}  {share:>5.1} %\n"));
+        }
+    }
+    out
 }
 
 /// `check` for people.
@@ -325,6 +384,7 @@ fn report_text(report: &Report) -> String {
     if asked > 0 {
         out.push_str(&format!("asked for values {asked} times\n"));
     }
+    out.push_str(&needs_and_caps_text(report));
     out
 }
 

@@ -14,8 +14,9 @@ pub mod recorded;
 use std::sync::Arc;
 
 use crate::sandbox::{
-    BadCall, CompiledPolicy, Fault, FaultKind, HeadOffer, Limits, LoadError, Manifest, Needs, Sandbox, SandboxError,
-    Scope, Setting, SettingError, SettingKind, SettingValue, VocabularyText, settings,
+    BadCall, Compilation, CompiledPolicy, CompilerError, Fault, FaultKind, Footprint, HeadOffer, Limits, LoadError,
+    Manifest, ManifestError, Needs, Sandbox, SandboxError, Scope, Setting, SettingError, SettingKind, SettingValue,
+    VocabularyText, inspect, settings,
 };
 use crate::token::Vocabulary;
 use recorded::Recording;
@@ -31,10 +32,14 @@ pub struct Check<'a> {
     pub component: &'a [u8],
     /// The heads it may use.
     pub offered: &'a [HeadOffer],
+    /// The rights that it would have.
+    pub granted: Needs,
     /// Settings to start from, as a tenant would give them; initial values for the rest.
     pub settings: &'a [(String, String)],
     /// A whole vocabulary, in place of the recorded tokens.
     pub vocabulary: Option<Arc<dyn Vocabulary>>,
+    /// Where it is compiled.
+    pub compilation: Compilation,
 }
 
 /// How a stage went.
@@ -91,6 +96,10 @@ pub struct Report {
     pub tally: Tally,
     /// The limits it ran under.
     pub limits: Limits,
+    /// What the component is made of, where it is valid and within every cap.
+    pub footprint: Option<Footprint>,
+    /// The rights that it would have.
+    pub granted: Needs,
     /// What the policy says of itself, where it came so far.
     pub manifest: Option<Arc<Manifest>>,
 }
@@ -108,6 +117,9 @@ pub enum CheckError {
     /// There is no sandbox.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// There is no compiler.
+    #[error(transparent)]
+    Compiler(#[from] CompilerError),
     /// A setting that the caller gave.
     #[error(transparent)]
     Setting(#[from] SettingError),
@@ -139,9 +151,16 @@ impl Check<'_> {
     /// [`CheckError`]: the caller's settings or the host; what is wrong with the policy is in the report.
     pub fn run(&self) -> Result<Report, CheckError> {
         let recording = Recording::built_in()?;
-        let sandbox = Sandbox::new(Limits { sequences: 4, ..Limits::default() })?;
+        let sandbox = Sandbox::new(Limits { sequences: 4, ..Limits::default() }, self.compilation.clone())?;
         let limits = sandbox.limits().clone();
-        let mut report = Report { stages: Vec::new(), tally: Tally::default(), limits, manifest: None };
+        let mut report = Report {
+            stages: Vec::new(),
+            tally: Tally::default(),
+            footprint: inspect(self.name, self.component, &limits).ok(),
+            limits,
+            granted: self.granted,
+            manifest: None,
+        };
         self.stages(&sandbox, &recording, &mut report)?;
         for name in ["component", "contract", "describe", "settings", "start", "steps"] {
             if !report.stages.iter().any(|stage| stage.name == name) {
@@ -155,6 +174,7 @@ impl Check<'_> {
         let stages = &mut report.stages;
         let compiled = match sandbox.compile(self.name, self.component) {
             Ok(compiled) => compiled,
+            Err(LoadError::Compiler { error, .. }) => return Err(error.into()),
             Err(error) => {
                 let of_contract = matches!(error, LoadError::Contract { .. });
                 if of_contract {
@@ -175,6 +195,10 @@ impl Check<'_> {
             }
         };
         report.manifest = Some(manifest.clone());
+        if let Some(need) = manifest.needs.without(self.granted).names().first() {
+            stages.push(refused("describe", "manifest", ManifestError::NotGranted(need)));
+            return Ok(());
+        }
         let (name, version) = (&manifest.name, &manifest.version);
         let counts = [(manifest.settings.len(), "dial"), (manifest.heads.len(), "head")].map(plural);
         stages.push(passed("describe", format!("twice the same: {name} {version}, {}", counts.join(", "))));
@@ -322,7 +346,12 @@ pub fn load_kind(error: &LoadError) -> &'static str {
         LoadError::TooLarge { .. } => "too-large",
         LoadError::NotWebAssembly { .. } => "not-webassembly",
         LoadError::CoreModule { .. } => "core-module",
+        LoadError::Cap { .. } => "cap",
         LoadError::Invalid { .. } => "invalid",
+        LoadError::CompileTime { .. } => "compile-time",
+        LoadError::CompileMemory { .. } => "compile-memory",
+        LoadError::CodeTooLarge { .. } => "code-too-large",
+        LoadError::Compiler { .. } => "compiler",
         LoadError::Contract { .. } => "contract",
         LoadError::Describe(fault) => fault_kind(&fault.kind),
         LoadError::Manifest { .. } => "manifest",

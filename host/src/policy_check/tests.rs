@@ -11,7 +11,15 @@ use super::*;
 fn check(component: &[u8], settings: &[(String, String)]) -> Report {
     let offered =
         ["sentiment", "simplicity"].map(|name| HeadOffer { name: name.into(), kind: "value".into(), spread: 0.1 });
-    let check = Check { name: "policy", component, offered: &offered, settings, vocabulary: None };
+    let check = Check {
+        name: "policy",
+        component,
+        offered: &offered,
+        settings,
+        granted: Needs::ALL,
+        vocabulary: None,
+        compilation: Compilation::InProcess,
+    };
     check.run().unwrap()
 }
 
@@ -52,7 +60,15 @@ fn a_setting_of_the_callers_is_no_fault_of_the_policy() {
     let settings = [("sentimant".to_owned(), "1".to_owned())];
     let vas = crate::shipped::POLICIES[0].component;
     let offered = [HeadOffer { name: "sentiment".into(), kind: "value".into(), spread: 0.1 }];
-    let check = Check { name: "vas", component: vas, offered: &offered, settings: &settings, vocabulary: None };
+    let check = Check {
+        name: "vas",
+        component: vas,
+        offered: &offered,
+        settings: &settings,
+        granted: Needs::ALL,
+        vocabulary: None,
+        compilation: Compilation::InProcess,
+    };
     let error = check.run().unwrap_err();
     assert!(matches!(&error, CheckError::Setting(_)) && error.to_string().contains("near: sentiment"), "{error}");
 }

@@ -4,11 +4,14 @@
 //! asks for them) take turns in one process, and medians over rounds are reported. All safeties are on,
 //! because there is no way to switch them off. What a model or a head costs is not in these figures.
 
+use super::compiler::seal::Subject;
 use super::{
-    CompiledPolicy, Fault, HeadOffer, Instance, LoadError, Manifest, Needs, Progress, Sandbox, Scope, SettingError,
-    StartRequest, Step, ValueAnswer, VocabularyText, settings,
+    ChildCompiler, Compilation, CompiledPolicy, Fault, HeadOffer, Instance, Limits, LoadError, Manifest, Needs,
+    Progress, Sandbox, SandboxError, Scope, SettingError, StartRequest, Step, ValueAnswer, VocabularyText, settings,
 };
 use crate::token::{Token, Vocabulary};
+use sha2::{Digest, Sha256};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,12 +56,26 @@ pub struct Row {
     pub start_us: f64,
 }
 
+/// What it takes until a component can be started; times are medians, milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct LoadTimes {
+    /// Validated, compiled in a child, taken in and compared with the contract.
+    pub cold_ms: f64,
+    /// The same with the machine code in the cache.
+    pub cached_ms: f64,
+    /// A child that is started and compiles an empty component.
+    pub child_start_ms: f64,
+}
+
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// A workload does not load.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// There is no sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A workload's settings are refused.
     #[error(transparent)]
     Setting(#[from] SettingError),
@@ -75,6 +92,44 @@ const ROUNDS_A_TURN: usize = 20;
 
 /// The head that workloads are offered: its name is its dial's in `vas`.
 pub const HEAD: &str = "value";
+
+/// Loads of each kind, in turn.
+const LOADS: usize = 9;
+
+/// A component without anything in it.
+const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// Measures loading, by a compiler that is this program, with a cache in a folder that is the caller's.
+///
+/// # Errors
+/// If the component does not load, or there is no compiler.
+pub fn measure_load(component: &[u8], cache: &Path) -> Result<LoadTimes, BenchError> {
+    let limits = Limits { sequences: 2, ..Limits::default() };
+    let child = |cache: Option<&Path>| ChildCompiler { program: None, cache: cache.map(Path::to_owned) };
+    let without = Sandbox::new(limits.clone(), Compilation::Child(child(None)))?;
+    let with = Sandbox::new(limits.clone(), Compilation::Child(child(Some(cache))))?;
+    let empty = Subject { component: Sha256::digest(EMPTY).into(), settings: without.0.settings };
+    let timed = |run: &dyn Fn() -> Result<(), LoadError>| -> Result<f64, LoadError> {
+        let before = Instant::now();
+        run()?;
+        Ok(before.elapsed().as_secs_f64() * 1e3)
+    };
+    let mut times: [Vec<f64>; 3] = Default::default();
+    // The first round fills the cache.
+    for round in 0..=LOADS {
+        let cold = timed(&|| without.compile("load", component).map(drop))?;
+        let cached = timed(&|| with.compile("load", component).map(drop))?;
+        let start = timed(&|| {
+            let code = child(None).code(EMPTY, &empty, &limits, true);
+            code.map(drop).map_err(|failure| LoadError::uncompiled("empty", failure, &limits))
+        })?;
+        if round > 0 {
+            times.iter_mut().zip([cold, cached, start]).for_each(|(times, time)| times.push(time));
+        }
+    }
+    let [cold_ms, cached_ms, child_start_ms] = times.map(median);
+    Ok(LoadTimes { cold_ms, cached_ms, child_start_ms })
+}
 
 /// Measures each number of candidates.
 ///

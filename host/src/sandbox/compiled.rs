@@ -1,26 +1,31 @@
 //! A component on its way from bytes to something that can serve responses.
 //!
-//! [`Sandbox::compile`] refuses what is too large, no component, or not the contract's, then compiles in
-//! memory. [`CompiledPolicy::describe`] runs the guest twice in instances of their own and validates what it
+//! [`Sandbox::compile`] refuses what the validator refuses, has the rest compiled elsewhere (`compiler/`), takes the
+//! machine code into this process, and refuses what does not keep the contract. [`CompiledPolicy::describe`] runs the guest twice in instances of their own and validates what it
 //! says; [`CompiledPolicy::start`] makes the instance of one response. Limits are set before anything of the
 //! guest runs, core start functions included.
 
 use super::bindings;
+use super::caps::{Cap, Footprint};
+use super::compiler::seal::{Authentic, Subject};
+use super::compiler::{ChildCompiler, Compilation, Failure, Origin};
 use super::contract::ContractError;
 use super::fault::{Fault, FaultKind};
 use super::imports::{POLICY, StoreData, start_clock, window_passed};
 use super::instance::{Instance, once};
+use super::load_error::LoadError;
 use super::manifest::{HeadOffer, Manifest, ManifestError, Needs, SettingValue};
 use super::plan::Plan;
 use super::text::VocabularyText;
+use super::validate::inspect;
 use super::words::clean;
 use super::{Sandbox, Shared};
 use crate::token::Token;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
-use wasmtime::Store;
 use wasmtime::component::{self, Component, ComponentExportIndex, ComponentNamedList, InstancePre, Lift, Lower};
+use wasmtime::{Engine, Store};
 
 /// A policy's component, checked and compiled. Clones share it.
 #[derive(Clone)]
@@ -36,7 +41,7 @@ pub(super) struct Compiled {
     pub(super) name: String,
     pub(super) shared: Arc<Shared>,
     sha256: [u8; 32],
-    size_bytes: usize,
+    footprint: Footprint,
     imports: Vec<String>,
     /// Whether calls may be suspended.
     pub(super) imports_values: bool,
@@ -66,62 +71,6 @@ pub struct StartRequest<'a> {
     pub seed: u64,
 }
 
-/// Why a component is not loaded. Guest's words are cleaned.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum LoadError {
-    /// More bytes than a component may have.
-    #[error("policy `{policy}`: {bytes} bytes, at most {limit_bytes} allowed")]
-    TooLarge {
-        /// The policy.
-        policy: String,
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        limit_bytes: usize,
-    },
-    /// Not WebAssembly at all.
-    #[error("policy `{policy}`: not a WebAssembly file (it does not begin with `\\0asm`)")]
-    NotWebAssembly {
-        /// The policy.
-        policy: String,
-    },
-    /// A core module.
-    #[error(
-        "policy `{policy}`: a core WebAssembly module, not a component; make it one with `wasm-tools component new`"
-    )]
-    CoreModule {
-        /// The policy.
-        policy: String,
-    },
-    /// Damaged, cut off, or in need of what is switched off.
-    #[error("policy `{policy}`: not a valid component: {detail}")]
-    Invalid {
-        /// The policy.
-        policy: String,
-        /// The runtime's words, cleaned.
-        detail: String,
-    },
-    /// A component, but not a policy.
-    #[error("policy `{policy}`: {error}")]
-    Contract {
-        /// The policy.
-        policy: String,
-        /// How it breaks the contract.
-        error: ContractError,
-    },
-    /// `describe` failed.
-    #[error("{0}")]
-    Describe(Fault),
-    /// What `describe` said is refused.
-    #[error("policy `{policy}`: {error}")]
-    Manifest {
-        /// The policy.
-        policy: String,
-        /// Why.
-        error: ManifestError,
-    },
-}
-
 impl Sandbox {
     /// Checks and compiles a component. `name` is the host's name for it, used in faults.
     ///
@@ -130,20 +79,15 @@ impl Sandbox {
     pub fn compile(&self, name: &str, bytes: &[u8]) -> Result<CompiledPolicy, LoadError> {
         let shared = &self.0;
         let policy = || name.to_owned();
-        let (size_bytes, limit_bytes) = (bytes.len(), shared.limits.component_bytes);
-        if size_bytes > limit_bytes {
-            return Err(LoadError::TooLarge { policy: policy(), bytes: size_bytes, limit_bytes });
-        }
-        match bytes.first_chunk::<8>() {
-            Some([0, b'a', b's', b'm', _, _, 0, 0]) => {
-                return Err(LoadError::CoreModule { policy: policy() });
-            }
-            Some([0, b'a', b's', b'm', ..]) => {}
-            _ => return Err(LoadError::NotWebAssembly { policy: policy() }),
-        }
-        let invalid =
-            |error: wasmtime::Error| LoadError::Invalid { policy: policy(), detail: clean(&format!("{error:#}"), 512) };
-        let component = Component::from_binary(&shared.engine, bytes).map_err(invalid)?;
+        let footprint = inspect(name, bytes, &shared.limits)?;
+        let sha256 = Sha256::digest(bytes).into();
+        let invalid = |error: wasmtime::Error| LoadError::invalid(name, &format!("{error:#}"));
+        let component = match &shared.compilation {
+            Compilation::InProcess => Component::from_binary(&shared.engine, bytes).map_err(invalid)?,
+            Compilation::Child(child) => shared
+                .compile(child, sha256, bytes)
+                .map_err(|error| LoadError::uncompiled(name, error, &shared.limits))?,
+        };
         let imports =
             shared.contract.check(&component).map_err(|error| LoadError::Contract { policy: policy(), error })?;
         let imports_values = imports.iter().any(|import| import.starts_with("values."));
@@ -163,8 +107,8 @@ impl Sandbox {
         Ok(CompiledPolicy(Arc::new(Compiled {
             name: policy(),
             shared: Arc::clone(shared),
-            sha256: Sha256::digest(bytes).into(),
-            size_bytes,
+            sha256,
+            footprint,
             imports,
             imports_values,
             imports_find,
@@ -174,6 +118,34 @@ impl Sandbox {
             pre,
         })))
     }
+}
+
+impl Shared {
+    /// Has a valid component compiled, and takes its machine code into this process.
+    fn compile(&self, child: &ChildCompiler, sha256: [u8; 32], bytes: &[u8]) -> Result<Component, Failure> {
+        let subject = Subject { component: sha256, settings: self.settings };
+        let (code, origin) = child.code(bytes, &subject, &self.limits, false)?;
+        match deserialize(&self.engine, &code) {
+            Ok(component) => Ok(component),
+            // Nothing that is kept can stand in the way of what would be made today.
+            Err(_) if origin == Origin::Cache => {
+                let (code, _) = child.code(bytes, &subject, &self.limits, true)?;
+                deserialize(&self.engine, &code).map_err(|error| Failure::Refused(format!("{error:#}")))
+            }
+            Err(error) => Err(Failure::Refused(format!("{error:#}"))),
+        }
+    }
+}
+
+/// Machine code as a component of this process: the one unsafe operation outside of `kernels/`.
+#[allow(unsafe_code, reason = "the runtime cannot tell machine code that it made from any other; the seal can")]
+fn deserialize(engine: &Engine, code: &Authentic) -> wasmtime::Result<Component> {
+    // SAFETY: the bytes are what `Engine::precompile_component` returned, unchanged. An `Authentic` is only made by
+    // opening a seal (`compiler/seal.rs`), whose key is known to the child that this process started as the compiler
+    // and gave the key through a pipe, or, for the cache, to processes of this user that had their code so. The seal
+    // also binds the code to this component and to the digest of this engine's settings, and the bytes are in
+    // memory of ours that nobody else can change.
+    unsafe { Component::deserialize(engine, code.code()) }
 }
 
 impl CompiledPolicy {
@@ -189,7 +161,12 @@ impl CompiledPolicy {
 
     /// The component's size, bytes.
     pub fn size_bytes(&self) -> usize {
-        self.0.size_bytes
+        self.0.footprint.of(Cap::ComponentBytes) as usize
+    }
+
+    /// What the component is made of.
+    pub fn footprint(&self) -> &Footprint {
+        &self.0.footprint
     }
 
     /// The functions that it imports, as `interface.function`: all that it can reach.

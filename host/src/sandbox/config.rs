@@ -1,18 +1,22 @@
 //! The runtime's configuration and its clock.
 //!
-//! Fuel is the contract (deterministic), the clock a backstop. What guests do not need is off: each proposal
-//! that is on is one that ordinary compilers emit for a policy.
+//! Fuel is the contract (deterministic), the clock a backstop. The proposals that are on are the validator's
+//! (`validate.rs`): each is one that ordinary compilers emit for a policy.
 
 use super::limits::Limits;
+use super::validate::FEATURES;
+use sha2::{Digest, Sha256};
+use std::hash::{Hash, Hasher};
 use std::thread;
 use std::time::Duration;
+use wasmparser::WasmFeatures;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Ticks of the clock in one of its windows, which lasts between 4/4 and 5/4 of its length.
 const TICKS: u64 = 4;
 
-/// What [`Limits`] mean to the runtime.
-pub(super) fn config(limits: &Limits) -> Config {
+/// What decides the machine code: all that the compiler's child needs, since it runs nothing.
+pub(super) fn compiler() -> Config {
     let mut config = Config::new();
     config
         // The component model's own concurrency would double the cost of a call; we suspend by hand.
@@ -20,23 +24,41 @@ pub(super) fn config(limits: &Limits) -> Config {
         .consume_fuel(true)
         .epoch_interruption(true)
         .cranelift_nan_canonicalization(true)
-        .relaxed_simd_deterministic(true)
         .memory_init_cow(true)
-        .max_wasm_stack(limits.stack_bytes)
-        .async_stack_size(limits.async_stack_bytes)
         // A trap's kind is what counts, and collecting frames costs more than the call.
         .wasm_backtrace_max_frames(None)
-        .wasm_memory64(false)
-        .wasm_multi_memory(false)
-        .wasm_tail_call(false)
-        .wasm_custom_page_sizes(false)
-        .wasm_wide_arithmetic(false)
-        .wasm_extended_const(false)
-        .wasm_shared_everything_threads(false)
-        .wasm_stack_switching(false)
-        .wasm_gc(false)
+        .wasm_features(WasmFeatures::all(), false)
+        .wasm_features(FEATURES, true);
+    config
+}
+
+/// The same, with what [`Limits`] mean to the runtime: a pool of instances, and stacks.
+pub(super) fn config(limits: &Limits) -> Config {
+    let mut config = compiler();
+    config
+        .max_wasm_stack(limits.stack_bytes)
+        .async_stack_size(limits.async_stack_bytes)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits)));
     config
+}
+
+/// A digest of all that decides whether an engine can run machine code: the runtime's version, the instruction
+/// set, the settings and the proposals.
+pub(super) fn settings_digest(engine: &Engine) -> [u8; 32] {
+    /// Takes what is hashed, in place of a number that would be too short for a name.
+    struct Digesting(Sha256);
+    impl Hasher for Digesting {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update((bytes.len() as u64).to_le_bytes());
+            self.0.update(bytes);
+        }
+        fn finish(&self) -> u64 {
+            0
+        }
+    }
+    let mut hasher = Digesting(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.0.finalize().into()
 }
 
 /// Room for `limits.sequences` live instances, whose shares were measured on Rust guests.
@@ -78,4 +100,35 @@ pub(super) fn start_clock(engine: &Engine, window_ms: u64) -> std::io::Result<u6
     })?;
     // The tick that is under way counts as one.
     Ok(TICKS + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compilers_code_is_for_the_engine_that_runs_it() {
+        let small = Limits { sequences: 2, ..Limits::default() };
+        let runs = Engine::new(&config(&small)).unwrap();
+        let compiles = Engine::new(&compiler()).unwrap();
+        assert_eq!(settings_digest(&runs), settings_digest(&compiles));
+        let other = Engine::new(compiler().consume_fuel(false)).unwrap();
+        assert_ne!(settings_digest(&other), settings_digest(&compiles));
+    }
+
+    #[test]
+    fn the_compiler_has_the_same_proposals_off() {
+        let engine = Engine::new(&compiler()).unwrap();
+        let module = |section: &[u8]| [b"\0asm\x01\0\0\0", section].concat();
+        assert!(engine.precompile_module(&module(&[5, 3, 1, 0, 1])).is_ok());
+        for (proposal, section) in [
+            ("threads", &[5, 4, 1, 3, 1, 1][..]),
+            ("memory64", &[5, 3, 1, 4, 1]),
+            ("multi-memory", &[5, 5, 2, 0, 1, 0, 1]),
+            ("exceptions", &[1, 4, 1, 0x60, 0, 0, 13, 3, 1, 0, 0]),
+            ("gc", &[1, 3, 1, 0x5f, 0]),
+        ] {
+            assert!(engine.precompile_module(&module(section)).is_err(), "{proposal}");
+        }
+    }
 }

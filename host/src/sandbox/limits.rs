@@ -9,6 +9,60 @@
 pub struct Limits {
     /// A component's size, bytes. Policies are some 60 kB; a mebibyte leaves room for tables.
     pub component_bytes: usize,
+    /// Components inside each other. A guest made by wit-component has 2; one composed of two has 3.
+    pub component_depth: u32,
+    /// Components in one file. Each export of an interface takes one.
+    pub components: u32,
+    /// Core modules in one file: the guest, its adapters, and wit-component's two shims.
+    pub modules: u32,
+    /// Instances declared in one file, of modules and components: some 20 in a usual guest. Components that
+    /// instantiate each other multiply them, which only the compiler's own limits bound.
+    pub instances: u32,
+    /// Functions in one file, adapted ones included. A policy has some hundreds; each costs the compiler
+    /// some 50 µs at least, and 250,000 empty ones fit in a mebibyte.
+    pub functions: u32,
+    /// Types in one file, those inside others included: some 200 in a usual guest.
+    pub types: u32,
+    /// Component and instance types declared inside others. Three bytes declare one, and the parser calls itself for
+    /// each: 300,000 would overrun the stack of the process that serves.
+    pub nested_types: u32,
+    /// Imports in one file, between its own modules included.
+    pub imports: u32,
+    /// Exports in one file, of its own modules included.
+    pub exports: u32,
+    /// Aliases in one file: wit-component makes one wherever a part is named by another.
+    pub aliases: u32,
+    /// Globals in one file. Compilers for linear memory make a handful; position-independent ones some hundreds.
+    pub globals: u32,
+    /// Data segments in one file: a usual guest has fewer than 10, other languages' some hundreds.
+    pub data_segments: u32,
+    /// Element segments in one file: one a table of functions.
+    pub element_segments: u32,
+    /// Entries of element segments in one file: two full tables.
+    pub element_entries: u32,
+    /// A core function's body, bytes. The compiler's time and memory grow faster than a body's length: the
+    /// largest of a shipped policy is some 10 kB.
+    pub function_bytes: usize,
+    /// A core function's locals, parameters included: live values cost the register allocator the square.
+    pub function_locals: u32,
+    /// Blocks inside each other in a core function. A `match` of so many arms is compiled to so many.
+    pub function_blocks: u32,
+    /// Loops inside each other in a core function. 46 KiB of nested loops took 10 s and 700 MiB to compile.
+    pub function_loops: u32,
+    /// Operands on a core function's stack at once, which are live values like locals.
+    pub function_operands: u32,
+    /// Parameters and results of a core function or block together: each block of 1,000 would be 1,000 values.
+    pub signature_values: u32,
+    /// Compiling one component, milliseconds: 50 times what a component of the largest size usually takes.
+    pub compile_ms: u64,
+    /// Starting the compiler, milliseconds: it takes 20, and more on a machine that is busy.
+    pub compiler_start_ms: u64,
+    /// Address space of the compiler, bytes: 10 times what a usual policy takes.
+    pub compile_memory_bytes: usize,
+    /// Machine code of one component, bytes: three times a component's size in usual guests.
+    pub code_bytes: usize,
+    /// Machine code kept in the cache, bytes: some thousand policies.
+    pub cache_bytes: u64,
     /// Live instances, one a sequence. Each takes about 6 mappings of the process, of which Linux
     /// grants 65,530 by default, and 45 KiB resident.
     pub sequences: u32,
@@ -94,6 +148,31 @@ impl Default for Limits {
         const MIB: usize = 1 << 20;
         Self {
             component_bytes: MIB,
+            component_depth: 4,
+            components: 32,
+            modules: 16,
+            instances: 64,
+            functions: 10_000,
+            types: 4_096,
+            nested_types: 64,
+            imports: 1_024,
+            exports: 1_024,
+            aliases: 2_048,
+            globals: 1_024,
+            data_segments: 1_024,
+            element_segments: 64,
+            element_entries: 20_000,
+            function_bytes: 64 * KIB,
+            function_locals: 512,
+            function_blocks: 256,
+            function_loops: 32,
+            function_operands: 512,
+            signature_values: 64,
+            compile_ms: 10_000,
+            compiler_start_ms: 10_000,
+            compile_memory_bytes: 1 << 30,
+            code_bytes: 32 * MIB,
+            cache_bytes: 256 << 20,
             sequences: 1_024,
             core_instances: 8,
             memory_bytes: 16 * MIB,

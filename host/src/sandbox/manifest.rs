@@ -145,6 +145,16 @@ impl Needs {
             .collect()
     }
 
+    /// What is needed here and not granted there.
+    pub fn without(mut self, mut granted: Self) -> Self {
+        for name in Self::ALL.names() {
+            if let (Some(needed), Some(granted)) = (self.by_name(name), granted.by_name(name)) {
+                *needed &= !*granted;
+            }
+        }
+        self
+    }
+
     /// The field of this name, if there is one.
     pub fn by_name(&mut self, name: &str) -> Option<&mut bool> {
         match name {

@@ -9,15 +9,19 @@
 //! given: it knows no model, no device and no server. Every number that bounds a guest is in [`Limits`].
 //! There is no asynchronous runtime: a guest that waits for values is simply polled again by its driver.
 //!
-//! Start at `compiled.rs` for what happens to a file, at `instance.rs` for what happens in a step.
+//! Start at `compiled.rs` for what happens to a file, at `instance.rs` for what happens in a step. A file is looked
+//! at first by `validate.rs`, and compiled by a child process (`compiler/`).
 
 pub mod bench;
+pub mod caps;
 pub mod compiled;
+pub mod compiler;
 pub mod contract;
 pub mod decision;
 pub mod fault;
 pub mod instance;
 pub mod limits;
+pub mod load_error;
 pub mod manifest;
 pub mod plan;
 pub mod settings;
@@ -27,18 +31,23 @@ pub mod words;
 mod bindings;
 mod config;
 mod imports;
+mod validate;
 mod values;
 
-pub use compiled::{CompiledPolicy, LoadError, StartRequest};
+pub use caps::{Cap, Footprint};
+pub use compiled::{CompiledPolicy, StartRequest};
+pub use compiler::{ChildCompiler, Compilation, CompilerError};
 pub use contract::ContractError;
 pub use decision::{BadDecision, Baseline, Decision, HeadWeight, Steering, Tail};
 pub use fault::{BadCall, Fault, FaultKind, TrapCode};
 pub use instance::{Instance, Progress, Step, ValueAnswer, ValueRequest};
 pub use limits::Limits;
+pub use load_error::LoadError;
 pub use manifest::{HeadOffer, Manifest, ManifestError, Needs, Scope, Setting, SettingKind, SettingValue};
 pub use plan::{BadPlan, Plan, Schedule};
 pub use settings::SettingError;
 pub use text::VocabularyText;
+pub use validate::inspect;
 
 use contract::Contract;
 use imports::StoreData;
@@ -53,6 +62,9 @@ pub struct Sandbox(Arc<Shared>);
 struct Shared {
     engine: Engine,
     limits: Arc<Limits>,
+    compilation: Compilation,
+    /// What machine code must have been compiled for.
+    settings: [u8; 32],
     /// Epochs in a window of the clock.
     window_ticks: u64,
     /// For policies without `values`.
@@ -76,18 +88,21 @@ pub enum SandboxError {
 }
 
 impl Sandbox {
-    /// Reserves the pool and starts the clock.
+    /// Reserves the pool and starts the clock. Nothing is compiled before a component is given.
     ///
     /// # Errors
     /// If the machine cannot give what the limits ask for (address space, mostly).
-    pub fn new(limits: Limits) -> Result<Self, SandboxError> {
+    pub fn new(limits: Limits, compilation: Compilation) -> Result<Self, SandboxError> {
         let runtime = |error: wasmtime::Error| SandboxError::Runtime(format!("{error:#}"));
         let engine = Engine::new(&config::config(&limits)).map_err(runtime)?;
         let (plain, suspending) = imports::linkers(&engine).map_err(runtime)?;
         let contract = Contract::new(&engine).map_err(runtime)?;
         let window_ticks = config::start_clock(&engine, limits.deadline_ms)?;
+        let settings = config::settings_digest(&engine);
         Ok(Self(Arc::new(Shared {
             engine,
+            compilation,
+            settings,
             limits: Arc::new(limits),
             window_ticks,
             plain,
