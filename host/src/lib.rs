@@ -7,6 +7,7 @@
 //! Floors: `cli`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` → `vassal-kernels`,
 //! `token`. The three in the middle do not import each other.
 
+pub mod audit;
 pub mod cli;
 pub mod engine;
 pub mod error;

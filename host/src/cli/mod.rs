@@ -3,6 +3,7 @@
 //!
 //! Start at [`main`]; [`command`] is the definition that tests compare documents with.
 
+mod audit;
 mod bench;
 mod display;
 mod evaluate;
@@ -27,7 +28,7 @@ use crate::model::heads::HeadKind;
     name = "vassal",
     version,
     about,
-    after_help = "Exit codes: 0 done, 1 the host failed (its device, its disk, the network), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity."
+    after_help = "Exit codes: 0 done, 1 the host failed (its device, its disk, the network, a replay that differs), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity."
 )]
 pub struct Arguments {
     #[command(subcommand)]
@@ -43,6 +44,11 @@ enum Command {
     /// Inspects, checks or builds a policy.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Checks a file of audit records.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Makes recorded responses once more and compares them to the bit.
+    Replay(audit::ReplayArguments),
     /// Measures this machine.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -124,6 +130,8 @@ pub fn main() -> std::process::ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Pull(arguments) => pull::run(arguments),
         Command::Policy(command) => policy::run(command),
+        Command::Audit(command) => audit::run(command),
+        Command::Replay(arguments) => audit::replay(arguments),
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => learn::rollout(arguments),
         Command::Fit(arguments) => learn::fit(arguments),

@@ -3,18 +3,21 @@
 //! Flags become a chain of policies and one or two requests; what comes back is shown as it is decoded, then
 //! as a table or, with `--json`, as one object. Start at [`run`].
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::audit::{absolute, surroundings};
 use super::display::SideBySide;
 use super::{HeadArguments, ModelArguments, parse_setting, print, print_json};
+use crate::audit::Recorder;
 use crate::engine::{Event, Finish, Response};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
 use crate::learning::rewards;
-use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request};
+use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
 use crate::shipped;
 
 /// The dial of `vassal run --compare` where nobody turns one.
@@ -55,6 +58,9 @@ pub(super) struct RunArguments {
     /// Nucleus: the share of probability to draw from.
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
+    /// Appends a record of each response to this file; `vassal replay` makes them once more.
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
     json: bool,
@@ -80,6 +86,8 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
     };
     let mut host = Host::open(&options)?;
     let policies = use_policies(&host, arguments)?;
+    let open = |path: &PathBuf| open_recorder(&mut host, arguments, path, &policies, &options);
+    let recorder = arguments.audit.as_ref().map(open).transpose()?;
     let base = Request {
         max_tokens: Some(arguments.max_tokens),
         temperature: Some(arguments.temperature),
@@ -89,7 +97,47 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
     };
     warn_of_limits(&host, &policies, arguments.max_tokens);
     let aligned = Request { policies, ..base.clone() };
-    if arguments.compare { compare(&mut host, arguments, base, aligned) } else { single(&mut host, arguments, aligned) }
+    if arguments.compare {
+        compare(&mut host, arguments, base, aligned, recorder)
+    } else {
+        single(&mut host, arguments, aligned, recorder)
+    }
+}
+
+/// The audit file, before anything is answered that could not be recorded.
+fn open_recorder(
+    host: &mut Host,
+    arguments: &RunArguments,
+    path: &Path,
+    policies: &[PolicyUse],
+    options: &HostOptions,
+) -> Result<Recorder, Error> {
+    let of_file =
+        |path: &Path| if path.is_file() { absolute(path).to_string_lossy().into_owned() } else { String::new() };
+    let heads: Vec<String> = arguments.heads.files.iter().map(|path| of_file(path)).collect();
+    let mut recorder = Recorder::open(path, surroundings(host, &heads, &options.limits)?)?;
+    // In the order of `use_policies`; what is shipped is found without a hint.
+    for (name, used) in arguments.required.iter().chain(&arguments.policies).zip(policies) {
+        let shipped = shipped::POLICIES.iter().any(|policy| policy.name == name);
+        if !shipped {
+            recorder.name_source(used.policy.compiled.sha256(), &of_file(Path::new(name)));
+        }
+    }
+    if let Some(recovered) = recorder.take_recovered() {
+        eprintln!("vassal: {recovered}");
+    }
+    Ok(recorder)
+}
+
+/// Records a response, where that is asked for.
+fn record(recorder: &mut Option<Recorder>, request: &ValidRequest, response: &Response) -> Result<(), Error> {
+    if let Some(recorder) = recorder {
+        recorder.append(request, response)?;
+        if let Some(recovered) = recorder.take_recovered() {
+            eprintln!("vassal: {recovered}");
+        }
+    }
+    Ok(())
 }
 
 /// The chain of the command line, with its settings.
@@ -157,12 +205,19 @@ fn warn_of_limits(host: &Host, policies: &[PolicyUse], max_tokens: usize) {
     }
 }
 
-fn single(host: &mut Host, arguments: &RunArguments, request: Request) -> Result<(), Error> {
-    let response = host.generate(request, |text| {
+fn single(
+    host: &mut Host,
+    arguments: &RunArguments,
+    request: Request,
+    mut recorder: Option<Recorder>,
+) -> Result<(), Error> {
+    let request = host.validate(request)?;
+    let response = host.generate_valid(request.clone(), |text| {
         if !arguments.json {
             print(&clean(text));
         }
     })?;
+    record(&mut recorder, &request, &response)?;
     if arguments.json {
         print_json(&report(&response));
     } else {
@@ -172,18 +227,20 @@ fn single(host: &mut Host, arguments: &RunArguments, request: Request) -> Result
     ended_well(&response)
 }
 
-fn compare(host: &mut Host, arguments: &RunArguments, base: Request, aligned: Request) -> Result<(), Error> {
+fn compare(
+    host: &mut Host,
+    arguments: &RunArguments,
+    base: Request,
+    aligned: Request,
+    mut recorder: Option<Recorder>,
+) -> Result<(), Error> {
     if !arguments.json {
         print(&format!("> {}\n\n", clean(arguments.prompt.as_deref().unwrap_or(shipped::PROMPT))));
     }
     let mut block = SideBySide::new(["base", "aligned"]);
-    let context = host.model().context_tokens;
-    let tokenizer = host.tokenizer().clone();
+    let requests = [host.validate(base)?, host.validate(aligned)?];
     let engine = host.engine();
-    let ids = [
-        engine.submit(base.validate(tokenizer.as_ref(), context)?)?,
-        engine.submit(aligned.validate(tokenizer.as_ref(), context)?)?,
-    ];
+    let ids = [engine.submit(requests[0].clone())?, engine.submit(requests[1].clone())?];
     let mut responses: [Option<Response>; 2] = [None, None];
     // They take turns, so that each is timed alone.
     for turn in 0.. {
@@ -204,6 +261,8 @@ fn compare(host: &mut Host, arguments: &RunArguments, base: Request, aligned: Re
         }
     }
     let [Some(base), Some(aligned)] = responses else { return Ok(()) };
+    record(&mut recorder, &requests[0], &base)?;
+    record(&mut recorder, &requests[1], &aligned)?;
     if arguments.json {
         print_json(&json!({ "base": report(&base), "aligned": report(&aligned) }));
     } else {
