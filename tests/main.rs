@@ -1,5 +1,6 @@
 //! The one integration-test binary.
 
+mod audit;
 mod chains;
 mod cli;
 mod embed;
@@ -10,6 +11,7 @@ mod identities;
 mod loader;
 mod policies;
 mod rebuild;
+mod replay;
 mod sketches;
 mod support;
 mod template;
