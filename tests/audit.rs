@@ -109,7 +109,7 @@ fn a_record_reads_back_and_its_hash_is_that_of_its_bytes() {
 #[test]
 fn every_kind_of_tampering_shows_at_its_line() {
     let (path, lines) = recorded("tampering", 5);
-    let mut try_lines = |change: &dyn Fn(&mut Vec<String>)| {
+    let try_lines = |change: &dyn Fn(&mut Vec<String>)| {
         let mut changed = lines.clone();
         change(&mut changed);
         assert_ne!(changed, lines);

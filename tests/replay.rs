@@ -259,7 +259,7 @@ fn a_record_that_lies_is_found_out_at_the_first_difference() {
         assert_eq!(replay::compare(&lie, &response).unwrap_err().what, what);
     };
     finds(&|one| one.tokens[5] ^= 1, "token 5");
-    finds(&|one| drop(one.tokens.pop()), "number of tokens");
+    finds(&|one| one.tokens.truncate(3), "number of tokens");
     finds(&|one| one.inserted.clear(), "inserted tokens");
     finds(&|one| one.probabilities_sha256 = "0".repeat(64), "probabilities' SHA-256");
     finds(&|one| one.events[2].fuel = Some(1), "event 2");
@@ -333,7 +333,7 @@ fn the_kernels_version_is_that_of_their_bits() {
     let bits = record.response.probabilities_sha256;
     assert_eq!(
         (vassal_kernels::KERNELS_VERSION, &bits[..16]),
-        (1, "PLACEHOLDER"),
+        (1, "a7b55f781948ea42"),
         "raise the version, and note its bits here"
     );
 }

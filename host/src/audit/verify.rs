@@ -6,7 +6,7 @@
 //! elsewhere and says what they expect.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Take};
 use std::path::{Path, PathBuf};
 
 use super::record::{LINE_BYTES_MAX, NO_PREVIOUS, Record};
@@ -21,10 +21,10 @@ pub struct Verified {
     pub last: String,
 }
 
-/// The records of a file, checked as they come. The file is locked against appending as long.
+/// The records that a file has when it is opened, checked as they come. Nobody who appends waits for a reader.
 pub struct Reader {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: BufReader<Take<File>>,
     line: u64,
     previous: String,
     failed: bool,
@@ -38,11 +38,13 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let failed = |source| AuditError::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
-        // A line that is being written is not incomplete.
+        // A line that is being written is not incomplete: under the lock there is none, and what stands stays.
         file.lock_shared().map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        file.unlock().map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
-            reader: BufReader::new(file),
+            reader: BufReader::new(file.take(length)),
             line: 0,
             previous: NO_PREVIOUS.to_owned(),
             failed: false,
