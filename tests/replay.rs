@@ -50,7 +50,11 @@ fn chain(tiny: &Tiny, number: usize) -> Vec<PolicyUse> {
         9 => vec![tiny.policy("watermark", &[("secret", "s")]), vas()],
         10 => vec![tiny.policy("grammar", &[]), vas()],
         11 => vec![hostile("note-flood"), vas()],
-        12 => vec![tiny.scripted("2 evaluate 0 33,210\n5 current 0\n9 evaluate-widely 1"), vas()],
+        12 => {
+            let asks =
+                tiny.scripted("* note asks\n2 evaluate 0 33,210\n5 evaluate 1 40\n5 current 0\n9 evaluate-widely 1");
+            vec![on_fault(number, asks), vas(), tiny.scripted("* note after")]
+        }
         13 | 14 => vec![on_fault(number, tiny.scripted("* note seen")), vas(), guard()],
         15 => vec![vas(), tiny.scripted("6 stop enough")],
         16 => vec![tiny.scripted("5 splice 3 -")],
@@ -70,13 +74,21 @@ fn mixed(tiny: &Tiny, number: usize) -> ValidRequest {
     request.max_tokens = Some(12 + number % 13);
     let mut valid = tiny.endless(request);
     // The host's clock and pool, at work: at the start, and in a step.
-    if let 13 | 14 = number % 20 {
-        let (step, kind) = if number % 20 == 13 { (4, FaultKind::Deadline) } else { (0, FaultKind::Capacity) };
+    let fault = match number % 20 {
+        // After it was suspended once, and others were asked in the meantime.
+        12 if !number.is_multiple_of(3) => Some((6, 0, 1, FaultKind::Deadline)),
+        // Required policies rank first: `guard` is 0, the scripted one 1.
+        13 => Some((4, 1, 0, FaultKind::Deadline)),
+        14 => Some((0, 1, 0, FaultKind::Capacity)),
+        _ => None,
+    };
+    if let Some((step, place, resumed, kind)) = fault {
         let (notes, detail) = (if step > 0 { vec!["in the middle".into()] } else { Vec::new() }, String::new());
         let fuel = (step > 0).then_some(1_234);
-        // Required policies rank first: `guard` is 0, the scripted one 1.
-        valid.replay =
-            Replay { faults: vec![InjectedFault { step, place: 1, kind, detail, fuel, notes }], cancelled_after: None };
+        valid.replay = Replay {
+            faults: vec![InjectedFault { step, place, resumed, kind, detail, fuel, notes }],
+            cancelled_after: None,
+        };
     }
     valid
 }

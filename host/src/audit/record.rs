@@ -195,6 +195,8 @@ pub struct EventRecord {
     pub policy: usize,
     /// Fuel of its call, units; null where the call did not come to its end.
     pub fuel: Option<u64>,
+    /// How often its call had been given values and gone on by then.
+    pub resumed: u32,
     /// What it did.
     pub what: WhatRecord,
 }
@@ -391,6 +393,6 @@ impl EventRecord {
             TraceKind::Stop(reason) => WhatRecord::Stop(reason.clone()),
             TraceKind::Fault(fault) => WhatRecord::Fault(FaultRecord::new(fault)),
         };
-        Self { step: event.step, policy: event.place, fuel: event.fuel, what }
+        Self { step: event.step, policy: event.place, fuel: event.fuel, resumed: event.resumed, what }
     }
 }

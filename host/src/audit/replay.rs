@@ -166,6 +166,7 @@ fn injected(events: &[EventRecord]) -> Result<Vec<InjectedFault>, ReplayError> {
         faults.push(InjectedFault {
             step: event.step,
             place: event.policy,
+            resumed: event.resumed,
             kind,
             detail: fault.detail.clone(),
             fuel: event.fuel,

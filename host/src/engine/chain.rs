@@ -46,6 +46,8 @@ pub(super) struct Link {
     pub(super) asked: Asked,
     /// Fuel of its last call; none while one is suspended.
     pub(super) fuel: Option<u64>,
+    /// How often that call has been resumed with values.
+    pub(super) resumed: u32,
 }
 
 impl Link {

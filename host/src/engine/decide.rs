@@ -132,6 +132,7 @@ impl<D: Device> Engine<D> {
             return Ok(None);
         }
         let values: Vec<f32> = heads.iter().flat_map(|&head| known_values(round, head, &tokens)).collect();
+        sequence.chain.links[index].resumed = 0;
         if let Some(fault) = sequence.injected_fault(index) {
             return Ok(Some(Progress::Faulted(fault)));
         }
@@ -190,6 +191,10 @@ impl<D: Device> Engine<D> {
                 }
             }
         };
+        sequence.chain.links[index].resumed += 1;
+        if let Some(fault) = sequence.injected_fault(index) {
+            return Ok(Some(Progress::Faulted(fault)));
+        }
         let link = &mut sequence.chain.links[index];
         Ok(call(link, &mut sequence.counters, &mut sequence.timing, |instance| instance.resume(answer)))
     }

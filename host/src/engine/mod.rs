@@ -401,7 +401,7 @@ impl<D: Device> Engine<D> {
         let ranked = ranked.chain(request.policies.iter().filter(|policy| !policy.required));
         for (place, used) in ranked.enumerate() {
             let start = request.start_request(used, stream, place as u64);
-            let injected = request.replay.fault(place, 0).map(|fault| fault.of(used.policy.compiled.name()));
+            let injected = request.replay.fault(place, 0, 0).map(|fault| fault.of(used.policy.compiled.name()));
             let started = match injected {
                 Some(fault) => Err(fault),
                 None => used.policy.compiled.start(&used.policy.manifest, &start, &self.text),
@@ -423,13 +423,14 @@ impl<D: Device> Engine<D> {
                         heads,
                         kept: 0,
                         asked: Asked::Not,
+                        resumed: 0,
                     });
                     chain.record(chain.links.len() - 1, 0, TraceKind::Started);
                     chain.record_notes(chain.links.len() - 1, 0);
                 }
                 Err(fault) => {
                     let (policy, what) = (used.policy.name.clone(), TraceKind::Fault(fault.clone()));
-                    chain.trace.push(TraceEvent { step: 0, place, policy, fuel: None, what });
+                    chain.trace.push(TraceEvent { step: 0, place, policy, fuel: None, resumed: 0, what });
                     if used.fault_policy == FaultPolicy::Abort {
                         chain.links.clear();
                         return (chain, Some(Finish::Faulted(fault)));

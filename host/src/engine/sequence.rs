@@ -204,8 +204,11 @@ impl Sequence {
     pub(super) fn injected_fault(&mut self, link: usize) -> Option<Fault> {
         let (request, step) = (self.request.clone(), self.step());
         let own = &mut self.chain.links[link];
-        let injected = request.replay.fault(own.place, step)?;
-        let fault = injected.of(own.instance.as_ref()?.policy());
+        let injected = request.replay.fault(own.place, step, own.resumed)?;
+        let instance = own.instance.as_mut()?;
+        let fault = injected.of(instance.policy());
+        // Those of before it was suspended are among the recorded ones.
+        instance.take_notes();
         own.fuel = injected.fuel;
         self.counters.fuel += injected.fuel.unwrap_or(0);
         for note in &injected.notes {

@@ -25,6 +25,8 @@ pub struct TraceEvent {
     /// Fuel of the call in which it happened, units; none where the call did not come to its end or the
     /// policy did not start.
     pub fuel: Option<u64>,
+    /// How often the call had been given values and gone on by then (see [`crate::sandbox::Instance::resume`]).
+    pub resumed: u32,
     /// What happened.
     pub what: TraceKind,
 }
@@ -62,13 +64,15 @@ pub struct Replay {
     pub cancelled_after: Option<u64>,
 }
 
-/// A fault of the host's that a replay repeats: the policy is not called in this step.
+/// A fault of the host's that a replay repeats: the call is not made, or not resumed once more.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InjectedFault {
     /// The step, 0 for the start.
     pub step: u64,
     /// The policy's rank.
     pub place: usize,
+    /// How often the call had been resumed.
+    pub resumed: u32,
     /// [`FaultKind::Deadline`] or [`FaultKind::Capacity`].
     pub kind: FaultKind,
     /// The fault's detail.
@@ -93,9 +97,9 @@ impl TraceEvent {
 }
 
 impl Replay {
-    /// The fault that hits this policy in this step.
-    pub(super) fn fault(&self, place: usize, step: u64) -> Option<&InjectedFault> {
-        self.faults.iter().find(|fault| (fault.place, fault.step) == (place, step))
+    /// The fault that hits this policy in this step, when its call has been resumed so often.
+    pub(super) fn fault(&self, place: usize, step: u64, resumed: u32) -> Option<&InjectedFault> {
+        self.faults.iter().find(|fault| (fault.place, fault.step, fault.resumed) == (place, step, resumed))
     }
 }
 
@@ -110,8 +114,8 @@ impl Chain {
     /// Puts into the trace what a link did in a step, with the fuel of its call.
     pub(super) fn record(&mut self, link: usize, step: u64, what: TraceKind) {
         let link = &self.links[link];
-        let (place, policy, fuel) = (link.place, link.policy.name.clone(), link.fuel);
-        self.trace.push(TraceEvent { step, place, policy, fuel, what });
+        let (place, policy, fuel, resumed) = (link.place, link.policy.name.clone(), link.fuel, link.resumed);
+        self.trace.push(TraceEvent { step, place, policy, fuel, resumed, what });
     }
 
     /// Puts into the trace what a link's policy has noted since the last call of this.
