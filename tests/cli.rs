@@ -34,7 +34,7 @@ fn tiny() -> &'static str {
 }
 
 /// A component with a mode for each attack.
-fn hostile() -> &'static str {
+pub(crate) fn hostile() -> &'static str {
     static HOSTILE: OnceLock<String> = OnceLock::new();
     HOSTILE.get_or_init(|| {
         let recipe = Recipe { dir: root().join("tests/hostile"), quiet: true, ..Recipe::default() };
@@ -43,7 +43,7 @@ fn hostile() -> &'static str {
 }
 
 /// A file of these tests, by its name.
-fn written(name: &str, bytes: &[u8]) -> String {
+pub(crate) fn written(name: &str, bytes: &[u8]) -> String {
     let path = folder().join(name);
     std::fs::write(&path, bytes).unwrap();
     path.to_str().unwrap().to_owned()
@@ -51,14 +51,14 @@ fn written(name: &str, bytes: &[u8]) -> String {
 
 /// What a run of the program left.
 #[derive(Debug)]
-struct Run {
-    code: Option<i32>,
-    out: String,
-    error: String,
+pub(crate) struct Run {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) error: String,
 }
 
 impl Run {
-    fn of(arguments: &[&str]) -> Self {
+    pub(crate) fn of(arguments: &[&str]) -> Self {
         Self::command(arguments, |_| {})
     }
 
@@ -72,13 +72,13 @@ impl Run {
     }
 
     /// `vassal run` of a prompt on the tiny model.
-    fn tiny(prompt: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn tiny(prompt: &str, arguments: &[&str]) -> Self {
         Self::of(&[&["run", prompt, "--model", tiny()], arguments].concat())
     }
 
     /// It ended with this code, and said all of this on standard error and nothing on standard output.
     #[track_caller]
-    fn refuses(&self, code: i32, words: &[&str]) {
+    pub(crate) fn refuses(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
         assert_eq!(self.out, "", "{self:?}");
         self.says(words);
@@ -86,7 +86,7 @@ impl Run {
 
     /// All of this is on standard error, and no trace of a panic.
     #[track_caller]
-    fn says(&self, words: &[&str]) {
+    pub(crate) fn says(&self, words: &[&str]) {
         for word in words {
             assert!(self.error.contains(word), "`{word}` is not in {}", self.error);
         }
@@ -95,7 +95,7 @@ impl Run {
 
     /// It ended with this code, and standard output is one JSON object.
     #[track_caller]
-    fn object(&self, code: i32) -> Value {
+    pub(crate) fn object(&self, code: i32) -> Value {
         assert_eq!(self.code, Some(code), "{self:?}");
         let value: Value = serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"));
         assert!(value.is_object(), "{self:?}");

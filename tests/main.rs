@@ -1,5 +1,6 @@
 //! The one integration-test binary.
 
+mod audit;
 mod chains;
 mod cli;
 mod embed;
@@ -11,6 +12,7 @@ mod loader;
 mod loading;
 mod policies;
 mod rebuild;
+mod replay;
 mod sketches;
 mod support;
 mod template;

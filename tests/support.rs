@@ -90,13 +90,18 @@ impl Setup {
     }
 
     pub(crate) fn open(&self) -> Tiny {
+        self.open_in(sandbox())
+    }
+
+    /// With a sandbox of its own, whose policies are not [`compiled`]'s.
+    pub(crate) fn open_in(&self, sandbox: &Sandbox) -> Tiny {
         let gguf = self.model.gguf().unwrap();
         let config = LlamaConfig::from_gguf(&gguf).unwrap();
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
         let mut device = Cpu::with(self.isa, self.threads).unwrap();
         let llama = Llama::load(&mut device, &gguf, &config, self.options.rows_max).unwrap();
-        let sandbox = sandbox().clone();
-        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &self.heads, &self.options).unwrap();
+        let engine =
+            Engine::new(device, llama, tokenizer.clone(), sandbox.clone(), &self.heads, &self.options).unwrap();
         Tiny {
             engine,
             tokenizer,
@@ -111,7 +116,7 @@ impl Setup {
 pub(crate) struct Tiny {
     pub(crate) engine: Engine<Cpu>,
     pub(crate) tokenizer: Arc<Tokenizer>,
-    heads: Vec<HeadFile>,
+    pub(crate) heads: Vec<HeadFile>,
     layers: usize,
     context: usize,
 }

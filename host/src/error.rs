@@ -4,6 +4,7 @@
 //! cannot be accepted, a *guest* failed or was refused, there is no *capacity*, or the *host* itself (its
 //! files, its device, its network) failed. The command line's exit codes are these causes.
 
+use crate::audit::{AuditError, Difference, ReplayError};
 use crate::engine::EngineError;
 use crate::learning::fitting::FitError;
 use crate::learning::prompts::PromptsError;
@@ -141,6 +142,20 @@ pub enum Error {
     /// A policy's fault ended a response.
     #[error("the response was ended by a fault of {0}")]
     Fault(Fault),
+    /// An audit file is wrong, or cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// A record cannot be replayed here.
+    #[error("replay: {0}")]
+    Replay(#[from] ReplayError),
+    /// A replay gave something else: a promise of this program is broken.
+    #[error("record {record} differs from its replay in {difference}")]
+    Difference {
+        /// Which, from 1.
+        record: u64,
+        /// The first difference.
+        difference: Difference,
+    },
     /// Anything else that the caller asked for wrongly.
     #[error("{0}")]
     Usage(String),
@@ -170,6 +185,7 @@ impl Error {
             Self::Build(BuildError::NotAComponent(_) | BuildError::NoPolicy(_)) => Cause::Guest,
             Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
             Self::Build(_) => Cause::Host,
+            Self::Audit(AuditError::Write { .. } | AuditError::TooLong { .. }) | Self::Difference { .. } => Cause::Host,
             Self::Engine(EngineError::TooLong { .. }) | Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
             Self::Engine(EngineError::Device(vassal_kernels::DeviceError::Memory { .. })) => Cause::Capacity,
             Self::Engine(EngineError::HeadNotOffered { .. })
@@ -178,6 +194,8 @@ impl Error {
             | Self::Request(_)
             | Self::Unknown { .. }
             | Self::Usage(_)
+            | Self::Audit(_)
+            | Self::Replay(_)
             | Self::Prompts(_)
             | Self::Rollouts(_)
             | Self::Fit(_)

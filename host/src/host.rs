@@ -182,7 +182,15 @@ impl Host {
     pub fn load_policy(&self, name: &str) -> Result<Arc<LoadedPolicy>, Error> {
         let component = find_policy(name)?;
         let short = Path::new(name).file_stem().map_or(name.into(), |stem| stem.to_string_lossy());
-        Ok(Arc::new(self.engine.load_policy(&short, &component, &self.head_ids, Needs::ALL)?))
+        self.load_component(&short, &component)
+    }
+
+    /// A component's bytes, as a policy; `name` is the host's for it.
+    ///
+    /// # Errors
+    /// What is wrong with the component.
+    pub fn load_component(&self, name: &str, component: &[u8]) -> Result<Arc<LoadedPolicy>, Error> {
+        Ok(Arc::new(self.engine.load_policy(name, component, &self.head_ids, Needs::ALL)?))
     }
 
     /// A policy with settings given as text. `tenant` are those that only a tenant may turn.
@@ -245,8 +253,16 @@ impl Host {
     ///
     /// # Errors
     /// The request's, and the engine's.
-    pub fn generate(&mut self, request: Request, mut on_text: impl FnMut(&str)) -> Result<Response, Error> {
+    pub fn generate(&mut self, request: Request, on_text: impl FnMut(&str)) -> Result<Response, Error> {
         let request = self.validate(request)?;
+        self.generate_valid(request, on_text)
+    }
+
+    /// As [`Host::generate`], for a request that has been checked.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn generate_valid(&mut self, request: ValidRequest, mut on_text: impl FnMut(&str)) -> Result<Response, Error> {
         let id = self.engine.submit(request)?;
         loop {
             for event in self.engine.step()? {

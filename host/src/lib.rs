@@ -4,9 +4,10 @@
 //! decoding loop. Start at [`host::Host`] (one prompt, one answer) or at [`engine::Engine`] (many
 //! sequences); `ARCHITECTURE.md` follows one decoding step from end to end.
 //!
-//! Floors: `cli`, `tenant`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` → `vassal-kernels`,
+//! Floors: `cli`, `tenant`, `audit`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` → `vassal-kernels`,
 //! `token`. The three in the middle do not import each other.
 
+pub mod audit;
 pub mod cli;
 pub mod engine;
 pub mod error;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::HeadId;
+use crate::engine::{HeadId, Replay};
 use crate::sampling::philox;
 use crate::sandbox::{CompiledPolicy, Manifest, SettingValue, StartRequest};
 use crate::token::{Token, Vocabulary};
@@ -106,6 +106,8 @@ pub struct ValidRequest {
     pub heads: Vec<HeadId>,
     /// Candidates a step at most.
     pub candidates_max: usize,
+    /// What a replay repeats; empty for a request of anybody else.
+    pub replay: Replay,
 }
 
 /// Why a request is refused: the caller's mistake.
@@ -211,6 +213,7 @@ impl Request {
             policies: self.policies,
             heads: self.heads,
             candidates_max,
+            replay: Replay::default(),
         })
     }
 }

@@ -8,6 +8,10 @@
 //! This crate knows no files, tokenizers, sequences or policies: matrices come as bytes, rows as plain
 //! values. Start at [`device`], then [`cpu`]; `examples/linear.rs` measures the linear layers.
 
+/// The version of the kernels' arithmetic, for audit records. Raised by one whenever a change alters any bit of any
+/// result (logits, values, draws) for some input; left alone where all bits stay.
+pub const KERNELS_VERSION: u32 = 1;
+
 pub mod cpu;
 pub mod device;
 pub mod format;

@@ -3,6 +3,7 @@
 //!
 //! Start at [`main`]; [`command`] is the definition that tests compare documents with.
 
+mod audit;
 mod bench;
 mod display;
 mod evaluate;
@@ -31,7 +32,7 @@ use crate::sandbox::{ChildCompiler, Compilation};
     name = "vassal",
     version,
     about,
-    after_help = "Exit codes: 0 done, 1 the host failed (its device, its disk, the network), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity."
+    after_help = "Exit codes: 0 done, 1 the host failed (its device, its disk, the network, a replay that differs), 2 what was asked cannot be accepted, 3 a policy failed or was refused, 4 no capacity."
 )]
 pub struct Arguments {
     #[command(subcommand)]
@@ -50,6 +51,11 @@ enum Command {
     /// Checks a tenant's configuration.
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
+    /// Checks a file of audit records.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Makes recorded responses once more and compares them to the bit.
+    Replay(audit::ReplayArguments),
     /// Measures this machine.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -149,6 +155,8 @@ pub fn main() -> std::process::ExitCode {
         Command::Pull(arguments) => pull::run(arguments),
         Command::Policy(command) => policy::run(command),
         Command::Tenant(command) => tenant::run(command),
+        Command::Audit(command) => audit::run(command),
+        Command::Replay(arguments) => audit::replay(arguments),
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => learn::rollout(arguments),
         Command::Fit(arguments) => learn::fit(arguments),

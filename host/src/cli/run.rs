@@ -10,13 +10,15 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::audit::{absolute, surroundings};
 use super::display::SideBySide;
 use super::{HeadArguments, ModelArguments, parse_setting, print, print_json, process};
+use crate::audit::Recorder;
 use crate::engine::{Event, Finish, Response};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
 use crate::learning::rewards;
-use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request};
+use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
 use crate::shipped;
 use crate::tenant::{Asked, Tenant};
 
@@ -62,6 +64,9 @@ pub(super) struct RunArguments {
     /// Nucleus: the share of probability to draw from.
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
+    /// Appends a record of each response to this file; `vassal replay` makes them once more.
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
     json: bool,
@@ -93,10 +98,16 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
         seed: Some(arguments.seed),
         ..host.request(arguments.prompt.as_deref().unwrap_or(shipped::PROMPT))?
     };
-    let aligned = match &arguments.tenant {
+    let (aligned, sources) = match &arguments.tenant {
         Some(file) => of_tenant(&mut host, arguments, file, base.clone())?,
-        None => Request { policies: use_policies(&host, arguments)?, ..base.clone() },
+        None => {
+            let policies = use_policies(&host, arguments)?;
+            let sources = arguments.required.iter().chain(&arguments.policies).cloned().collect();
+            (Request { policies, ..base.clone() }, sources)
+        }
     };
+    let open = |path: &PathBuf| open_recorder(&mut host, arguments, path, &aligned.policies, &sources, &options);
+    let recorder = arguments.audit.as_ref().map(open).transpose()?;
     warn_of_limits(&host, &aligned.policies, arguments.max_tokens);
     if arguments.compare && host.heads().is_empty() && aligned.policies.iter().all(|used| used.policy.name == "vas") {
         eprintln!(
@@ -105,7 +116,49 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
             host.model().sha256
         );
     }
-    if arguments.compare { compare(&mut host, arguments, base, aligned) } else { single(&mut host, arguments, aligned) }
+    if arguments.compare {
+        compare(&mut host, arguments, base, aligned, recorder)
+    } else {
+        single(&mut host, arguments, aligned, recorder)
+    }
+}
+
+/// The audit file, before anything is answered that could not be recorded. `sources` say where the policies came
+/// from, in their order.
+fn open_recorder(
+    host: &mut Host,
+    arguments: &RunArguments,
+    path: &Path,
+    policies: &[PolicyUse],
+    sources: &[String],
+    options: &HostOptions,
+) -> Result<Recorder, Error> {
+    let of_file =
+        |path: &Path| if path.is_file() { absolute(path).to_string_lossy().into_owned() } else { String::new() };
+    let heads: Vec<String> = arguments.heads.files.iter().map(|path| of_file(path)).collect();
+    let mut recorder = Recorder::open(path, surroundings(host, &heads, &options.limits)?)?;
+    // What is shipped is found without a hint.
+    for (name, used) in sources.iter().zip(policies) {
+        let shipped = shipped::POLICIES.iter().any(|policy| policy.name == name);
+        if !shipped {
+            recorder.name_source(used.policy.compiled.sha256(), &of_file(Path::new(name)));
+        }
+    }
+    if let Some(recovered) = recorder.take_recovered() {
+        eprintln!("vassal: {recovered}");
+    }
+    Ok(recorder)
+}
+
+/// Records a response, where that is asked for.
+fn record(recorder: &mut Option<Recorder>, request: &ValidRequest, response: &Response) -> Result<(), Error> {
+    if let Some(recorder) = recorder {
+        recorder.append(request, response)?;
+        if let Some(recovered) = recorder.take_recovered() {
+            eprintln!("vassal: {recovered}");
+        }
+    }
+    Ok(())
 }
 
 /// The chain of the command line, with its settings.
@@ -143,8 +196,13 @@ fn use_policies(host: &Host, arguments: &RunArguments) -> Result<Vec<PolicyUse>,
     Ok(used)
 }
 
-/// The request as a tenant's, with the policies and settings of the command line.
-fn of_tenant(host: &mut Host, arguments: &RunArguments, file: &Path, request: Request) -> Result<Request, Error> {
+/// The request as a tenant's, with the policies and settings of the command line, and where its policies came from.
+fn of_tenant(
+    host: &mut Host,
+    arguments: &RunArguments,
+    file: &Path,
+    request: Request,
+) -> Result<(Request, Vec<String>), Error> {
     let mut tenant = Tenant::open(host, file)?;
     let mut asked: Vec<Asked> =
         arguments.policies.iter().map(|name| Asked { name: name.clone(), ..Asked::default() }).collect();
@@ -166,7 +224,13 @@ fn of_tenant(host: &mut Host, arguments: &RunArguments, file: &Path, request: Re
     for (place, setting) in given {
         asked[place].settings.push(setting);
     }
-    tenant.request(request, &asked, Instant::now())
+    let request = tenant.request(request, &asked, Instant::now())?;
+    let source = |used: &PolicyUse| {
+        let entry = tenant.policies().find(|(_, _, policy)| Arc::ptr_eq(policy, &used.policy));
+        entry.map_or_else(String::new, |(config, ..)| config.source.clone())
+    };
+    let sources = request.policies.iter().map(source).collect();
+    Ok((request, sources))
 }
 
 /// The policies, by the names they go by here, that a setting's name speaks to.
@@ -203,13 +267,20 @@ fn warn_of_limits(host: &Host, policies: &[PolicyUse], max_tokens: usize) {
     }
 }
 
-fn single(host: &mut Host, arguments: &RunArguments, request: Request) -> Result<(), Error> {
-    let response = host.generate(request, |text| {
+fn single(
+    host: &mut Host,
+    arguments: &RunArguments,
+    request: Request,
+    mut recorder: Option<Recorder>,
+) -> Result<(), Error> {
+    let request = host.validate(request)?;
+    let response = host.generate_valid(request.clone(), |text| {
         process::has_text();
         if !arguments.json {
             print(&clean(text));
         }
     })?;
+    record(&mut recorder, &request, &response)?;
     if arguments.json {
         let mut report = report(&response);
         report["process"] = process::report(host);
@@ -222,18 +293,20 @@ fn single(host: &mut Host, arguments: &RunArguments, request: Request) -> Result
     ended_well(&response)
 }
 
-fn compare(host: &mut Host, arguments: &RunArguments, base: Request, aligned: Request) -> Result<(), Error> {
+fn compare(
+    host: &mut Host,
+    arguments: &RunArguments,
+    base: Request,
+    aligned: Request,
+    mut recorder: Option<Recorder>,
+) -> Result<(), Error> {
     if !arguments.json {
         print(&format!("> {}\n\n", clean(arguments.prompt.as_deref().unwrap_or(shipped::PROMPT))));
     }
     let mut block = SideBySide::new(["base", "aligned"]);
-    let context = host.model().context_tokens;
-    let tokenizer = host.tokenizer().clone();
+    let requests = [host.validate(base)?, host.validate(aligned)?];
     let engine = host.engine();
-    let ids = [
-        engine.submit(base.validate(tokenizer.as_ref(), context)?)?,
-        engine.submit(aligned.validate(tokenizer.as_ref(), context)?)?,
-    ];
+    let ids = [engine.submit(requests[0].clone())?, engine.submit(requests[1].clone())?];
     let mut responses: [Option<Response>; 2] = [None, None];
     // They take turns, so that each is timed alone.
     for turn in 0.. {
@@ -255,6 +328,8 @@ fn compare(host: &mut Host, arguments: &RunArguments, base: Request, aligned: Re
         }
     }
     let [Some(base), Some(aligned)] = responses else { return Ok(()) };
+    record(&mut recorder, &requests[0], &base)?;
+    record(&mut recorder, &requests[1], &aligned)?;
     if arguments.json {
         print_json(&json!({ "base": report(&base), "aligned": report(&aligned), "process": process::report(host) }));
     } else {

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use vassal_guest::blend;
 use vassal_kernels::{TopK, VocabularyBias};
 
+use super::trace::TraceEvent;
 use crate::request::{FaultPolicy, LoadedPolicy};
-use crate::sandbox::{Baseline, Decision, Fault, Instance, Schedule, Steering, Tail, ValueRequest};
+use crate::sandbox::{Baseline, Decision, Instance, Schedule, Steering, Tail, ValueRequest};
 use crate::token::Token;
 
 /// What a link waits for.
@@ -27,6 +28,8 @@ pub(super) enum Asked {
 /// One policy on one sequence.
 pub(super) struct Link {
     pub(super) policy: Arc<LoadedPolicy>,
+    /// Its rank among the request's policies, those included that did not start.
+    pub(super) place: usize,
     /// None once it has failed under the fault policy `base`.
     pub(super) instance: Option<Instance>,
     pub(super) required: bool,
@@ -41,6 +44,10 @@ pub(super) struct Link {
     /// Response tokens it has been shown and that still stand.
     pub(super) kept: usize,
     pub(super) asked: Asked,
+    /// Fuel of its last call; none while one is suspended.
+    pub(super) fuel: Option<u64>,
+    /// How often that call has been resumed with values.
+    pub(super) resumed: u32,
 }
 
 impl Link {
@@ -94,8 +101,8 @@ impl Link {
 /// What a chain's answers come to, before any value is needed.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Verdict {
-    Stop { policy: String, reason: String },
-    Splice { remove: usize, insert: Vec<Token> },
+    Stop { link: usize, reason: String },
+    Splice { link: usize, remove: usize, insert: Vec<Token> },
     Steer,
 }
 
@@ -113,7 +120,8 @@ pub(super) struct Merged {
 #[derive(Default)]
 pub(super) struct Chain {
     pub(super) links: Vec<Link>,
-    pub(super) faults: Vec<Fault>,
+    /// What they did, for the record.
+    pub(super) trace: Vec<TraceEvent>,
 }
 
 impl Chain {
@@ -149,13 +157,12 @@ impl Chain {
     /// What the answers come to. In rank order, the first stop wins; else the first splice.
     pub(super) fn verdict(&self) -> Verdict {
         let mut splice = None;
-        for link in self.live() {
+        for (place, link) in self.links.iter().enumerate().filter(|(_, link)| link.instance.is_some()) {
             match link.decision() {
-                Some(Decision::Stop(reason)) => {
-                    return Verdict::Stop { policy: link.name().to_owned(), reason: reason.clone() };
-                }
+                Some(Decision::Stop(reason)) => return Verdict::Stop { link: place, reason: reason.clone() },
                 Some(Decision::Splice { remove, insert }) if splice.is_none() => {
-                    splice = Some(Verdict::Splice { remove: *remove as usize, insert: insert.clone() });
+                    let (remove, insert) = (*remove as usize, insert.clone());
+                    splice = Some(Verdict::Splice { link: place, remove, insert });
                 }
                 _ => {}
             }

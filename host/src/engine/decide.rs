@@ -8,16 +8,14 @@ use std::time::Instant;
 
 use vassal_kernels::{Device, Draw};
 
-use super::chain::{Asked, Merged, Verdict, is_forbidden};
-use super::response::{DrawRecord, Finish};
+use super::chain::{Asked, Link, Merged, Verdict, is_forbidden};
+use super::response::{Counters, DrawRecord, Finish, Timing};
 use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
-use super::{Body, Engine, EngineError, Head, collect_notes};
+use super::trace::TraceKind;
+use super::{Body, Engine, EngineError, Head};
 use crate::request::FaultPolicy;
-use crate::sandbox::{Fault, Progress, Step, ValueAnswer, ValueRequest};
+use crate::sandbox::{Fault, Instance, Progress, Step, ValueAnswer, ValueRequest};
 use crate::token::Token;
-
-/// Decoding steps a response may take, for each token of its limit: rewinds and rejected insertions cost steps.
-pub(super) const STEPS_PER_TOKEN: u64 = 4;
 
 /// How far a round came.
 pub(super) enum Advance {
@@ -75,6 +73,10 @@ impl<D: Device> Engine<D> {
                     Asked::Not => self.show_step(sequence, round, index)?,
                     Asked::Waiting(request) => self.answer(sequence, round, index, &request)?,
                 };
+                let step = sequence.step();
+                if matches!(progress, Some(Progress::Decided(_) | Progress::Faulted(_))) {
+                    sequence.chain.record_notes(index, step);
+                }
                 let link = &mut sequence.chain.links[index];
                 match progress {
                     None => {
@@ -87,19 +89,12 @@ impl<D: Device> Engine<D> {
                         link.asked = Asked::Waiting(request);
                     }
                     Some(Progress::Faulted(fault)) => {
-                        if link.fault_policy == FaultPolicy::Abort {
+                        let aborts = link.fault_policy == FaultPolicy::Abort;
+                        sequence.chain.retire(index, step, fault.clone());
+                        if aborts {
                             return Ok(Answers::Fault(fault));
                         }
                         // The response goes on without this policy, as if it had kept.
-                        if let Some(mut instance) = link.instance.take() {
-                            collect_notes(
-                                &mut instance,
-                                &link.policy.name,
-                                sequence.counters.steps,
-                                &mut sequence.notes,
-                            );
-                        }
-                        sequence.chain.faults.push(fault);
                         break;
                     }
                 }
@@ -137,6 +132,10 @@ impl<D: Device> Engine<D> {
             return Ok(None);
         }
         let values: Vec<f32> = heads.iter().flat_map(|&head| known_values(round, head, &tokens)).collect();
+        sequence.chain.links[index].resumed = 0;
+        if let Some(fault) = sequence.injected_fault(index) {
+            return Ok(Some(Progress::Faulted(fault)));
+        }
         let link = &mut sequence.chain.links[index];
         let appended = &sequence.tokens[sequence.prompt_tokens + link.kept..];
         let step = Step {
@@ -151,14 +150,7 @@ impl<D: Device> Engine<D> {
             ended: round.kind == RoundKind::Ended,
         };
         link.kept = sequence.tokens.len() - sequence.prompt_tokens;
-        let Some(instance) = link.instance.as_mut() else { return Ok(None) };
-        let start = Instant::now();
-        let progress = instance.decide(&step);
-        sequence.timing.policy_seconds += start.elapsed().as_secs_f64();
-        if !matches!(progress, Progress::Wants(_)) {
-            sequence.counters.fuel += instance.fuel_used();
-        }
-        Ok(Some(progress))
+        Ok(call(link, &mut sequence.counters, &mut sequence.timing, |instance| instance.decide(&step)))
     }
 
     /// Answers a suspended policy, once what it asked for is known.
@@ -200,14 +192,12 @@ impl<D: Device> Engine<D> {
                 }
             }
         };
-        let Some(instance) = sequence.chain.links[index].instance.as_mut() else { return Ok(None) };
-        let start = Instant::now();
-        let progress = instance.resume(answer);
-        sequence.timing.policy_seconds += start.elapsed().as_secs_f64();
-        if !matches!(progress, Progress::Wants(_)) {
-            sequence.counters.fuel += instance.fuel_used();
+        sequence.chain.links[index].resumed += 1;
+        if let Some(fault) = sequence.injected_fault(index) {
+            return Ok(Some(Progress::Faulted(fault)));
         }
-        Ok(Some(progress))
+        let link = &mut sequence.chain.links[index];
+        Ok(call(link, &mut sequence.counters, &mut sequence.timing, |instance| instance.resume(answer)))
     }
 
     /// Sees to it that a head's values of these tokens are known. Where rows must run first, the tokens
@@ -256,8 +246,12 @@ impl<D: Device> Engine<D> {
     /// Stop, splice, or steer and draw.
     fn settle_draw(&mut self, sequence: &mut Sequence, mut round: Round) -> Result<Advance, EngineError> {
         match sequence.chain.verdict() {
-            Verdict::Stop { policy, reason } => return Ok(Advance::Finished(Finish::Stopped { policy, reason })),
-            Verdict::Splice { remove, insert } => return self.splice(sequence, remove, insert),
+            Verdict::Stop { link, reason } => return Ok(Advance::Finished(stop(sequence, link, reason))),
+            Verdict::Splice { link, remove, insert } => {
+                let step = sequence.step();
+                sequence.record_splice(link, step, remove, &insert);
+                return self.splice(sequence, remove, insert);
+            }
             Verdict::Steer => {}
         }
         if !self.find_blends(sequence, &mut round)? {
@@ -332,12 +326,17 @@ impl<D: Device> Engine<D> {
 
     /// An inserted token stands unless a required policy forbids it; the first that does not cuts the insertion.
     fn settle_offer(&mut self, sequence: &mut Sequence, round: &Round, token: Token) -> Result<Advance, EngineError> {
+        let verdict = sequence.chain.verdict();
+        if let Verdict::Stop { link, reason } = &verdict {
+            // It stops the insertion only.
+            stop(sequence, *link, reason.clone());
+        }
         if let Some(finish) = count_step(sequence) {
             return Ok(Advance::Finished(finish));
         }
         let merged = merge(sequence, round);
         let bit = |bits: &[u64]| bits.get(token as usize / 64).is_some_and(|word| word >> (token % 64) & 1 == 1);
-        let forbidden = matches!(sequence.chain.verdict(), Verdict::Stop { .. })
+        let forbidden = matches!(verdict, Verdict::Stop { .. })
             || merged.deltas.iter().any(|&(at, delta)| at == token && is_forbidden(delta))
             || merged.vocabulary.iter().any(|bias| is_forbidden(if bit(&bias.bits) { bias.set } else { bias.unset }));
         sequence.chain.clear();
@@ -355,12 +354,18 @@ impl<D: Device> Engine<D> {
 
     /// The response has ended: it may be stopped with a reason, or tokens may be taken back.
     fn settle_end(&mut self, sequence: &mut Sequence) -> Result<Advance, EngineError> {
+        let verdict = sequence.chain.verdict();
+        if let Verdict::Stop { link, reason } = verdict {
+            let finish = stop(sequence, link, reason);
+            return Ok(Advance::Finished(count_step(sequence).unwrap_or(finish)));
+        }
+        let step = sequence.step();
         if let Some(finish) = count_step(sequence) {
             return Ok(Advance::Finished(finish));
         }
-        match sequence.chain.verdict() {
-            Verdict::Stop { policy, reason } => Ok(Advance::Finished(Finish::Stopped { policy, reason })),
-            Verdict::Splice { remove, insert } if remove.min(sequence.revocable()) > 0 => {
+        match verdict {
+            Verdict::Splice { link, remove, insert } if remove.min(sequence.revocable()) > 0 => {
+                sequence.record_splice(link, step, remove, &insert);
                 self.splice(sequence, remove, insert)
             }
             _ => Ok(Advance::Finished(sequence.ended.take().unwrap_or(Finish::TokenLimit))),
@@ -399,9 +404,32 @@ impl<D: Device> Engine<D> {
     }
 }
 
+/// Calls a policy, and counts what that took.
+fn call(
+    link: &mut Link,
+    counters: &mut Counters,
+    timing: &mut Timing,
+    call: impl FnOnce(&mut Instance) -> Progress,
+) -> Option<Progress> {
+    let instance = link.instance.as_mut()?;
+    let start = Instant::now();
+    let progress = call(instance);
+    timing.policy_seconds += start.elapsed().as_secs_f64();
+    link.fuel = (!matches!(progress, Progress::Wants(_))).then(|| instance.fuel_used());
+    counters.fuel += link.fuel.unwrap_or(0);
+    Some(progress)
+}
+
+/// A policy stops the response, or refuses what is offered.
+fn stop(sequence: &mut Sequence, link: usize, reason: String) -> Finish {
+    let step = sequence.step();
+    sequence.chain.record(link, step, TraceKind::Stop(reason.clone()));
+    Finish::Stopped { policy: sequence.chain.links[link].policy.name.clone(), reason }
+}
+
 /// One more decoding step; the response ends where its budget is spent.
 fn count_step(sequence: &mut Sequence) -> Option<Finish> {
-    let steps = STEPS_PER_TOKEN * sequence.request.max_tokens as u64;
+    let steps = sequence.steps_max();
     sequence.counters.steps += 1;
     (sequence.counters.steps > steps).then_some(Finish::StepBudget { steps })
 }

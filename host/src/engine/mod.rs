@@ -19,6 +19,7 @@ mod pass;
 pub mod response;
 mod sequence;
 pub mod teacher;
+pub mod trace;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use vassal_kernels::{CacheShape, Device, DeviceError, LinearHead, OnePassHead, PAGE_TOKENS};
 
 pub use self::response::{Counters, DrawRecord, Event, Finish, Note, Response, SequenceId, Timing, TokenRecord};
+pub use self::trace::{InjectedFault, Replay, TraceEvent, TraceKind};
 
 use self::chain::{Asked, Chain, Link};
 use self::pages::Pages;
@@ -409,14 +411,23 @@ impl<D: Device> Engine<D> {
     }
 
     /// Starts the request's policies, required ones first. A policy that fails under the fault policy
-    /// `base` is left out; under `abort`, and where it refuses the request, its fault comes back.
-    fn start_chain(&self, request: &ValidRequest, stream: u64) -> Result<Chain, Fault> {
+    /// `base` is left out; under `abort`, and where it refuses the request, its fault is the end, with what the trace
+    /// has by then.
+    fn start_chain(&self, request: &ValidRequest, stream: u64) -> (Chain, Option<Finish>) {
         let mut chain = Chain::default();
+        if request.replay.cancelled_after == Some(0) {
+            return (chain, Some(Finish::Cancelled));
+        }
         let ranked = request.policies.iter().filter(|policy| policy.required);
         let ranked = ranked.chain(request.policies.iter().filter(|policy| !policy.required));
         for (place, used) in ranked.enumerate() {
             let start = request.start_request(used, stream, place as u64);
-            match used.policy.compiled.start(&used.policy.manifest, &start, &self.text) {
+            let injected = request.replay.fault(place, 0, 0).map(|fault| fault.of(used.policy.compiled.name()));
+            let started = match injected {
+                Some(fault) => Err(fault),
+                None => used.policy.compiled.start(&used.policy.manifest, &start, &self.text),
+            };
+            match started {
                 Ok(instance) => {
                     let plan = instance.plan();
                     let heads = self.policy_heads(request, &used.policy).unwrap_or_default();
@@ -425,23 +436,31 @@ impl<D: Device> Engine<D> {
                         floor: plan.candidates_floor,
                         prefetch: plan.prefetch.clone(),
                         policy: used.policy.clone(),
+                        place,
+                        fuel: Some(instance.start_fuel_used()),
                         instance: Some(instance),
                         required: used.required,
                         fault_policy: used.fault_policy,
                         heads,
                         kept: 0,
                         asked: Asked::Not,
+                        resumed: 0,
                     });
+                    chain.record(chain.links.len() - 1, 0, TraceKind::Started);
+                    chain.record_notes(chain.links.len() - 1, 0);
                 }
-                // A policy that refuses the request has not failed: nothing goes on without its consent.
-                Err(fault) if fault.kind == FaultKind::StartRefused => return Err(fault),
-                Err(fault) => match used.fault_policy {
-                    FaultPolicy::Abort => return Err(fault),
-                    FaultPolicy::Base => chain.faults.push(fault),
-                },
+                Err(fault) => {
+                    let (policy, what) = (used.policy.name.clone(), TraceKind::Fault(fault.clone()));
+                    chain.trace.push(TraceEvent { step: 0, place, policy, fuel: None, resumed: 0, what });
+                    // A policy that refuses the request has not failed: nothing goes on without its consent.
+                    if used.fault_policy == FaultPolicy::Abort || fault.kind == FaultKind::StartRefused {
+                        chain.links.clear();
+                        return (chain, Some(Finish::Faulted(fault)));
+                    }
+                }
             }
         }
-        Ok(chain)
+        (chain, None)
     }
 
     /// Lets waiting requests in, in their order, while there is room.
@@ -473,22 +492,14 @@ impl<D: Device> Engine<D> {
                 break;
             }
             let Some(waiting) = self.waiting.remove(place) else { break };
-            let chain = match self.start_chain(&waiting.request, waiting.stream) {
-                Ok(chain) => chain,
-                Err(fault) => {
-                    self.leave_group(waiting.group);
-                    let sequence = Sequence::new(
-                        waiting.id,
-                        waiting.request,
-                        waiting.stream,
-                        Chain::default(),
-                        Vec::new(),
-                        u32::MAX,
-                    );
-                    self.finish(sequence, Finish::Faulted(fault), events);
-                    continue;
-                }
-            };
+            let (chain, end) = self.start_chain(&waiting.request, waiting.stream);
+            if let Some(end) = end {
+                self.leave_group(waiting.group);
+                let Waiting { id, request, stream, .. } = waiting;
+                let sequence = Sequence::new(id, request, stream, chain, Vec::new(), u32::MAX);
+                self.finish(sequence, end, events);
+                continue;
+            }
             let mut pages = Vec::with_capacity(needed);
             let mut cached = 0;
             if let Some((_, from)) = &shared {
@@ -590,12 +601,18 @@ impl<D: Device> Engine<D> {
             events.push(Event::Text { sequence: sequence.id, text });
         }
         let text = crate::token::decode(self.vocabulary.as_ref(), sequence.response());
-        let mut notes = std::mem::take(&mut sequence.notes);
-        let counters = sequence.counters;
-        for link in &mut sequence.chain.links {
-            if let Some(instance) = &mut link.instance {
-                collect_notes(instance, &link.policy.name, counters.steps, &mut notes);
-            }
+        let step = sequence.step();
+        for link in 0..sequence.chain.links.len() {
+            // Those of a call that waits for values that nobody will bring.
+            sequence.chain.record_notes(link, step);
+            sequence.chain.record_dropped_notes(link, step);
+        }
+        let trace = sequence.chain.take_trace();
+        let mut faults: Vec<Fault> = trace.iter().filter_map(TraceEvent::fault).cloned().collect();
+        // The one that ended the response is no policy that was dropped on the way.
+        if let Finish::Faulted(last) = &finish {
+            let at = faults.iter().rposition(|fault| fault == last);
+            at.map(|at| faults.remove(at));
         }
         let response = Response {
             text,
@@ -603,19 +620,13 @@ impl<D: Device> Engine<D> {
             prompt_tokens: sequence.prompt_tokens,
             finish,
             draws: sequence.random.draws(),
-            counters,
+            counters: sequence.counters,
             timing: sequence.timing,
-            faults: sequence.chain.faults,
-            notes,
+            faults,
+            notes: trace.iter().filter_map(TraceEvent::note).collect(),
+            trace,
         };
         events.push(Event::Finished { sequence: sequence.id, response: Box::new(response) });
-    }
-}
-
-/// Moves an instance's notes to the response's.
-fn collect_notes(instance: &mut crate::sandbox::Instance, policy: &str, step: u64, notes: &mut Vec<Note>) {
-    for message in instance.take_notes() {
-        notes.push(Note { policy: policy.to_owned(), step, message });
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 use vassal_kernels::{Device, Plan, Row, TopK};
 
 use super::decide::Advance;
+use super::response::Finish;
 use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
 use super::{Body, Engine, EngineError, Event};
 use crate::model::llama::{Tapped, Taps};
@@ -85,6 +86,9 @@ impl<D: Device> Engine<D> {
                 continue;
             }
             let end = loop {
+                if sequence.is_cancelled() {
+                    break Some(Finish::Cancelled);
+                }
                 match self.advance(&mut sequence)? {
                     Advance::Rows => break None,
                     Advance::Drawn(row) => {

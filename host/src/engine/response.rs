@@ -3,6 +3,7 @@
 //! Everything that is reported is counted here, never estimated: tokens with their probabilities,
 //! rows by kind, draws from the tail, evaluations, and the time spent in model, heads and policies.
 
+use super::trace::TraceEvent;
 use crate::sandbox::Fault;
 use crate::token::Token;
 
@@ -172,6 +173,8 @@ pub struct Response {
     pub faults: Vec<Fault>,
     /// The policies' notes.
     pub notes: Vec<Note>,
+    /// What the policies did, in order of steps and of rank; faults and notes among it.
+    pub trace: Vec<TraceEvent>,
 }
 
 impl Response {

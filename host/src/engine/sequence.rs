@@ -10,10 +10,15 @@ use std::sync::Arc;
 use vassal_kernels::TopK;
 
 use super::chain::Chain;
-use super::response::{Counters, DrawRecord, Finish, Note, SequenceId, Timing, TokenRecord};
+use super::response::{Counters, DrawRecord, Finish, SequenceId, Timing, TokenRecord};
+use super::trace::TraceKind;
 use crate::request::ValidRequest;
 use crate::sampling::philox::Philox;
+use crate::sandbox::Fault;
 use crate::token::{TextDecoder, Token, Vocabulary};
+
+/// Decoding steps a response may take, for each token of its limit: rewinds and rejected insertions cost steps.
+const STEPS_PER_TOKEN: u64 = 4;
 
 /// A row of the pass that may go on after a draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,8 +134,6 @@ pub(super) struct Sequence {
     pub(super) inserting: VecDeque<Token>,
     pub(super) counters: Counters,
     pub(super) timing: Timing,
-    /// Notes of policies that are gone.
-    pub(super) notes: Vec<Note>,
     pub(super) paused: bool,
     decoder: TextDecoder,
     /// Response tokens that can no longer be taken back: a function of the tokens alone, not of passes.
@@ -164,7 +167,6 @@ impl Sequence {
             inserting: VecDeque::new(),
             counters: Counters::default(),
             timing: Timing::default(),
-            notes: Vec::new(),
             paused: false,
             decoder: TextDecoder::default(),
             settled: 0,
@@ -186,6 +188,44 @@ impl Sequence {
     /// No logits have been computed yet: its prompt is being read.
     pub(super) fn in_prompt(&self) -> bool {
         self.counters.logit_rows == 0
+    }
+
+    /// The decoding step under way, from 1.
+    pub(super) fn step(&self) -> u64 {
+        self.counters.steps + 1
+    }
+
+    /// Steps it may take.
+    pub(super) fn steps_max(&self) -> u64 {
+        STEPS_PER_TOKEN * self.request.max_tokens as u64
+    }
+
+    /// Replayed, it is cancelled here.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.request.replay.cancelled_after.is_some_and(|steps| self.counters.steps >= steps)
+    }
+
+    /// The host's fault that a replay repeats in this step for a link, with what the call had left by then.
+    pub(super) fn injected_fault(&mut self, link: usize) -> Option<Fault> {
+        let (request, step) = (self.request.clone(), self.step());
+        let own = &mut self.chain.links[link];
+        let injected = request.replay.fault(own.place, step, own.resumed)?;
+        let instance = own.instance.as_mut()?;
+        let fault = injected.of(instance.policy());
+        // Those of before it was suspended are among the recorded ones.
+        instance.take_notes();
+        own.fuel = injected.fuel;
+        self.counters.fuel += injected.fuel.unwrap_or(0);
+        for note in &injected.notes {
+            self.chain.record(link, step, TraceKind::Note(note.clone()));
+        }
+        Some(fault)
+    }
+
+    /// A link's splice has won the step.
+    pub(super) fn record_splice(&mut self, link: usize, step: u64, remove: usize, insert: &[Token]) {
+        let (remove, budget) = (remove.min(self.revocable()), self.steps_max() as usize);
+        self.chain.record_splice(link, step, remove, insert, budget);
     }
 
     /// The slot of a position in this sequence's pages.
