@@ -23,7 +23,8 @@ fn having(cap: Cap, n: u64) -> Vec<u8> {
         Cap::Instances => format!("(component (core module $m) {})", times("(core instance (instantiate $m))")),
         Cap::Functions => module(&times("(func)")),
         Cap::Types => module(&times("(type (func))")),
-        Cap::NestedTypes => return nested_types(n as usize),
+        // The section's own count looks like one more.
+        Cap::NestedTypes => return nested_types(n as usize - 1),
         Cap::Imports => module(&(0..n).map(|at| format!("(import \"a\" \"b{at}\" (func))")).collect::<String>()),
         Cap::Exports => module(
             &(0..n).map(|at| format!("(export \"e{at}\" (func $f))")).chain(["(func $f)".into()]).collect::<String>(),

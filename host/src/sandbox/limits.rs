@@ -15,10 +15,10 @@ pub struct Limits {
     pub components: u32,
     /// Core modules in one file: the guest, its adapters, and wit-component's two shims.
     pub modules: u32,
-    /// Instances declared in one file, of modules and components: some 20 in a usual guest. Components that
+    /// Instances declared in one file, of modules and components: some 10 in a usual guest. Components that
     /// instantiate each other multiply them, which only the compiler's own limits bound.
     pub instances: u32,
-    /// Functions in one file, adapted ones included. A policy has some hundreds; each costs the compiler
+    /// Functions in one file, adapted ones included. A policy has some hundred; each costs the compiler
     /// some 50 µs at least, and 250,000 empty ones fit in a mebibyte.
     pub functions: u32,
     /// Types in one file, those inside others included: some 200 in a usual guest.
@@ -41,7 +41,7 @@ pub struct Limits {
     /// Entries of element segments in one file: two full tables.
     pub element_entries: u32,
     /// A core function's body, bytes. The compiler's time and memory grow faster than a body's length: the
-    /// largest of a shipped policy is some 10 kB.
+    /// largest of a guest here is some 14 kB.
     pub function_bytes: usize,
     /// A core function's locals, parameters included: live values cost the register allocator the square.
     pub function_locals: u32,
