@@ -621,21 +621,21 @@ fn the_shipped_text_and_the_sandbox_agree_on_a_good_policy() {
 }
 
 /// `cabi_realloc` as a bump allocator whose memory every call begins anew.
-const BUMP: &str = "(local.set $at (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
+pub(crate) const BUMP: &str = "(local.set $at (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
     (global.set $next (i32.add (local.get $at) (local.get 3)))
     (local.get $at)";
 
 /// A policy in WebAssembly text that keeps the contract but for what a test forges.
-struct Forged<'a> {
-    wit: &'a str,
+pub(crate) struct Forged<'a> {
+    pub(crate) wit: &'a str,
     /// Pages of 64 KiB.
-    memory: u32,
+    pub(crate) memory: u32,
     /// Further fields of the module.
-    fields: &'a str,
+    pub(crate) fields: &'a str,
     /// The body of `cabi_realloc`, which has a local `$at`; `$started` is set once `start` has run.
-    realloc: &'a str,
+    pub(crate) realloc: &'a str,
     /// The body of `decide`, which returns where its answer lies: 512 holds `keep`.
-    decide: &'a str,
+    pub(crate) decide: &'a str,
 }
 
 impl Default for Forged<'_> {
@@ -649,7 +649,7 @@ impl Forged<'_> {
         sandbox().compile("forged", &self.bytes())
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let Self { memory, fields, realloc, decide, .. } = self;
         // The manifest lies at 64: name, version and summary; 20 candidates; no rewind, heads, settings, needs.
         // The plan lies at 256, `ok` with 20 candidates.

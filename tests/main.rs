@@ -2,13 +2,18 @@
 
 mod chains;
 mod cli;
+mod cli_bench;
+mod cli_default_model;
+mod cli_learning;
 mod embed;
 mod engine;
 mod golden;
 mod hostile;
 mod identities;
 mod loader;
+mod neighbours;
 mod policies;
+mod program;
 mod rebuild;
 mod sketches;
 mod support;

@@ -2,23 +2,30 @@
 //!
 //! The exact distribution is computed here in f64, from base logits and head values that are read out of
 //! whole passes over whole sequences (no candidate rows, no rounds, no sampler): design, section 3. The
-//! bound is on chi-square: its mean and eight of its deviations, under fixed seeds; and the same count must
-//! lie far above the bound against the base distribution, or the test would say nothing.
+//! bound is on chi-square: its mean and eight of its deviations, under fixed seeds. The same counts must
+//! lie far above the bound against the base distribution, and above it against dials that are 10 % off and
+//! against another baseline, or the test would say nothing.
 
 use std::collections::BTreeMap;
 
 use vassal::request::PolicyUse;
 use vassal::token::Token;
+use vassal_guest::Baseline;
 
-use crate::support::{PROMPT, Setup, Tiny, look_ahead};
+use crate::support::{PROMPT, Setup, Tiny, look_ahead, with_share};
 
 const DIALS: [(&str, f64); 2] = [("sentiment", 0.8), ("simplicity", -0.7)];
 const TEMPERATURE: f32 = 0.9;
 const MAX_TOKENS: usize = 24;
 
+/// The share by which dials may not be wrong unnoticed.
+const PERCEIVED: f64 = 0.1;
+
 fn setup() -> Setup {
-    let mut setup =
-        Setup { heads: vec![look_ahead("sentiment", 2, 21), look_ahead("simplicity", 1, 22)], ..Setup::default() };
+    let mut setup = Setup {
+        heads: vec![with_share(look_ahead("sentiment", 2, 21)), look_ahead("simplicity", 1, 22)],
+        ..Setup::default()
+    };
     setup.options.sequences_max = 64;
     setup.options.cache_tokens = 64 * 96;
     setup
@@ -29,7 +36,10 @@ fn setup() -> Setup {
 struct Formula {
     candidates: usize,
     mask: bool,
-    steer: bool,
+    /// What the dials are multiplied by; 0 is the base model.
+    turn: f64,
+    /// What values are counted from.
+    baseline: Baseline,
 }
 
 /// The exact next-token distribution after `response`, over the tokens that are allowed.
@@ -49,15 +59,19 @@ fn exact(
     if !formula.mask {
         adjusted.extend(tail.iter().map(|token| (*token, logit(*token))));
     }
-    for (head, (_, dial)) in DIALS.iter().enumerate().filter(|_| formula.steer) {
-        let beta = dial * f64::from(TEMPERATURE);
+    for (head, (_, dial)) in DIALS.iter().enumerate().filter(|_| formula.turn != 0.0) {
+        let beta = formula.turn * dial * f64::from(TEMPERATURE);
         let values: Vec<f64> = chosen
             .iter()
             .map(|token| *tiny.values_along(head, prompt, &[response, &[*token]].concat(), MAX_TOKENS).last().unwrap())
             .collect();
-        let mass: f64 = chosen.iter().map(|token| logit(*token).exp()).sum();
-        let baseline: f64 =
-            chosen.iter().zip(&values).map(|(token, value)| logit(*token).exp() * value).sum::<f64>() / mass;
+        let weight = |token: Token| match formula.baseline {
+            Baseline::Weighted => logit(token).exp(),
+            _ => 1.0,
+        };
+        let mass: f64 = chosen.iter().map(|token| weight(*token)).sum();
+        let mean = chosen.iter().zip(&values).map(|(token, value)| weight(*token) * value).sum::<f64>() / mass;
+        let baseline = if formula.baseline == Baseline::None { 0.0 } else { mean };
         for (token, value) in chosen.iter().zip(&values) {
             *adjusted.get_mut(token).unwrap() += beta * (value - baseline);
         }
@@ -140,17 +154,29 @@ fn check(
         assert_eq!(response.tokens.len(), depth, "{:?}", response.finish);
         *counts.entry(response.token_ids()).or_insert(0) += 1;
     }
-    let formula = Formula { candidates, mask, steer: true };
-    let expected = enumerate(&mut tiny, &prompt, allowed, depth, formula);
-    assert!((expected.values().sum::<f64>() - 1.0).abs() < 1e-9);
-    let (found, freedom) = chi_square(&expected, &counts);
-    let bound = freedom + 8.0 * (2.0 * freedom).sqrt();
-    assert!(freedom >= 5.0, "{freedom} degrees of freedom");
-    assert!(found <= bound, "chi-square {found:.1} with {freedom} degrees of freedom, bound {bound:.1}");
-    let base = enumerate(&mut tiny, &prompt, allowed, depth, Formula { steer: false, ..formula });
-    let (unsteered, freedom) = chi_square(&base, &counts);
-    let bound = freedom + 8.0 * (2.0 * freedom).sqrt();
+    let formula = Formula { candidates, mask, turn: 1.0, baseline: Baseline::Weighted };
+    let mut compared = |formula| {
+        let expected = enumerate(&mut tiny, &prompt, allowed, depth, formula);
+        assert!((expected.values().sum::<f64>() - 1.0).abs() < 1e-9);
+        let (found, freedom) = chi_square(&expected, &counts);
+        assert!(freedom >= 5.0, "{freedom} degrees of freedom");
+        (found, freedom + 8.0 * (2.0 * freedom).sqrt())
+    };
+    let (found, bound) = compared(formula);
+    assert!(found <= bound, "chi-square {found:.1}, bound {bound:.1}");
+    let (unsteered, bound) = compared(Formula { turn: 0.0, ..formula });
     assert!(unsteered > 3.0 * bound, "the base fits too: {unsteered:.1}, bound {bound:.1}");
+    for turn in [1.0 - PERCEIVED, 1.0 + PERCEIVED] {
+        let (turned, bound) = compared(Formula { turn, ..formula });
+        assert!(turned > bound, "dials times {turn} fit too: {turned:.1}, bound {bound:.1}");
+    }
+    // Among masked candidates a baseline is a constant, and changes nothing. The two means of 20 values at one state
+    // are too much alike to be told apart.
+    let others = [Baseline::None, Baseline::Candidates];
+    for baseline in others.into_iter().take(if mask { 0 } else { depth.min(2) }) {
+        let (other, bound) = compared(Formula { baseline, ..formula });
+        assert!(other > bound, "the baseline {baseline:?} fits too: {other:.1}, bound {bound:.1}");
+    }
 }
 
 /// Six tokens that the base model likes about alike, and the policy that allows nothing else.
