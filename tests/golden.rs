@@ -3,7 +3,7 @@
 //! The reference file has the logits of its 20 likeliest tokens and no more. Two divergences are bounded: the KL of
 //! 21 outcomes, those 20 and everything else lumped into one, which is a lower bound of the KL over the whole
 //! vocabulary (lumping never adds to it); and the KL among the 20 alone, renormalised. The second needs nothing
-//! but the file. The first needs the reference's [`LOG_NORMALIZERS`].
+//! but the file, the first the reference's [`LOG_NORMALIZERS`].
 
 use serde::Deserialize;
 use vassal::engine::EngineOptions;
@@ -14,9 +14,8 @@ use vassal_kernels::{Device, Plan, Row};
 
 use crate::support::default_model;
 
-/// ln Σ exp(logit) of the reference for each prompt. They are not in its file and no script of this repository makes
-/// them: they were computed once by repeating the reference's forward pass in f32 (its 20 logits came out alike to
-/// 1e-4). A wrong one cannot hide an error: it moves the mass of the 20, and the KL of the lump with it.
+/// ln Σ exp(logit) of the reference for each prompt. The file lacks them; `tests/goldens/log_normalizers.py` repeats its
+/// forward pass in numpy, without a line of ours, and prints them (to 1e-5; the 20 logits come out alike to 4e-5).
 const LOG_NORMALIZERS: [f64; 5] = [27.208_091, 31.580_348, 31.226_012, 35.130_868, 27.075_664];
 
 /// Bounds of the mean and of each prompt, in nats.
