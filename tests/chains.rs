@@ -5,6 +5,8 @@
 //! run as components in the engine.
 
 use vassal::engine::{Finish, Response};
+use vassal::model::heads::HeadWeights;
+use vassal::model::synthetic::{END_OF_TEXT, TURN_END};
 use vassal::request::{FaultPolicy, PolicyUse};
 use vassal::sandbox::{FaultKind, Scope, SettingError, TrapCode, settings};
 use vassal::token::Token;
@@ -209,25 +211,47 @@ fn a_splice_at_the_end_goes_on_and_a_stop_at_the_end_has_its_reason() {
     assert_eq!(response.token_ids()[20..22], [70, 71]);
     let notes = notes(&response);
     assert_eq!(notes.len(), 2, "the end is shown twice: {notes:#?}");
-    assert!(notes.iter().all(|note| note.contains("candidates [] ended true")), "{notes:#?}");
-    assert!(notes[1].starts_with("kept 23 ") || notes[1].starts_with("kept 2"), "{notes:#?}");
+    // Each time with the last draw as what is new; of the first the token was taken back.
+    assert!(
+        notes[0].starts_with("kept 23 appended [") && notes[0].ends_with("] candidates [] ended true"),
+        "{notes:#?}"
+    );
+    assert_eq!(notes[1], format!("kept 23 appended [{}] candidates [] ended true", response.token_ids()[23]));
     let response = run(|tiny| vec![tiny.scripted("end stop done")]);
     assert_eq!((response.finish.clone(), response.tokens.len()), (stopped("done"), 24));
 }
 
 #[test]
 fn an_end_of_text_token_ends_the_response_and_is_shown_to_every_policy() {
-    let mut tiny = Setup::with_heads().open();
-    let end = vassal::model::synthetic::TURN_END;
-    let script = format!("6! splice 0 {end}\nend! show\nend! splice 1 -\nend show");
-    let request = tiny.request(PROMPT, vec![tiny.scripted(&script)]);
-    let valid = request.validate(tiny.tokenizer.as_ref(), 512).unwrap();
-    assert!(valid.end_of_text.contains(&end));
-    let response = tiny.run(vec![valid]).remove(0);
-    let notes = notes(&response);
-    assert!(notes[0].contains(&format!("appended [{end}] candidates [] ended true")), "{notes:#?}");
-    assert!(response.tokens.len() > 6 || response.finish == Finish::EndOfText);
-    assert_ne!(response.tokens.get(6).map(|record| record.draw.is_none()), Some(true), "the end was taken back");
+    // Nothing but the insertion ends this text before its limit.
+    let run = |script: &str| {
+        let mut tiny = Setup::with_heads().open();
+        let ends = "* forbid 0,2";
+        let request =
+            tiny.request(PROMPT, vec![tiny.scripted(&format!("{script}\n{ends}")), tiny.scripted("end show")]);
+        let valid = request.validate(tiny.tokenizer.as_ref(), 512).unwrap();
+        assert_eq!(valid.end_of_text, [END_OF_TEXT, TURN_END]);
+        tiny.run(vec![valid]).remove(0)
+    };
+    let shown = |response: &Response, policy: usize| {
+        let last = *response.token_ids().last().unwrap();
+        let kept = response.tokens.len() - 1;
+        let note = format!("kept {kept} appended [{last}] candidates [] ended true");
+        assert_eq!(notes(response)[policy..].last(), Some(&note.as_str()), "{:#?}", response.notes);
+    };
+    let insert = format!("6! splice 0 {TURN_END}\nend! show");
+    let ended = run(&insert);
+    assert_eq!((&ended.finish, ended.tokens.len()), (&Finish::EndOfText, 7));
+    assert_eq!(notes(&ended).len(), 2, "both policies see the end: {:#?}", ended.notes);
+    shown(&ended, 0);
+    shown(&ended, 1);
+    // The same taken back: the other tokens stand, and the response goes on to its limit.
+    let taken_back = run(&format!("{insert}\nend! splice 1 -\nend show"));
+    assert!(notes(&taken_back)[0].contains(&format!("appended [{TURN_END}] candidates [] ended true")));
+    assert_eq!((&taken_back.finish, taken_back.tokens.len()), (&Finish::TokenLimit, 24));
+    assert_eq!(taken_back.token_ids()[..6], ended.token_ids()[..6]);
+    assert!(taken_back.tokens.iter().all(|record| record.draw.is_some()), "the end was taken back");
+    shown(&taken_back, 0);
 }
 
 #[test]
@@ -295,5 +319,10 @@ fn what_evaluate_and_current_say_is_what_heads_say_of_the_sequence() {
         assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-4), "{note}: {expected:?}");
     }
     assert_ne!(expected[0][0], expected[0][1]);
+    // The share weights' part of the first head's values is no rounding.
+    let HeadWeights::LookAhead(mut weights) = Setup::with_heads().heads[0].weights.clone() else { panic!() };
+    weights.share.clear();
+    let without = *tiny.linear_along(0, &weights, &prompt, &[before, &[33]].concat(), 24).last().unwrap();
+    assert!((expected[0][0] - without).abs() > 0.01, "{} with and {without} without", expected[0][0]);
     assert!(notes[3].contains("NotNow") && notes[4].contains("NotNow"), "{notes:#?}");
 }

@@ -1,114 +1,22 @@
-//! The command line as a user meets it: the program is run, and its words, its exit code and its JSON read.
+//! The command line as a user meets it where something is wrong: the program is run, and its words, its exit code
+//! and its JSON read.
 //!
-//! Everything runs on a tiny model but what is promised of the default one; that is skipped, visibly, where it
-//! has not been pulled, and fails where CI is set. Nothing here uses the network. [`Run`] is one run of the
-//! program.
+//! Everything runs on a tiny model, and nothing uses the network. What is promised of the default model is in
+//! `tests/cli_default_model.rs`, learning in `tests/cli_learning.rs`, the benches in `tests/cli_bench.rs`; the
+//! program itself is [`crate::program::Run`].
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::Command;
 
-use serde_json::Value;
-use vassal::model::source::{DEFAULT_MODEL, Models};
+use vassal::model::source::DEFAULT_MODEL;
 use vassal::model::synthetic::SyntheticModel;
-use vassal::policy_build::Recipe;
+use vassal::model::template::{ChatTemplate, Message};
+use vassal::model::tokenizer::Tokenizer;
 
+use crate::program::{REPORT_KEYS, Run, folder, has_keys, hostile, tiny, written};
 use crate::rebuild::root;
+use crate::support::look_ahead;
 use crate::template;
-
-/// The response's words in the JSON of `vassal run`, besides those of rows and time.
-const REPORT_KEYS: [&str; 9] =
-    ["text", "tokens", "finish", "reward", "kl", "cross_entropy", "tokens_per_second", "forwards_per_token", "seconds"];
-
-/// A folder of these tests.
-fn folder() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
-    std::fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
-/// The tiny model's file: a context of 512 tokens.
-fn tiny() -> &'static str {
-    static TINY: OnceLock<String> = OnceLock::new();
-    TINY.get_or_init(|| written("tiny.gguf", &SyntheticModel::default().bytes()))
-}
-
-/// A component with a mode for each attack.
-pub(crate) fn hostile() -> &'static str {
-    static HOSTILE: OnceLock<String> = OnceLock::new();
-    HOSTILE.get_or_init(|| {
-        let recipe = Recipe { dir: root().join("tests/hostile"), quiet: true, ..Recipe::default() };
-        written("hostile.wasm", &recipe.component().unwrap())
-    })
-}
-
-/// A file of these tests, by its name.
-pub(crate) fn written(name: &str, bytes: &[u8]) -> String {
-    let path = folder().join(name);
-    std::fs::write(&path, bytes).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-/// What a run of the program left.
-#[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) code: Option<i32>,
-    pub(crate) out: String,
-    pub(crate) error: String,
-}
-
-impl Run {
-    pub(crate) fn of(arguments: &[&str]) -> Self {
-        Self::command(arguments, |_| {})
-    }
-
-    fn command(arguments: &[&str], set: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vassal-under-test"));
-        command.args(arguments).stdin(Stdio::null()).env("VASSAL_HOME", folder().join("home"));
-        set(&mut command);
-        let output = command.output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        Self { code: output.status.code(), out: text(&output.stdout), error: text(&output.stderr) }
-    }
-
-    /// `vassal run` of a prompt on the tiny model.
-    pub(crate) fn tiny(prompt: &str, arguments: &[&str]) -> Self {
-        Self::of(&[&["run", prompt, "--model", tiny()], arguments].concat())
-    }
-
-    /// It ended with this code, and said all of this on standard error and nothing on standard output.
-    #[track_caller]
-    pub(crate) fn refuses(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        assert_eq!(self.out, "", "{self:?}");
-        self.says(words);
-    }
-
-    /// All of this is on standard error, and no trace of a panic.
-    #[track_caller]
-    pub(crate) fn says(&self, words: &[&str]) {
-        for word in words {
-            assert!(self.error.contains(word), "`{word}` is not in {}", self.error);
-        }
-        assert!(!self.error.contains("panicked"), "{}", self.error);
-    }
-
-    /// It ended with this code, and standard output is one JSON object.
-    #[track_caller]
-    pub(crate) fn object(&self, code: i32) -> Value {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        let value: Value = serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"));
-        assert!(value.is_object(), "{self:?}");
-        value
-    }
-}
-
-#[track_caller]
-fn has_keys(value: &Value, keys: &[&str]) {
-    for key in keys {
-        assert!(value.get(key).is_some(), "no `{key}` in {value:#}");
-    }
-}
 
 #[test]
 fn unknown_names_are_answered_with_the_near_ones() {
@@ -163,10 +71,20 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     run("--threads", "100000").refuses(2, &["threads", "100000 is not in 1..=1024"]);
 }
 
+/// Tokens of a prompt of the tiny model, in its chat template.
+fn prompt_tokens(prompt: &str) -> usize {
+    let gguf = SyntheticModel::default().gguf().unwrap();
+    let text = ChatTemplate::from_gguf(&gguf).unwrap().render(&[Message::new("user", prompt)], true).unwrap();
+    Tokenizer::from_gguf(&gguf).unwrap().encode_prompt(&text, &[]).unwrap().len()
+}
+
 #[test]
 fn a_prompt_that_does_not_fit_is_told_the_lengths() {
-    let run = Run::tiny(&"one two three ".repeat(400), &["--max-tokens", "7"]);
+    let prompt = "one two three ".repeat(400);
+    let run = Run::tiny(&prompt, &["--max-tokens", "7"]);
     run.refuses(2, &["the prompt has ", "may have 7", "the context holds 512"]);
+    let numbers = run.error.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+    assert_eq!(numbers.collect::<Vec<usize>>(), [prompt_tokens(&prompt), 7, 512], "{}", run.error);
     Run::tiny("x", &["--max-tokens", "512"]).refuses(2, &["may have 512", "the context holds 512"]);
     // Within the context, but more than the engine has room for: capacity.
     let wide = SyntheticModel { context_tokens: 32_768, ..SyntheticModel::default() };
@@ -207,6 +125,25 @@ fn files_that_are_no_models_or_heads_are_refused_for_what_they_are() {
 }
 
 #[test]
+fn the_program_refuses_a_head_for_another_model_by_hash_and_by_shape() {
+    let steered = ["--policy", "vas", "--set", "sentiment=2", "--max-tokens", "4", "--json"];
+    let with = |path: &str| Run::tiny("the one", &[&steered[..], &["--head", path]].concat());
+    // Of the tiny model's shape, learned from another file.
+    let mut head = look_ahead("sentiment", 2, 11);
+    let other = written("other.safetensors", &head.to_bytes().unwrap());
+    let own = SyntheticModel::default().gguf().unwrap().sha256().unwrap();
+    let own = vassal::host::hexadecimal(&own);
+    with(&other).refuses(2, &["\"sentiment\"", &"0".repeat(64), &own]);
+    // The default model's.
+    let shape = root().join("host/data/heads/sentiment.look-ahead.safetensors");
+    with(shape.to_str().unwrap()).refuses(2, &["\"sentiment\"", "with layers 30", "this model has 3"]);
+    // Nothing else was wrong with it: under the right hash the same head steers.
+    head.description.model_sha256 = own;
+    let right = written("right.safetensors", &head.to_bytes().unwrap());
+    assert!(with(&right).object(0)["kl"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
 fn without_a_network_the_source_that_failed_is_named() {
     let home = folder().join("no-models");
     let _ = std::fs::remove_dir_all(&home);
@@ -240,6 +177,8 @@ fn a_response_that_a_policy_ends_by_a_fault_is_exit_code_3() {
     assert_eq!(run.object(0)["tokens"].as_array().unwrap().len(), 3);
 }
 
+/// The shape only: the tiny model has no heads, so nothing steers here and both sides may be alike.
+/// `the_default_model_is_compared` says what the figures must be.
 #[test]
 fn json_is_one_object() {
     let run = Run::tiny("the one", &["--max-tokens", "4", "--json"]);
@@ -250,35 +189,6 @@ fn json_is_one_object() {
         has_keys(&object[side], &REPORT_KEYS);
     }
     has_keys(&Run::of(&["pull", tiny(), "--json"]).object(0), &["path", "size_bytes", "sha256"]);
-}
-
-#[test]
-fn the_default_model_is_compared() {
-    let Some(home) = default_model() else { return };
-    let arguments = ["run", "--compare", "--json", "--max-tokens", "8", "--seed", "7"];
-    let at_home = |command: &mut Command| {
-        command.env("VASSAL_HOME", &home);
-    };
-    let run = || Run::command(&arguments, at_home).object(0);
-    let (first, second) = (run(), run());
-    for side in ["base", "aligned"] {
-        has_keys(&first[side], &REPORT_KEYS);
-        has_keys(&first[side]["seconds"], &["model", "heads", "policies"]);
-        has_keys(&first[side]["reward"], &["sentiment"]);
-        assert_eq!(first[side]["tokens"], second[side]["tokens"], "the same seed draws the same tokens");
-    }
-    assert_eq!(first["base"]["kl"], 0.0);
-}
-
-/// The folder that the default model was pulled into.
-fn default_model() -> Option<PathBuf> {
-    let models = Models::from_env().ok()?;
-    if models.find(DEFAULT_MODEL).is_ok() {
-        return Some(models.home().to_owned());
-    }
-    assert!(std::env::var_os("CI").is_none(), "the default model is not pulled: run `vassal pull`");
-    eprintln!("SKIPPED: the default model is not pulled; `vassal pull` fetches it");
-    None
 }
 
 #[test]

@@ -1,16 +1,14 @@
 //! The engine as a whole: what is counted, what is sent, who waits for whom, and what a guard keeps unsaid.
 //!
 //! Tokens that must not change are tested in `identities.rs`, the order of policies in `chains.rs`. Here are the
-//! counters against their formulas, text as it is sent, hostile neighbours, room in passes and in the
-//! cache, and `guard` under many draws.
+//! counters against their formulas, text as it is sent, room in passes and in the cache, and `guard` under many
+//! draws. Hostile neighbours are in `neighbours.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use vassal::engine::{Engine, Event, Finish, Response, SequenceId};
 use vassal::model::heads::HeadWeights;
 use vassal::request::{PolicyUse, Request, ValidRequest};
-use vassal::sandbox::BadDecision;
-use vassal::sandbox::FaultKind;
 use vassal::token::Token;
 use vassal_kernels::cpu::Cpu;
 
@@ -193,81 +191,6 @@ fn no_text_is_sent_that_is_taken_back_later() {
 }
 
 // Who waits for whom.
-
-/// Modes of the hostile guest that the engine must survive, and whether the response ends at its fault.
-const ATTACKS: [(&str, bool); 34] = [
-    ("loop", true),
-    ("grow", true),
-    ("recurse", true),
-    ("panic", true),
-    ("divide", true),
-    ("short", true),
-    ("long", true),
-    ("nan", true),
-    ("huge", true),
-    ("infinite", true),
-    ("bound", false),
-    ("beyond", true),
-    ("head", true),
-    ("head-twice", true),
-    ("weight-nan", true),
-    ("weight-forbids", true),
-    ("token", true),
-    ("bias-long", true),
-    ("vocabulary-short", true),
-    ("vocabulary-nan", true),
-    ("vocabulary-full", false),
-    ("flood-answer", true),
-    ("remove", true),
-    ("insert-long", true),
-    ("insert-token", true),
-    ("insert", true),
-    ("stop", true),
-    ("evaluate-flood", false),
-    ("evaluate-again", true),
-    ("evaluate-refusals", false),
-    ("evaluate-forever", true),
-    ("current-flood", false),
-    ("note-flood", false),
-    ("find-flood", true),
-];
-
-#[test]
-fn a_good_neighbours_tokens_are_the_same_as_without_the_attack() {
-    let setup = Setup::with_heads();
-    let good = |tiny: &Tiny| {
-        let dials = [("sentiment", "0.9"), ("simplicity", "-0.6"), ("mode", "evaluate")];
-        let request = tiny.request(PROMPT, vec![tiny.policy("vas", &dials)]);
-        tiny.endless(request)
-    };
-    let expected = {
-        let mut tiny = setup.open();
-        let request = good(&tiny);
-        bits(&tiny.run(vec![request])[0])
-    };
-    let mut tiny = setup.open();
-    let mut requests: Vec<ValidRequest> = ATTACKS
-        .iter()
-        .map(|(mode, _)| {
-            let request = tiny.request(PROMPT, vec![tiny.policy("hostile", &[("mode", mode)])]);
-            tiny.endless(request)
-        })
-        .collect();
-    // One in the middle of them, one at the end, in an engine that holds 16 at once.
-    requests.insert(7, good(&tiny));
-    requests.push(good(&tiny));
-    let mut responses = tiny.run(requests);
-    assert_eq!(bits(&responses.pop().unwrap()), expected);
-    assert_eq!(bits(&responses.remove(7)), expected);
-    for ((mode, faults), response) in ATTACKS.iter().zip(&responses) {
-        let faulted = matches!(response.finish, Finish::Faulted(_));
-        assert_eq!(faulted, *faults, "`{mode}`: {:?}", response.finish);
-        assert!(faulted || response.tokens.len() == 24, "`{mode}`: {:?}", response.finish);
-    }
-    let nan = &responses[ATTACKS.iter().position(|(mode, _)| *mode == "nan").unwrap()].finish;
-    let Finish::Faulted(fault) = nan else { panic!("{nan:?}") };
-    assert!(matches!(fault.kind, FaultKind::BadDecision(BadDecision::Delta { .. })), "{fault}");
-}
 
 #[test]
 fn rounds_wider_than_any_pass_run_in_parts() {

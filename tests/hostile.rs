@@ -623,7 +623,7 @@ fn the_shipped_text_and_the_sandbox_agree_on_a_good_policy() {
 }
 
 /// `cabi_realloc` as a bump allocator whose memory every call begins anew.
-const BUMP: &str = "(local.set $at (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
+pub(crate) const BUMP: &str = "(local.set $at (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
     (global.set $next (i32.add (local.get $at) (local.get 3)))
     (local.get $at)";
 

@@ -5,19 +5,18 @@
 //! A checksum that differs is tested beside the downloads (`host/src/model/source/tests.rs`), a head for
 //! another model beside the heads.
 
-use std::path::PathBuf;
-
 use proptest::prelude::*;
 use vassal::model::config::{ConfigError, LlamaConfig};
 use vassal::model::gguf::parse::{KEY_BYTES_MAX, LIST_ITEMS_MAX, METADATA_MAX, TENSORS_MAX, TEXT_BYTES_MAX};
 use vassal::model::gguf::write::Writer;
 use vassal::model::gguf::{Gguf, GgufError};
-use vassal::model::source::{DEFAULT_MODEL, Models};
 use vassal::model::synthetic::SyntheticModel;
 use vassal::model::template::{ChatTemplate, Message};
 use vassal::model::tokenizer::{Tokenizer, TokenizerError};
 use vassal::token::Vocabulary;
 use vassal_kernels::Format;
+
+use crate::support::default_model;
 
 const U32: u32 = 4;
 const F32: u32 = 6;
@@ -364,15 +363,6 @@ fn a_file_and_its_bytes_are_the_same_model() {
     std::fs::remove_file(&path).unwrap();
     let gone = Gguf::open(&path).unwrap_err().to_string();
     assert!(gone.contains("vassal-loader-"), "{gone}");
-}
-
-/// The default model, where it has been pulled.
-fn default_model() -> Option<PathBuf> {
-    let found = Models::from_env().and_then(|models| models.find(DEFAULT_MODEL));
-    if let Err(error) = &found {
-        eprintln!("skipped: {error}");
-    }
-    found.ok()
 }
 
 #[test]

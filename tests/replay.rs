@@ -17,8 +17,8 @@ use vassal_kernels::Device;
 use vassal_kernels::cpu::Isa;
 
 use crate::audit::{fresh, recorder, surroundings};
-use crate::cli::{self, Run};
-use crate::support::{PROMPT, Setup, Tiny, look_ahead, sandbox};
+use crate::program::{self, Run};
+use crate::support::{PROMPT, Setup, Tiny, compilation, look_ahead, sandbox};
 
 /// Every component that the catalogue uses.
 const POLICIES: [&str; 7] = ["vas", "guard", "scripted", "hostile", "segment_rejection", "watermark", "grammar"];
@@ -312,8 +312,8 @@ fn what_the_clock_cut_short_is_cut_there_again() {
     let impatient =
         Limits { fuel_decide: u64::MAX, deadline_ms: 20, deadline_windows: 2, sequences: 2, ..Limits::default() };
     let run = |limits: &Limits, replayed: Option<&Record>| {
-        let mut tiny = Setup::default().open_in(&Sandbox::new(limits.clone()).unwrap());
-        let component = std::fs::read(cli::hostile()).unwrap();
+        let mut tiny = Setup::default().open_in(&Sandbox::new(limits.clone(), compilation()).unwrap());
+        let component = std::fs::read(program::hostile()).unwrap();
         let policy = Arc::new(tiny.engine.load_policy("hostile", &component, &[], Needs::ALL).unwrap());
         let model = ModelRecord { name: "tiny".into(), sha256: "0".repeat(64), source: String::new() };
         let ours = Surroundings::new(&tiny.engine.device().info(), limits, model, &[], &[]).unwrap();
@@ -354,7 +354,7 @@ fn the_kernels_version_is_that_of_their_bits() {
 fn the_program_records_verifies_and_replays() {
     let log = fresh("program");
     let file = log.to_str().unwrap();
-    let hostile = ["--policy", cli::hostile(), "--set", "mode=loop", "--audit", file, "--max-tokens", "6"];
+    let hostile = ["--policy", program::hostile(), "--set", "mode=loop", "--audit", file, "--max-tokens", "6"];
     assert_eq!(Run::tiny("one", &["--policy", "vas", "--audit", file, "--max-tokens", "6"]).code, Some(0));
     assert_eq!(Run::tiny("two", &hostile).code, Some(3), "a response that a fault ends is recorded as well");
     assert_eq!(Run::tiny("x", &["--compare", "--audit", file, "--max-tokens", "4", "--json"]).code, Some(0));
@@ -387,7 +387,7 @@ fn the_program_records_verifies_and_replays() {
     Run::of(&["replay", file]).refuses(2, &["line 1", "changed"]);
     std::fs::write(&log, text).unwrap();
     let other = vassal::model::synthetic::SyntheticModel { seed: 99, ..Default::default() };
-    let other = cli::written("other.gguf", &other.bytes());
+    let other = program::written("other.gguf", &other.bytes());
     Run::of(&["replay", file, "--model", &other]).refuses(2, &["model", "SHA-256", "recorded", "here"]);
     Run::of(&["audit", "verify", "./nowhere.jsonl"]).refuses(2, &["nowhere.jsonl", "No such file"]);
     Run::tiny("x", &["--audit", "./nowhere/log.jsonl"]).refuses(2, &["nowhere/log.jsonl", "No such file"]);

@@ -6,12 +6,15 @@
 //! used before, candidate rows or rounds: the oracle of what was cached, batched or rewound.
 
 use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use vassal::engine::{Engine, EngineOptions, Event, HeadId, Response, SequenceId};
 use vassal::model::config::LlamaConfig;
 use vassal::model::heads::{Description, FORMAT, HeadFile, HeadKind, HeadWeights, Provenance};
 use vassal::model::llama::{Llama, Taps};
+use vassal::model::source::{DEFAULT_MODEL, Models};
 use vassal::model::synthetic::SyntheticModel;
 use vassal::model::tokenizer::Tokenizer;
 use vassal::policy_build::Recipe;
@@ -25,6 +28,19 @@ use crate::rebuild::root;
 
 /// A prompt of the toy tokenizer; its length in tokens is no multiple of a page.
 pub(crate) const PROMPT: &str = "you and the one at the go: in 3 words";
+
+/// The default model's file, where it has been pulled. The one rule for what needs it: nothing is fetched here, the
+/// test is skipped visibly, and where CI is set a skip is a failure.
+#[track_caller]
+pub(crate) fn default_model() -> Option<PathBuf> {
+    let found = Models::from_env().and_then(|models| models.find(DEFAULT_MODEL));
+    let Err(error) = &found else { return found.ok() };
+    assert!(std::env::var_os("CI").is_none(), "the default model's tests may not be skipped here: {error}");
+    // Not `eprintln!`, which the test harness swallows where a test passes.
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {error}");
+    None
+}
 
 /// One for all tests: a sandbox reserves address space and has a thread. Its clock is patient: on a busy machine
 /// a test may stand still for longer than a guest may run.
@@ -83,9 +99,13 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// With two look-ahead heads at different layers and a one-pass head.
+    /// With two look-ahead heads at different layers, one of them with share weights, and a one-pass head.
     pub(crate) fn with_heads() -> Self {
-        let heads = vec![look_ahead("sentiment", 2, 11), look_ahead("simplicity", 1, 12), one_pass("brevity", 2, 13)];
+        let heads = vec![
+            with_share(look_ahead("sentiment", 2, 11)),
+            look_ahead("simplicity", 1, 12),
+            one_pass("brevity", 2, 13),
+        ];
         Setup { heads, ..Setup::default() }
     }
 
@@ -128,7 +148,11 @@ impl Tiny {
 
     /// A policy that was offered all heads, with settings as its tenant gives them.
     pub(crate) fn policy(&self, name: &str, given: &[(&str, &str)]) -> PolicyUse {
-        let compiled = compiled(name);
+        self.policy_of(compiled(name), given)
+    }
+
+    /// The same of a component that a test compiled in [`sandbox`].
+    pub(crate) fn policy_of(&self, compiled: CompiledPolicy, given: &[(&str, &str)]) -> PolicyUse {
         let manifest = Arc::new(compiled.describe(&self.engine.offers(&self.head_ids()), Needs::ALL).unwrap());
         let settings = settings::resolve(&manifest, given, Scope::Tenant, sandbox().limits()).unwrap();
         let policy = Arc::new(LoadedPolicy { name: manifest.name.clone(), compiled, manifest });
@@ -240,13 +264,32 @@ impl Tiny {
     /// A look-ahead head's value of every state of a response, the prompt's end first, in f64 from the
     /// features. Only while no sequence runs.
     pub(crate) fn values_along(&mut self, head: usize, prompt: &[Token], response: &[Token], limit: usize) -> Vec<f64> {
-        let HeadWeights::LookAhead(weights) = &self.heads[head].weights else { panic!("a look-ahead head") };
+        let HeadWeights::LookAhead(weights) = self.heads[head].weights.clone() else { panic!("a look-ahead head") };
+        self.linear_along(head, &weights, prompt, response, limit)
+    }
+
+    /// The same of other weights at a head's layer.
+    pub(crate) fn linear_along(
+        &mut self,
+        head: usize,
+        weights: &LinearHead,
+        prompt: &[Token],
+        response: &[Token],
+        limit: usize,
+    ) -> Vec<f64> {
         let layer = self.heads[head].description.layer;
         let mut features = Vec::new();
         self.engine.features(layer, prompt, &[response], limit, &mut features).unwrap();
         let hidden = weights.residual.len();
         let all: Vec<f32> = [&weights.residual[..], &weights.mean, &[weights.remaining, weights.bias]].concat();
-        let value = |row: &[f32]| row.iter().zip(&all).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        let product = |row: &[f32], weights: &[f32]| -> f64 {
+            row.iter().zip(weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let value = |row: &[f32]| {
+            // The running mean, once more by the share of the limit that is used.
+            let used = 1.0 - f64::from(row[2 * hidden]);
+            product(row, &all) + used * product(&row[hidden..2 * hidden], &weights.share)
+        };
         features.chunks(2 * hidden + 2).map(value).collect()
     }
 
@@ -283,6 +326,14 @@ pub(crate) fn look_ahead(name: &str, layer: usize, seed: u64) -> HeadFile {
     let (residual, mean) = (weights(0.15), weights(0.3));
     let head = LinearHead { tap: 0, residual, mean, share: Vec::new(), remaining: 0.5, bias: -0.25 };
     HeadFile { description: description(name, HeadKind::LookAhead, layer), weights: HeadWeights::LookAhead(head) }
+}
+
+/// The same head with random share weights besides: its value moves with the tokens of the limit that are used.
+pub(crate) fn with_share(mut head: HeadFile) -> HeadFile {
+    let HeadWeights::LookAhead(weights) = &mut head.weights else { panic!("a look-ahead head") };
+    let mut next = noise(weights.residual.len() as u64);
+    weights.share = weights.mean.iter().map(|_| 0.3 * next()).collect();
+    head
 }
 
 /// A one-pass head with random weights, of spread 1.

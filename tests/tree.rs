@@ -2,23 +2,30 @@
 //!
 //! The exact distribution is computed here in f64, from base logits and head values that are read out of
 //! whole passes over whole sequences (no candidate rows, no rounds, no sampler): design, section 3. The
-//! bound is on chi-square: its mean and eight of its deviations, under fixed seeds; and the same count must
-//! lie far above the bound against the base distribution, or the test would say nothing.
+//! bound is on chi-square: its mean and eight of its deviations, under fixed seeds. The same counts must
+//! lie far above the bound against the base distribution, and above it against dials that are 10 % off and,
+//! where a baseline matters, against another one, or the test would say nothing.
 
 use std::collections::BTreeMap;
 
 use vassal::request::PolicyUse;
 use vassal::token::Token;
+use vassal_guest::Baseline;
 
-use crate::support::{PROMPT, Setup, Tiny, look_ahead};
+use crate::support::{PROMPT, Setup, Tiny, look_ahead, with_share};
 
 const DIALS: [(&str, f64); 2] = [("sentiment", 0.8), ("simplicity", -0.7)];
 const TEMPERATURE: f32 = 0.9;
 const MAX_TOKENS: usize = 24;
 
+/// The share by which dials may not be wrong unnoticed.
+const PERCEIVED: f64 = 0.1;
+
 fn setup() -> Setup {
-    let mut setup =
-        Setup { heads: vec![look_ahead("sentiment", 2, 21), look_ahead("simplicity", 1, 22)], ..Setup::default() };
+    let mut setup = Setup {
+        heads: vec![with_share(look_ahead("sentiment", 2, 21)), look_ahead("simplicity", 1, 22)],
+        ..Setup::default()
+    };
     setup.options.sequences_max = 64;
     setup.options.cache_tokens = 64 * 96;
     setup
@@ -27,65 +34,99 @@ fn setup() -> Setup {
 /// What the formula is about.
 #[derive(Clone, Copy)]
 struct Formula {
-    candidates: usize,
     mask: bool,
-    steer: bool,
+    /// What the dials are multiplied by; 0 is the base model.
+    turn: f64,
+    /// What values are counted from.
+    baseline: Baseline,
 }
 
-/// The exact next-token distribution after `response`, over the tokens that are allowed.
-fn exact(
-    tiny: &mut Tiny,
-    prompt: &[Token],
-    response: &[Token],
-    allowed: &[Token],
-    formula: Formula,
-) -> BTreeMap<Token, f64> {
-    let logits = tiny.logits_after(&[prompt, response].concat());
-    let logit = |token: Token| f64::from(logits[token as usize]);
-    let mut order = allowed.to_vec();
-    order.sort_by(|a, b| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b)));
-    let (chosen, tail) = order.split_at(formula.candidates.min(order.len()));
-    let mut adjusted: BTreeMap<Token, f64> = chosen.iter().map(|token| (*token, logit(*token))).collect();
-    if !formula.mask {
-        adjusted.extend(tail.iter().map(|token| (*token, logit(*token))));
+/// What the model and its heads say after a response: the candidates with logit and values, the tail with logits.
+struct State {
+    candidates: Vec<(Token, f64, [f64; 2])>,
+    tail: Vec<(Token, f64)>,
+}
+
+/// Every response shorter than the depth, read once, whatever formulas it is put into.
+struct Tree {
+    states: BTreeMap<Vec<Token>, State>,
+    depth: usize,
+}
+
+impl Tree {
+    /// Over the tokens that are allowed, with so many candidates; those that a mask leaves unsaid are not followed.
+    fn read(tiny: &mut Tiny, prompt: &[Token], allowed: &[Token], depth: usize, candidates: usize, mask: bool) -> Self {
+        let mut states = BTreeMap::new();
+        let mut level = vec![Vec::new()];
+        for _ in 0..depth {
+            let mut next = Vec::new();
+            for response in level {
+                let state = State::read(tiny, prompt, &response, allowed, candidates);
+                let chosen = state.candidates.iter().map(|(token, ..)| *token);
+                let tail = state.tail.iter().map(|(token, _)| *token).filter(|_| !mask);
+                next.extend(chosen.chain(tail).map(|token| [&response[..], &[token]].concat()));
+                states.insert(response, state);
+            }
+            level = next;
+        }
+        Self { states, depth }
     }
-    for (head, (_, dial)) in DIALS.iter().enumerate().filter(|_| formula.steer) {
-        let beta = dial * f64::from(TEMPERATURE);
-        let values: Vec<f64> = chosen
-            .iter()
-            .map(|token| *tiny.values_along(head, prompt, &[response, &[*token]].concat(), MAX_TOKENS).last().unwrap())
-            .collect();
-        let mass: f64 = chosen.iter().map(|token| logit(*token).exp()).sum();
-        let baseline: f64 =
-            chosen.iter().zip(&values).map(|(token, value)| logit(*token).exp() * value).sum::<f64>() / mass;
-        for (token, value) in chosen.iter().zip(&values) {
-            *adjusted.get_mut(token).unwrap() += beta * (value - baseline);
+
+    /// Every response of the depth with its probability.
+    fn leaves(&self, formula: Formula) -> BTreeMap<Vec<Token>, f64> {
+        let mut leaves = BTreeMap::from([(Vec::new(), 1.0)]);
+        for _ in 0..self.depth {
+            let mut next = BTreeMap::new();
+            for (response, probability) in leaves {
+                for (token, share) in self.states[&response].exact(formula) {
+                    next.insert([&response[..], &[token]].concat(), probability * share);
+                }
+            }
+            leaves = next;
+        }
+        leaves
+    }
+}
+
+impl State {
+    fn read(tiny: &mut Tiny, prompt: &[Token], response: &[Token], allowed: &[Token], candidates: usize) -> Self {
+        let logits = tiny.logits_after(&[prompt, response].concat());
+        let logit = |token: Token| f64::from(logits[token as usize]);
+        let mut order = allowed.to_vec();
+        order.sort_by(|a, b| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b)));
+        let (chosen, tail) = order.split_at(candidates.min(order.len()));
+        let mut values = |token: Token| {
+            let response = [response, &[token]].concat();
+            [0, 1].map(|head| *tiny.values_along(head, prompt, &response, MAX_TOKENS).last().unwrap())
+        };
+        Self {
+            candidates: chosen.iter().map(|token| (*token, logit(*token), values(*token))).collect(),
+            tail: tail.iter().map(|token| (*token, logit(*token))).collect(),
         }
     }
-    let weight = |logit: f64| (logit / f64::from(TEMPERATURE)).exp();
-    let total: f64 = adjusted.values().map(|logit| weight(*logit)).sum();
-    adjusted.into_iter().map(|(token, logit)| (token, weight(logit) / total)).collect()
-}
 
-/// Every response of `depth` tokens with its probability.
-fn enumerate(
-    tiny: &mut Tiny,
-    prompt: &[Token],
-    allowed: &[Token],
-    depth: usize,
-    formula: Formula,
-) -> BTreeMap<Vec<Token>, f64> {
-    let mut leaves = BTreeMap::from([(Vec::new(), 1.0)]);
-    for _ in 0..depth {
-        let mut next = BTreeMap::new();
-        for (response, probability) in leaves {
-            for (token, share) in exact(tiny, prompt, &response, allowed, formula) {
-                next.insert([&response[..], &[token]].concat(), probability * share);
+    /// The exact next-token distribution.
+    fn exact(&self, formula: Formula) -> BTreeMap<Token, f64> {
+        let mut adjusted: BTreeMap<Token, f64> =
+            self.candidates.iter().map(|(token, logit, _)| (*token, *logit)).collect();
+        if !formula.mask {
+            adjusted.extend(self.tail.iter().copied());
+        }
+        let weight = |logit: f64| if formula.baseline == Baseline::Weighted { logit.exp() } else { 1.0 };
+        let mass: f64 = self.candidates.iter().map(|(_, logit, _)| weight(*logit)).sum();
+        for (head, (_, dial)) in DIALS.iter().enumerate() {
+            let beta = formula.turn * dial * f64::from(TEMPERATURE);
+            let mean =
+                self.candidates.iter().map(|(_, logit, values)| weight(*logit) * values[head]).sum::<f64>() / mass;
+            let baseline = if formula.baseline == Baseline::None { 0.0 } else { mean };
+            for (token, _, values) in &self.candidates {
+                *adjusted.get_mut(token).unwrap() += beta * (values[head] - baseline);
             }
         }
-        leaves = next;
+        let weight = |logit: f64| (logit / f64::from(TEMPERATURE)).exp();
+        let total: f64 = adjusted.values().map(|logit| weight(*logit)).sum();
+        adjusted.into_iter().map(|(token, logit)| (token, weight(logit) / total)).collect()
     }
-    leaves
 }
 
 /// Pearson's chi-square and its degrees of freedom; leaves that are expected less than 8 times are one bin.
@@ -140,17 +181,29 @@ fn check(
         assert_eq!(response.tokens.len(), depth, "{:?}", response.finish);
         *counts.entry(response.token_ids()).or_insert(0) += 1;
     }
-    let formula = Formula { candidates, mask, steer: true };
-    let expected = enumerate(&mut tiny, &prompt, allowed, depth, formula);
-    assert!((expected.values().sum::<f64>() - 1.0).abs() < 1e-9);
-    let (found, freedom) = chi_square(&expected, &counts);
-    let bound = freedom + 8.0 * (2.0 * freedom).sqrt();
-    assert!(freedom >= 5.0, "{freedom} degrees of freedom");
-    assert!(found <= bound, "chi-square {found:.1} with {freedom} degrees of freedom, bound {bound:.1}");
-    let base = enumerate(&mut tiny, &prompt, allowed, depth, Formula { steer: false, ..formula });
-    let (unsteered, freedom) = chi_square(&base, &counts);
-    let bound = freedom + 8.0 * (2.0 * freedom).sqrt();
+    let formula = Formula { mask, turn: 1.0, baseline: Baseline::Weighted };
+    let tree = Tree::read(&mut tiny, &prompt, allowed, depth, candidates, mask);
+    let compared = |formula| {
+        let expected = tree.leaves(formula);
+        assert!((expected.values().sum::<f64>() - 1.0).abs() < 1e-9);
+        let (found, freedom) = chi_square(&expected, &counts);
+        assert!(freedom >= 5.0, "{freedom} degrees of freedom");
+        (found, freedom + 8.0 * (2.0 * freedom).sqrt())
+    };
+    let (found, bound) = compared(formula);
+    assert!(found <= bound, "chi-square {found:.1}, bound {bound:.1}");
+    let (unsteered, bound) = compared(Formula { turn: 0.0, ..formula });
     assert!(unsteered > 3.0 * bound, "the base fits too: {unsteered:.1}, bound {bound:.1}");
+    for turn in [1.0 - PERCEIVED, 1.0 + PERCEIVED] {
+        let (turned, bound) = compared(Formula { turn, ..formula });
+        assert!(turned > bound, "dials times {turn} fit too: {turned:.1}, bound {bound:.1}");
+    }
+    // Among masked candidates a baseline is a constant, and changes nothing; at one state with hardly a tail it
+    // changes little.
+    for baseline in [Baseline::None, Baseline::Candidates].into_iter().filter(|_| !mask && depth > 1) {
+        let (other, bound) = compared(Formula { baseline, ..formula });
+        assert!(other > bound, "the baseline {baseline:?} fits too: {other:.1}, bound {bound:.1}");
+    }
 }
 
 /// Six tokens that the base model likes about alike, and the policy that allows nothing else.

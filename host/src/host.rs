@@ -130,8 +130,11 @@ impl Host {
             hidden: config.shape.hidden,
             vocabulary: config.shape.vocabulary,
         };
-        for head in &heads {
-            head.check_model(identity)?;
+        for (place, head) in heads.iter().enumerate() {
+            head.check_model(identity).map_err(|source| match options.heads.get(place) {
+                Some(path) => Error::HeadFile { path: path.display().to_string(), source },
+                None => source.into(),
+            })?;
         }
         let mut device = match (options.isa, options.threads) {
             (None, threads) => Cpu::new(threads),

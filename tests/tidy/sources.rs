@@ -31,7 +31,6 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
     ),
     ("host/src/engine/decide.rs", 450, "one round, from being asked to being settled"),
     ("host/src/engine/pass.rs", 475, "one step: both halves and what is counted between them"),
-    ("tests/engine.rs", 500, "one test a promise of the engine, over one small model"),
     ("host/src/learning/one_pass.rs", 650, "one fit in stages that share their arrays, and its planted test"),
     ("host/src/learning/ridge.rs", 525, "one solver, and tests against the normal equations"),
     ("host/src/learning/rollouts.rs", 450, "one file format: writer, reader and their tests"),

@@ -140,6 +140,16 @@ impl HeadRecord {
 /// SHA-256 of the limits that decide what a policy may do, as they print. The clock and the number of instances
 /// are left out: what they end is recorded as the host's fault, and a replay has a patient clock.
 pub fn limits_sha256(limits: &Limits) -> String {
-    let deciding = Limits { deadline_ms: 0, deadline_windows: 0, sequences: 0, ..limits.clone() };
+    let deciding = Limits {
+        deadline_ms: 0,
+        deadline_windows: 0,
+        sequences: 0,
+        compile_ms: 0,
+        compiler_start_ms: 0,
+        compile_memory_bytes: 0,
+        code_bytes: 0,
+        cache_bytes: 0,
+        ..limits.clone()
+    };
     hexadecimal(&Sha256::digest(format!("{deciding:?}")))
 }

@@ -104,13 +104,7 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
         host.use_policy(&vas, &[], &given, false, FaultPolicy::Abort)
     };
     let (look_ahead, floored) = (with(&host, "0")?, with(&host, "0.01")?);
-    let prompt: Vec<u32> = host.tokenizer().encode(PROSE, false)?.into_iter().take(PREFIX_TOKENS).collect();
-    if prompt.len() < PREFIX_TOKENS {
-        return Err(Error::Usage(format!(
-            "the bench's text makes {} tokens of this model, {PREFIX_TOKENS} are needed",
-            prompt.len()
-        )));
-    }
+    let prompt = prefix(&host)?;
     let mut times: [Vec<f64>; 5] = Default::default();
     let (mut rows_of_floor, mut policy_shares) = (Vec::new(), Vec::new());
     for round in 0..=arguments.rounds {
@@ -158,6 +152,18 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// The tokens that everything timed follows.
+fn prefix(host: &Host) -> Result<Vec<u32>, Error> {
+    let tokens: Vec<u32> = host.tokenizer().encode(PROSE, false)?.into_iter().take(PREFIX_TOKENS).collect();
+    if tokens.len() < PREFIX_TOKENS {
+        let found = tokens.len();
+        return Err(Error::Usage(format!(
+            "the bench's text makes {found} tokens of this model, {PREFIX_TOKENS} are needed"
+        )));
+    }
+    Ok(tokens)
 }
 
 /// What a token of a response costs.

@@ -1,4 +1,6 @@
-//! A tenant's configuration file: TOML, every key documented here, checked before anything is loaded.
+//! A tenant's configuration file: TOML, every key documented here, checked before anything is loaded. What the
+//! policies and heads that it names say to it is `tenant/mod.rs`'s. Start at [`TenantConfig::read`]; the guide is
+//! `docs/tenants.md`.
 //!
 //! ```toml
 //! name = "acme"                          # for logs and errors

@@ -39,7 +39,7 @@ pub enum TenantError {
         /// Where the policy's table begins.
         line: usize,
         /// Why.
-        source: SettingError,
+        source: Box<SettingError>,
     },
     /// A head that the host does not have.
     #[error("{file}, line {line}: there is no head {name:?}{}", hint(.near, .all))]
@@ -172,6 +172,7 @@ impl Tenant {
     fn load(&self, host: &mut Host, config: &PolicyConfig, component: &[u8]) -> Result<Arc<LoadedPolicy>, Error> {
         let policy = host.engine().load_policy(&config.name, component, &self.heads, config.grants)?;
         settings::resolve(&policy.manifest, &config.settings, Scope::Tenant, &self.limits)
+            .map_err(Box::new)
             .map_err(|source| TenantError::Setting { file: self.config.file.clone(), line: config.line, source })?;
         Ok(Arc::new(policy))
     }

@@ -1,4 +1,5 @@
-//! Configurations that are accepted, and every kind that is refused, with its words.
+//! Configurations that are accepted, and every kind that is refused, with its words. The example in the module's own
+//! header is one of them.
 //!
 //! Only the file is checked here; what policies and heads say to it is tested in `tests/tenants.rs`.
 

@@ -1,0 +1,153 @@
+//! Learning end to end through the program, on a tiny model and prompts of this test: `vassal rollout`, `vassal fit`,
+//! `vassal evaluate`.
+//!
+//! The toy model's text is noise in which VADER finds no word, so the reward is `simplicity` alone: words of noise
+//! have lengths too. That heads of the default model are worth something is measured by the commands in
+//! `docs/evaluation.md`; here it is that each stage reads what the one before has written, says where it comes from,
+//! and gives the same bytes again.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use vassal::host::hexadecimal;
+use vassal::learning::prompts::{PromptSet, Split};
+use vassal::learning::rollouts::{Rollout, Rollouts};
+use vassal::model::heads::{HeadFile, HeadKind, HeadWeights};
+use vassal::model::synthetic::SyntheticModel;
+
+use crate::program::{Run, finite, folder, tiny, written};
+
+const MAX_TOKENS: usize = 12;
+
+/// Prompts that fall into all three splits.
+fn prompts() -> (String, PromptSet) {
+    let line = |n: u32| json!({ "id": format!("p{n}"), "kind": "count", "prompt": format!("say {n} words") });
+    let text: String = (0..48).map(|n| format!("{}\n", line(n))).collect();
+    let set = PromptSet::parse(&text).unwrap();
+    let count = |split| set.of(split).count();
+    assert!(count(Split::Learn) >= 16 && count(Split::Tune) >= 3 && count(Split::Test) >= 3, "{set:?}");
+    (written("prompts.jsonl", text.as_bytes()), set)
+}
+
+/// A command of learning on the tiny model and these prompts, done.
+#[track_caller]
+fn done(command: &str, prompts: &str, arguments: &[&str]) -> Run {
+    let run = Run::of(&[&[command, "--model", tiny(), "--prompts", prompts, "--threads", "2"], arguments].concat());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    run
+}
+
+fn rollout(prompts: &str, out: &str, seed: &str, arguments: &[&str]) -> Rollouts {
+    let limit = MAX_TOKENS.to_string();
+    let fixed = ["--out", out, "--seed", seed, "--max-tokens", &limit];
+    let run = done("rollout", prompts, &[&fixed[..], arguments].concat());
+    assert_eq!(run.out, "");
+    Rollouts::read(Path::new(out)).unwrap()
+}
+
+fn sha256(path: &str) -> String {
+    hexadecimal(&Sha256::digest(std::fs::read(path).unwrap()))
+}
+
+#[test]
+fn learning_on_a_tiny_model_from_rollouts_to_figures() {
+    let (prompts, set) = prompts();
+    let path = |name: &str| folder().join(name).to_str().unwrap().to_owned();
+    let (learned, pool, heads) = (path("learn.jsonl"), path("pool.jsonl"), path("learned-heads"));
+    let _ = std::fs::remove_dir_all(&heads);
+
+    let rollouts = rollout(&prompts, &learned, "3", &["--samples", "8"]);
+    check_rollouts(&rollouts, &set);
+    let bytes = std::fs::read(&learned).unwrap();
+    // Another seed draws other responses; a few are so short that they come out alike.
+    let tokens = |rollouts: Rollouts| -> BTreeMap<(String, u32), Vec<u32>> {
+        rollouts.all.into_iter().map(|rollout| ((rollout.id, rollout.sample), rollout.tokens)).collect()
+    };
+    let (other, own) = (tokens(rollout(&prompts, &learned, "4", &["--samples", "8"])), tokens(rollouts));
+    let alike = own.iter().filter(|(key, tokens)| other[*key] == **tokens).count();
+    assert!(10 * alike < own.len(), "{alike} of {} are alike", own.len());
+    rollout(&prompts, &learned, "3", &["--samples", "8"]);
+    assert!(std::fs::read(&learned).unwrap() == bytes, "the same command writes the same bytes");
+
+    let fit = ["--rollouts", &learned, "--reward", "simplicity", "--rank", "4", "--out", &heads];
+    done("fit", &prompts, &fit);
+    let names = ["look-ahead", "one-pass"].map(|kind| format!("{heads}/simplicity.{kind}.safetensors"));
+    let files = names.each_ref().map(|name| std::fs::read(name).unwrap());
+    for (name, kind) in names.iter().zip([HeadKind::LookAhead, HeadKind::OnePass]) {
+        check_head(name, kind, &prompts, &learned, &set);
+    }
+    done("fit", &prompts, &fit);
+    assert!(names.each_ref().map(|name| std::fs::read(name).unwrap()) == files, "and the fit the same heads");
+
+    rollout(&prompts, &pool, "5", &["--samples", "16", "--splits", "test"]);
+    let evaluate = ["--base", &pool, "--reward", "simplicity", "--heads", &heads, "--kl", "0.2", "--json"];
+    let figures = done("evaluate", &prompts, &evaluate).object(0);
+    check_figures(&figures, set.of(Split::Test).count());
+
+    // Rollouts of other prompts are no material.
+    let other = written("other-prompts.jsonl", b"{\"id\": \"a\", \"kind\": \"b\", \"prompt\": \"c\"}\n");
+    let run = Run::of(&[&["fit", "--model", tiny(), "--prompts", &other], &fit[..]].concat());
+    run.refuses(2, &[&set.sha256, &sha256(&other)]);
+}
+
+fn check_rollouts(rollouts: &Rollouts, set: &PromptSet) {
+    let header = &rollouts.header;
+    assert_eq!(header.model_sha256, sha256(tiny()));
+    assert_eq!(header.prompts_sha256, set.sha256);
+    assert_eq!((header.seed, header.samples, header.token_limit as usize), (3, 8, MAX_TOKENS));
+    let expected = set.of(Split::Learn).chain(set.of(Split::Tune));
+    let expected: HashSet<(&str, u32)> =
+        expected.flat_map(|prompt| (0..8).map(|sample| (prompt.id.as_str(), sample))).collect();
+    let found: HashSet<(&str, u32)> =
+        rollouts.all.iter().map(|rollout| (rollout.id.as_str(), rollout.sample)).collect();
+    assert_eq!((found.len(), found), (rollouts.all.len(), expected));
+    let fits = |rollout: &Rollout| (1..=MAX_TOKENS).contains(&rollout.tokens.len());
+    assert!(rollouts.all.iter().all(fits));
+}
+
+fn check_head(path: &str, kind: HeadKind, prompts: &str, rollouts: &str, set: &PromptSet) {
+    let HeadFile { description, weights } = HeadFile::open(Path::new(path)).unwrap();
+    let model = SyntheticModel::default();
+    assert_eq!((description.name.as_str(), description.kind), ("simplicity", kind));
+    assert_eq!(description.model_sha256, sha256(tiny()));
+    assert_eq!((description.layers, description.layer, description.hidden), (3, 3, model.hidden));
+    assert_eq!(description.token_limit as usize, MAX_TOKENS);
+    assert!(description.spread.is_finite() && description.spread > 0.0);
+    let provenance = description.provenance;
+    assert_eq!((provenance.prompts_sha256, provenance.rollouts_sha256), (sha256(prompts), sha256(rollouts)));
+    let learn = set.of(Split::Learn).count();
+    assert_eq!((provenance.prompts, provenance.rollouts, provenance.samples), (learn, 8 * learn, 8));
+    assert!(provenance.explained.is_finite() && provenance.explained <= 1.0, "{}", provenance.explained);
+    assert!(provenance.command.contains("vassal fit"), "{}", provenance.command);
+    let table = provenance.dial_to_kl;
+    assert!(table.len() >= 3 && table.is_sorted_by(|a, b| a.0 < b.0), "{table:?}");
+    assert!(table.iter().all(|(_, kl)| kl.is_finite() && *kl > 0.0), "{table:?}");
+    match weights {
+        HeadWeights::LookAhead(head) => assert!(head.residual.iter().chain(&head.mean).any(|weight| *weight != 0.0)),
+        HeadWeights::OnePass(head) => assert!(head.rank == 4 && head.embedding.iter().any(|weight| *weight != 0.0)),
+    }
+}
+
+fn check_figures(figures: &Value, prompts: usize) {
+    assert_eq!((&figures["prompts"], &figures["split"]), (&json!(prompts), &"test".into()));
+    let mean = |rewards: &Value| {
+        let [mean, low, high] = finite(&rewards["simplicity"], ["mean", "ci_low", "ci_high"]);
+        assert!(0.0 <= low && low <= mean && mean <= high && high <= 1.0, "{rewards:#}");
+        mean
+    };
+    assert!(mean(&figures["best_of"]["rewards"]) > mean(&figures["base"]), "{figures:#}");
+    let methods = figures["methods"].as_array().unwrap();
+    let names: Vec<&str> = methods.iter().map(|method| method["method"].as_str().unwrap()).collect();
+    assert_eq!(names, ["base", "look-ahead", "one-pass"]);
+    for method in methods {
+        mean(&method["rewards"]);
+        let shares = ["distinct_2", "repeated_4", "tail_share"];
+        assert!(finite(method, shares).iter().all(|share| (0.0..=1.0).contains(share)), "{method:#}");
+        assert!(finite(method, ["cross_entropy", "forwards_per_token"]).iter().all(|figure| *figure > 0.0));
+        let [kl] = finite(method, ["kl_per_token"]);
+        let base = method["method"] == "base";
+        assert!(if base { kl == 0.0 } else { kl > 0.0 }, "{method:#}");
+    }
+}
