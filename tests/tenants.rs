@@ -15,7 +15,7 @@ use vassal::request::{FaultPolicy, Request};
 use vassal::tenant::{Asked, Tenant};
 
 use crate::rebuild::root;
-use crate::support::look_ahead;
+use crate::support::{compilation, look_ahead};
 
 /// A tenant with a guard, `vas` for whoever asks, and whatever lines a test adds.
 fn config(more: &str) -> String {
@@ -27,7 +27,7 @@ fn host() -> Host {
     let model = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tenants.gguf");
     static WRITTEN: std::sync::Once = std::sync::Once::new();
     WRITTEN.call_once(|| SyntheticModel::default().write(&model).unwrap());
-    let options = HostOptions { threads: Some(1), ..HostOptions::new(model) };
+    let options = HostOptions { threads: Some(1), compilation: compilation(), ..HostOptions::new(model) };
     let heads = |sha256: &str, _: &_| {
         let mut heads = vec![look_ahead("sentiment", 2, 11), look_ahead("simplicity", 1, 12)];
         heads.iter_mut().for_each(|head| head.description.model_sha256 = sha256.to_owned());

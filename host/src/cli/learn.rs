@@ -181,6 +181,15 @@ fn file_sha256(path: &Path) -> Result<String, Error> {
     Ok(hexadecimal(&Sha256::digest(std::fs::read(path).map_err(failed)?)))
 }
 
+/// The layer that heads shall read, of so many.
+fn layer_of(arguments: &FitArguments, layers: usize) -> Result<usize, Error> {
+    let layer = arguments.layer.unwrap_or((layers * 7).div_ceil(10));
+    if (1..=layers).contains(&layer) {
+        return Ok(layer);
+    }
+    Err(Error::Usage(format!("--layer must be 1 to {layers}, got {layer}")))
+}
+
 pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     let set = read_prompts(arguments.prompts.as_deref())?;
     let rollouts = Rollouts::read(&arguments.rollouts)?;
@@ -190,10 +199,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     std::fs::create_dir_all(&arguments.out).map_err(failed)?;
     let options = HostOptions { head_kind: None, ..arguments.model.resolve()? };
     let config = LlamaConfig::from_gguf(&Gguf::open(&options.model)?)?;
-    let layer = arguments.layer.unwrap_or((config.shape.layers * 7).div_ceil(10));
-    if !(1..=config.shape.layers).contains(&layer) {
-        return Err(Error::Usage(format!("--layer must be 1 to {}, got {layer}", config.shape.layers)));
-    }
+    let layer = layer_of(arguments, config.shape.layers)?;
     let fit_options = FitOptions {
         layer,
         rank: arguments.rank,

@@ -5,6 +5,7 @@
 
 mod audit;
 mod bench;
+mod chain;
 mod display;
 mod evaluate;
 mod learn;

@@ -4,54 +4,51 @@
 //! as a table or, with `--json`, as one object. Start at [`run`].
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::audit::{absolute, surroundings};
 use super::display::SideBySide;
-use super::{HeadArguments, ModelArguments, parse_setting, print, print_json, process};
+use super::{HeadArguments, ModelArguments, chain, parse_setting, print, print_json, process};
 use crate::audit::Recorder;
 use crate::engine::{Event, Finish, Response};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
 use crate::learning::rewards;
-use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
+use crate::request::{FaultPolicy, PolicyUse, Request, ValidRequest};
 use crate::shipped;
-use crate::tenant::{Asked, Tenant};
 
 /// The dial of `vassal run --compare` where nobody turns one.
-const COMPARE_DIAL: (&str, &str) = ("sentiment", "1.0");
+pub(super) const COMPARE_DIAL: (&str, &str) = ("sentiment", "1.0");
 
 #[derive(Debug, Args)]
 pub(super) struct RunArguments {
     /// The prompt; a built-in one where there is none.
-    prompt: Option<String>,
+    pub(super) prompt: Option<String>,
     /// Answers as the base model and as aligned, side by side.
     #[arg(long)]
-    compare: bool,
+    pub(super) compare: bool,
     /// A shipped policy's name or a component's path; may repeat: a chain. With `--compare` and without
     /// this, `vas`.
     #[arg(long = "policy", value_name = "POLICY")]
-    policies: Vec<String>,
+    pub(super) policies: Vec<String>,
     /// A policy as a tenant would require it: it ranks first and vets insertions; may repeat.
     #[arg(long = "require", value_name = "POLICY")]
-    required: Vec<String>,
+    pub(super) required: Vec<String>,
     /// Runs the request as a tenant's: its required policies, dials, grants, heads and limits (docs/tenants.md). Policies
     /// are then named as its configuration names them.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["required", "tenant_settings", "on_fault"])]
-    tenant: Option<PathBuf>,
+    pub(super) tenant: Option<PathBuf>,
     /// Turns a dial of every policy that has it, or of one: `NAME=VALUE` or `POLICY.NAME=VALUE`.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
-    settings: Vec<(String, String)>,
+    pub(super) settings: Vec<(String, String)>,
     /// Turns a dial that belongs to the tenant.
     #[arg(long = "tenant-set", value_name = "NAME=VALUE", value_parser = parse_setting)]
-    tenant_settings: Vec<(String, String)>,
+    pub(super) tenant_settings: Vec<(String, String)>,
     /// What follows when a policy fails that is not required: `abort` ends the response, `base` goes on without it.
     #[arg(long, value_name = "POLICY", default_value = "abort", value_parser = parse_fault_policy)]
-    on_fault: FaultPolicy,
+    pub(super) on_fault: FaultPolicy,
     /// Fixes every draw.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -99,9 +96,9 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
         ..host.request(arguments.prompt.as_deref().unwrap_or(shipped::PROMPT))?
     };
     let (aligned, sources) = match &arguments.tenant {
-        Some(file) => of_tenant(&mut host, arguments, file, base.clone())?,
+        Some(file) => chain::of_tenant(&mut host, arguments, file, base.clone())?,
         None => {
-            let policies = use_policies(&host, arguments)?;
+            let policies = chain::use_policies(&host, arguments)?;
             let sources = arguments.required.iter().chain(&arguments.policies).cloned().collect();
             (Request { policies, ..base.clone() }, sources)
         }
@@ -159,99 +156,6 @@ fn record(recorder: &mut Option<Recorder>, request: &ValidRequest, response: &Re
         }
     }
     Ok(())
-}
-
-/// The chain of the command line, with its settings.
-fn use_policies(host: &Host, arguments: &RunArguments) -> Result<Vec<PolicyUse>, Error> {
-    let mut names: Vec<(&str, bool)> = arguments.required.iter().map(|name| (name.as_str(), true)).collect();
-    names.extend(arguments.policies.iter().map(|name| (name.as_str(), false)));
-    let mut settings = arguments.settings.clone();
-    if arguments.compare && names.is_empty() {
-        names.push(("vas", false));
-        if settings.is_empty() && host.heads().iter().any(|head| head.description.name == COMPARE_DIAL.0) {
-            settings.push((COMPARE_DIAL.0.to_owned(), COMPARE_DIAL.1.to_owned()));
-        }
-    }
-    let loaded: Vec<(Arc<LoadedPolicy>, bool)> = names
-        .into_iter()
-        .map(|(name, required)| Ok((host.load_policy(name)?, required)))
-        .collect::<Result<_, Error>>()?;
-    let named: Vec<(&str, &LoadedPolicy)> =
-        loaded.iter().map(|(policy, _)| (policy.name.as_str(), policy.as_ref())).collect();
-    let mut given: Vec<[Vec<(String, String)>; 2]> = vec![Default::default(); loaded.len()];
-    for (layer, layer_settings) in [&settings, &arguments.tenant_settings].into_iter().enumerate() {
-        for (name, value) in layer_settings {
-            for place in addressees(&named, name)? {
-                let own = name.strip_prefix(&format!("{}.", named[place].0)).unwrap_or(name);
-                given[place][layer].push((own.to_owned(), value.clone()));
-            }
-        }
-    }
-    let mut used = Vec::new();
-    for ((policy, required), [given, tenant]) in loaded.iter().zip(given) {
-        // What a tenant requires fails closed, unless its own configuration says otherwise.
-        let on_fault = if *required { FaultPolicy::Abort } else { arguments.on_fault };
-        used.push(host.use_policy(policy, &tenant, &given, *required, on_fault)?);
-    }
-    Ok(used)
-}
-
-/// The request as a tenant's, with the policies and settings of the command line, and where its policies came from.
-fn of_tenant(
-    host: &mut Host,
-    arguments: &RunArguments,
-    file: &Path,
-    request: Request,
-) -> Result<(Request, Vec<String>), Error> {
-    let mut tenant = Tenant::open(host, file)?;
-    let mut asked: Vec<Asked> =
-        arguments.policies.iter().map(|name| Asked { name: name.clone(), ..Asked::default() }).collect();
-    let loaded: Vec<(&str, &LoadedPolicy)> = asked
-        .iter()
-        .filter_map(|asked| tenant.policies().find(|(config, ..)| config.name == asked.name))
-        .map(|(config, _, policy)| (config.name.as_str(), policy.as_ref()))
-        .collect();
-    let mut given = Vec::new();
-    // What is not this tenant's has no settings here, and is refused by its name below.
-    if loaded.len() == asked.len() {
-        for (name, value) in &arguments.settings {
-            given.extend(addressees(&loaded, name)?.into_iter().map(|place| {
-                let own = name.strip_prefix(&format!("{}.", loaded[place].0)).unwrap_or(name);
-                (place, (own.to_owned(), value.clone()))
-            }));
-        }
-    }
-    for (place, setting) in given {
-        asked[place].settings.push(setting);
-    }
-    let request = tenant.request(request, &asked, Instant::now())?;
-    let source = |used: &PolicyUse| {
-        let entry = tenant.policies().find(|(_, _, policy)| Arc::ptr_eq(policy, &used.policy));
-        entry.map_or_else(String::new, |(config, ..)| config.source.clone())
-    };
-    let sources = request.policies.iter().map(source).collect();
-    Ok((request, sources))
-}
-
-/// The policies, by the names they go by here, that a setting's name speaks to.
-fn addressees(loaded: &[(&str, &LoadedPolicy)], name: &str) -> Result<Vec<usize>, Error> {
-    let has = |(known_as, policy): &(&str, &LoadedPolicy)| {
-        let own = name.strip_prefix(&format!("{known_as}.")).unwrap_or(name);
-        policy.manifest.settings.iter().any(|setting| setting.name == own)
-    };
-    let found: Vec<usize> = (0..loaded.len()).filter(|&place| has(&loaded[place])).collect();
-    match (found.is_empty(), loaded.len()) {
-        // A lone policy refuses the name itself, and knows the near ones.
-        (true, 1) => Ok(vec![0]),
-        (true, 0) => {
-            Err(Error::Usage(format!("the setting {name:?} is for no policy: there is no --policy and no --require")))
-        }
-        (true, _) => {
-            let settings = loaded.iter().flat_map(|(_, policy)| &policy.manifest.settings);
-            Err(Error::unknown("setting", name, settings.map(|setting| setting.name.as_str())))
-        }
-        _ => Ok(found),
-    }
 }
 
 /// A head was trained for one token limit; another at run time is worth a word.
