@@ -78,7 +78,8 @@ impl Meter {
     pub fn admit(&mut self, now: Instant) -> Result<(), QuotaError> {
         self.forget(now);
         let quotas = &self.quotas;
-        let checks: [(_, _, fn(&Use) -> f64); 3] = [
+        type Of = fn(&Use) -> f64;
+        let checks: [(&'static str, Option<u64>, Of); 3] = [
             ("milliseconds of policies", quotas.policy_ms, |used| used.policy_us as f64 / 1e3),
             ("forwards", quotas.forwards, |used| used.forwards),
             ("notes", quotas.notes, |used| used.notes as f64),
