@@ -12,6 +12,7 @@ use vassal::error::{Cause, Error};
 use vassal::host::{Host, HostOptions};
 use vassal::model::synthetic::SyntheticModel;
 use vassal::request::{FaultPolicy, Request};
+use vassal::sandbox::{Fault, FaultKind};
 use vassal::tenant::{Asked, Tenant};
 
 use crate::rebuild::root;
@@ -171,14 +172,16 @@ fn a_running_response_keeps_the_policy_that_it_started_with() {
 #[test]
 fn a_required_policy_that_refuses_the_request_ends_it_whatever_the_fault_policy() {
     let mut host = host();
-    let many = (0..200).map(|number| format!("phrase {number}")).collect::<Vec<_>>().join("\\n");
+    let long = "a".repeat(257);
     let text = format!(
-        "name = \"a\"\n[[required]]\npolicy = \"guard\"\non-fault = \"base\"\nsettings = {{ phrases = \"{many}\" }}"
+        "name = \"a\"\n[[required]]\npolicy = \"guard\"\non-fault = \"base\"\nsettings = {{ phrases = \"{long}\" }}"
     );
     let mut tenant = open(&mut host, "refusing", &text).unwrap();
     let request = made(&host, &mut tenant, &[]).unwrap();
     let response = host.generate(request, |_| ()).unwrap();
-    assert!(matches!(&response.finish, Finish::Faulted(fault) if fault.to_string().contains("guard")), "{response:?}");
+    let refused =
+        |fault: &Fault| fault.kind == FaultKind::StartRefused && fault.to_string().contains("at most 256 letters");
+    assert!(matches!(&response.finish, Finish::Faulted(fault) if refused(fault)), "{response:?}");
     assert!(response.tokens.is_empty());
 }
 
