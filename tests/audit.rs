@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use vassal::audit::log::AuditLog;
 use vassal::audit::record::NO_PREVIOUS;
 use vassal::audit::surroundings::{ModelRecord, WASMTIME_VERSION};
 use vassal::audit::{AuditError, LINE_BYTES_MAX, LineFault, Record, Recorder, Surroundings, verify};
@@ -268,4 +269,25 @@ fn what_is_no_audit_file_is_refused_for_what_it_is() {
 fn the_recorded_version_of_the_runtime_is_the_one_linked() {
     let lock = std::fs::read_to_string(root().join("Cargo.lock")).unwrap();
     assert!(lock.contains(&format!("name = \"wasmtime\"\nversion = \"{WASMTIME_VERSION}\"\n")));
+}
+
+#[test]
+fn somebody_elses_file_is_left_as_it_is() {
+    let path = fresh("foreign");
+    for bytes in [&b"notes without an end of line"[..], b"\0asm\x0d\0\x01\0 one\ntwo", b"{}\n"] {
+        std::fs::write(&path, bytes).unwrap();
+        assert!(AuditLog::open(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+    let beside = std::fs::read_dir(path.parent().unwrap()).unwrap().count();
+    assert_eq!(beside, 1, "nothing was put aside");
+}
+
+/// A pipe has no length: nothing would be found wrong with nothing.
+#[test]
+fn what_is_no_regular_file_is_not_verified() {
+    for path in ["/dev/null", "/dev/zero"] {
+        let refused = verify(Path::new(path), None).unwrap_err().to_string();
+        assert!(refused.contains("not a regular file"), "{refused}");
+    }
 }

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use crate::program::{REPORT_KEYS, Run, finite, has_keys};
+use crate::program::{REPORT_KEYS, Run, finite, folder, has_keys, written};
 use crate::rebuild::root;
 use crate::support::default_model;
 
@@ -170,4 +170,18 @@ fn people_see_both_texts_and_their_figures() {
         assert_eq!(shares.len(), 3);
         assert!((shares.iter().sum::<f64>() - 100.0).abs() <= 0.2, "{shares:?}");
     }
+}
+
+/// What a policy says of itself depends on the heads that it was offered.
+#[test]
+fn a_response_under_a_tenant_with_fewer_heads_replays() {
+    let Some(_) = default_model() else { return };
+    let tenant =
+        written("sentiment.toml", b"name = \"acme\"\nheads = [\"sentiment\"]\n[[policies]]\npolicy = \"vas\"\n");
+    let log = folder().join("tenant.jsonl");
+    let _ = std::fs::remove_file(&log);
+    let log = log.to_str().unwrap();
+    run(&["--tenant", &tenant, "--policy", "vas", "--set", "sentiment=0.8", "--audit", log]);
+    let replayed = Run::of(&["replay", log]);
+    assert_eq!(replayed.code, Some(0), "{replayed:?}");
 }

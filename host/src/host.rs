@@ -185,15 +185,15 @@ impl Host {
     pub fn load_policy(&self, name: &str) -> Result<Arc<LoadedPolicy>, Error> {
         let component = find_policy(name)?;
         let short = Path::new(name).file_stem().map_or(name.into(), |stem| stem.to_string_lossy());
-        self.load_component(&short, &component)
+        self.load_component(&short, &component, &self.head_ids)
     }
 
-    /// A component's bytes, as a policy; `name` is the host's for it.
+    /// A component's bytes, as a policy that is offered these heads; `name` is the host's for it.
     ///
     /// # Errors
     /// What is wrong with the component.
-    pub fn load_component(&self, name: &str, component: &[u8]) -> Result<Arc<LoadedPolicy>, Error> {
-        Ok(Arc::new(self.engine.load_policy(name, component, &self.head_ids, Needs::ALL)?))
+    pub fn load_component(&self, name: &str, component: &[u8], heads: &[HeadId]) -> Result<Arc<LoadedPolicy>, Error> {
+        Ok(Arc::new(self.engine.load_policy(name, component, heads, Needs::ALL)?))
     }
 
     /// A policy with settings given as text. `tenant` are those that only a tenant may turn.

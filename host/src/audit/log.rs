@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use super::record::{LINE_BYTES_MAX, NO_PREVIOUS, Record};
 use super::{AuditError, LineFault};
 
+/// How every record begins.
+const RECORD_START: &str = "{\"format\":\"vassal-audit-";
+
 /// How much is read at once when the last line is looked for.
 const BLOCK_BYTES: u64 = 64 << 10;
 
@@ -107,8 +110,10 @@ impl AuditLog {
             return Ok((*known, hash.clone()));
         }
         let end = self.line_start(length).map_err(failed)?;
-        if end < length {
-            self.put_aside(end, length).map_err(failed)?;
+        // The file of somebody else is left as it is: what a crash leaves begins as a record does.
+        let begun = self.read(end, length.min(end + RECORD_START.len() as u64)).map_err(failed)?;
+        if !RECORD_START.as_bytes().starts_with(&begun) {
+            return Err(AuditError::Tail { path, fault: LineFault::Incomplete { bytes: length - end } });
         }
         let hash = if end == 0 {
             NO_PREVIOUS.to_owned()
@@ -121,6 +126,9 @@ impl AuditLog {
             let line = self.read(start, end - 1).map_err(failed)?;
             Record::parse(&line).map_err(tail)?.sha256
         };
+        if end < length {
+            self.put_aside(end, length).map_err(failed)?;
+        }
         self.known = Some((end, hash.clone()));
         Ok((end, hash))
     }

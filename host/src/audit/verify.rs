@@ -6,7 +6,7 @@
 //! elsewhere and says what they expect.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Take};
+use std::io::{self, BufRead, BufReader, Read, Take};
 use std::path::{Path, PathBuf};
 
 use super::record::{LINE_BYTES_MAX, NO_PREVIOUS, Record};
@@ -40,7 +40,12 @@ impl Reader {
         let file = File::open(path).map_err(failed)?;
         // A line that is being written is not incomplete: under the lock there is none, and what stands stays.
         file.lock_shared().map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
+        let about = file.metadata().map_err(failed)?;
+        if !about.is_file() {
+            // A pipe has no length, and nothing would be found wrong with nothing.
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        let length = about.len();
         file.unlock().map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),

@@ -15,6 +15,7 @@ use super::{ModelArguments, between, print, print_json};
 use crate::audit::record::{PolicyRecord, Record};
 use crate::audit::surroundings::{HeadRecord, ModelRecord};
 use crate::audit::{AuditError, Difference, ReplayError, Surroundings, replay, verify};
+use crate::engine::HeadId;
 use crate::error::Error;
 use crate::host::{Host, HostOptions, find_policy, hexadecimal};
 use crate::model::heads::HeadFile;
@@ -180,8 +181,8 @@ struct Open {
     heads: Vec<HeadRecord>,
     surroundings: Surroundings,
     limits: Limits,
-    /// Policies so far, by hash.
-    loaded: Vec<Arc<LoadedPolicy>>,
+    /// Policies so far, each with the heads that it was offered.
+    loaded: Vec<(Vec<HeadId>, Arc<LoadedPolicy>)>,
 }
 
 impl Open {
@@ -211,14 +212,20 @@ impl Open {
     fn replay(&mut self, arguments: &ReplayArguments, record: &Record) -> Result<(Option<Difference>, usize), Error> {
         let tokenizer = self.host.tokenizer().clone();
         let context_tokens = self.host.model().context_tokens;
+        // What a policy says of itself depends on the heads that it was offered: a tenant's may be fewer.
+        let offered = record.request.heads.iter();
+        let heads: Vec<HeadId> =
+            offered.filter_map(|name| self.heads.iter().position(|head| head.name == *name).map(HeadId)).collect();
         let (host, loaded) = (&self.host, &mut self.loaded);
         let load = |policy: &PolicyRecord| -> Result<Arc<LoadedPolicy>, Error> {
-            let known = loaded.iter().find(|known| hexadecimal(known.compiled.sha256()) == policy.sha256);
-            if let Some(known) = known {
+            let same = |known: &&(Vec<HeadId>, Arc<LoadedPolicy>)| {
+                known.0 == heads && hexadecimal(known.1.compiled.sha256()) == policy.sha256
+            };
+            if let Some((_, known)) = loaded.iter().find(same) {
                 return Ok(known.clone());
             }
-            let fresh = host.load_component(&policy.name, &find_component(policy, &arguments.policies)?)?;
-            loaded.push(fresh.clone());
+            let fresh = host.load_component(&policy.name, &find_component(policy, &arguments.policies)?, &heads)?;
+            loaded.push((heads.clone(), fresh.clone()));
             Ok(fresh)
         };
         let request =

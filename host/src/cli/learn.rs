@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{ModelArguments, between};
+use super::{ModelArguments, between, complain};
 use crate::engine::{EngineOptions, Event};
 use crate::error::Error;
 use crate::host::{Host, HostOptions, cores, hexadecimal};
@@ -227,16 +227,16 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         Material::collect(host.engine(), &rollouts, &prompts, layer, |count| progress.set_position(count as u64))?;
     progress.finish();
     drop(host);
-    eprintln!("vassal: fitting look-ahead heads");
+    complain("fitting look-ahead heads");
     let (fitted, covariance) = material.look_ahead(&rewards, fit_options.threads)?;
     for (reward, fitted) in rewards.iter().zip(&fitted) {
-        eprintln!(
-            "vassal: {}: {:.3} of the variance explained on tune prompts ({:.3} without share weights), by position {:.3?}",
+        complain(&format!(
+            "{}: {:.3} of the variance explained on tune prompts ({:.3} without share weights), by position {:.3?}",
             reward.name(),
             fitted.evaluation.explained,
             fitted.explained_plain,
             fitted.evaluation.explained_by_position
-        );
+        ));
     }
 
     let (count_prompts, count_rollouts) = material.counts();
@@ -296,16 +296,16 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     progress.finish();
     let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
     for (place, reward) in rewards.iter().enumerate() {
-        eprintln!("vassal: distilling the one-pass head of {}", reward.name());
+        complain(&format!("distilling the one-pass head of {}", reward.name()));
         let distilled = material.distil(host.engine(), &candidates, place, &covariance, &fit_options, reward.name())?;
-        eprintln!(
-            "vassal: {}: spread {:.4}; one-pass explains {:.3} within states (token bias alone {:.3}), spread {:.4}",
+        complain(&format!(
+            "{}: spread {:.4}; one-pass explains {:.3} within states (token bias alone {:.3}), spread {:.4}",
             reward.name(),
             distilled.look_ahead_spread,
             distilled.fit.explained,
             distilled.fit.explained_by_bias,
             distilled.spread
-        );
+        ));
         spreads.push(distilled.look_ahead_spread);
         let provenance = Provenance { explained: distilled.fit.explained, ..provenance.clone() };
         let description = describe(reward.name(), HeadKind::OnePass, distilled.spread, provenance);
@@ -321,7 +321,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
             let name = file.description.name.clone();
             let limit = header.token_limit as usize;
             let table = dial_to_kl(&mut host, &name, &tune, &DIALS, limit, arguments.seed)?;
-            eprintln!("vassal: {name} {kind}: nats a token by dial {table:.3?}");
+            complain(&format!("{name} {kind}: nats a token by dial {table:.3?}"));
             file.description.provenance.dial_to_kl = table;
             file.write(&arguments.out.join(format!("{name}.{kind}.safetensors")))?;
         }

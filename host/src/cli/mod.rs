@@ -16,12 +16,13 @@ mod run;
 mod tenant;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vassal_kernels::cpu::Isa;
 
-use crate::error::Error;
+use crate::error::{Cause, Error};
 use crate::host::HostOptions;
 use crate::model::heads::HeadKind;
 use crate::model::source::Models;
@@ -164,9 +165,10 @@ pub fn main() -> std::process::ExitCode {
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
     };
     match done {
+        Ok(()) if OUTPUT_FAILED.load(Ordering::Relaxed) => std::process::ExitCode::from(Cause::Host.exit_code()),
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vassal: {error}");
+            complain(&error.to_string());
             std::process::ExitCode::from(error.cause().exit_code())
         }
     }
@@ -185,13 +187,30 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Writes to standard output; a closed pipe is not worth a complaint.
+/// Standard output could not be written, and not because its reader had enough.
+static OUTPUT_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Writes to standard output. A closed pipe is not worth a complaint, and ends nothing: records are still written,
+/// and the exit code is what the command comes to. Another failure is the host's, and decides the exit code.
 fn print(text: &str) {
-    use std::io::Write;
+    use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        Err(error) => {
+            if !OUTPUT_FAILED.swap(true, Ordering::Relaxed) {
+                complain(&format!("standard output: {error}"));
+            }
+        }
     }
+}
+
+/// A line on standard error, where there is one to write to.
+fn complain(text: &str) {
+    use std::io::Write;
+    // Nobody is left to be told that nobody can be told.
+    let _ = writeln!(std::io::stderr(), "vassal: {text}");
 }
 
 /// One JSON object on standard output.

@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{print, print_json};
+use super::{complain, print, print_json};
 use crate::error::Error;
 use crate::host::hexadecimal;
 use crate::model::gguf::Gguf;
@@ -71,6 +71,6 @@ impl Progress for Bar {
     }
 
     fn note(&mut self, text: &str) {
-        eprintln!("vassal: {text}");
+        complain(text);
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::audit::{absolute, surroundings};
 use super::display::SideBySide;
-use super::{HeadArguments, ModelArguments, chain, parse_setting, print, print_json, process};
+use super::{HeadArguments, ModelArguments, chain, complain, parse_setting, print, print_json, process};
 use crate::audit::Recorder;
 use crate::engine::{Event, Finish, Response};
 use crate::error::Error;
@@ -47,7 +47,7 @@ pub(super) struct RunArguments {
     #[arg(long = "tenant-set", value_name = "NAME=VALUE", value_parser = parse_setting)]
     pub(super) tenant_settings: Vec<(String, String)>,
     /// What follows when a policy fails that is not required: `abort` ends the response, `base` goes on without it.
-    #[arg(long, value_name = "POLICY", default_value = "abort", value_parser = parse_fault_policy)]
+    #[arg(long, value_name = "WHAT", default_value = "abort", value_parser = parse_fault_policy)]
     pub(super) on_fault: FaultPolicy,
     /// Fixes every draw.
     #[arg(long, default_value_t = 1)]
@@ -56,10 +56,10 @@ pub(super) struct RunArguments {
     #[arg(long, default_value_t = 60)]
     max_tokens: usize,
     /// 0 is greedy.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Nucleus: the share of probability to draw from.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
     /// Appends a record of each response to this file; `vassal replay` makes them once more.
     #[arg(long, value_name = "FILE")]
@@ -107,11 +107,11 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
     let recorder = arguments.audit.as_ref().map(open).transpose()?;
     warn_of_limits(&host, &aligned.policies, arguments.max_tokens);
     if arguments.compare && host.heads().is_empty() && aligned.policies.iter().all(|used| used.policy.name == "vas") {
-        eprintln!(
-            "vassal: no value head fits this model (SHA-256 {}), so nothing steers: make one with `vassal rollout` and \
+        complain(&format!(
+            "no value head fits this model (SHA-256 {}), so nothing steers: make one with `vassal rollout` and \
              `vassal fit`, or name one with --head",
             host.model().sha256
-        );
+        ));
     }
     if arguments.compare {
         compare(&mut host, arguments, base, aligned, recorder)
@@ -142,7 +142,7 @@ fn open_recorder(
         }
     }
     if let Some(recovered) = recorder.take_recovered() {
-        eprintln!("vassal: {recovered}");
+        complain(&recovered.to_string());
     }
     Ok(recorder)
 }
@@ -152,7 +152,7 @@ fn record(recorder: &mut Option<Recorder>, request: &ValidRequest, response: &Re
     if let Some(recorder) = recorder {
         recorder.append(request, response)?;
         if let Some(recovered) = recorder.take_recovered() {
-            eprintln!("vassal: {recovered}");
+            complain(&recovered.to_string());
         }
     }
     Ok(())
@@ -164,9 +164,10 @@ fn warn_of_limits(host: &Host, policies: &[PolicyUse], max_tokens: usize) {
     for head in host.heads().iter().map(|head| &head.description) {
         if used(&head.name) && head.token_limit as usize != max_tokens {
             let (name, limit) = (&head.name, head.token_limit);
-            eprintln!(
-                "vassal: the head {name} was fitted to responses of at most {limit} tokens; this one may have {max_tokens}"
-            );
+            complain(&format!(
+                "the head {name} was fitted with a limit of {limit} tokens a response; this one's is {max_tokens}, for which it \
+                 is less sure"
+            ));
         }
     }
 }
@@ -254,7 +255,7 @@ fn compare(
 /// A response that a policy's fault ended is an error of the guest, after it has been shown.
 fn ended_well(response: &Response) -> Result<(), Error> {
     for fault in &response.faults {
-        eprintln!("vassal: went on without a policy: {fault}");
+        complain(&format!("went on without a policy: {fault}"));
     }
     match &response.finish {
         Finish::Faulted(fault) => Err(Error::Fault(fault.clone())),
@@ -271,6 +272,12 @@ fn report(response: &Response) -> Value {
         "text": response.text,
         "tokens": response.token_ids(),
         "finish": response.finish.name(),
+        "ended_by": match &response.finish {
+            Finish::Faulted(fault) => json!(fault.to_string()),
+            Finish::Stopped { policy, reason } => json!(format!("policy `{policy}`: {reason}")),
+            Finish::NothingAllowed { policies } => json!(policies.join(", ")),
+            _ => Value::Null,
+        },
         "reward": rewards,
         "kl": response.kl(),
         "cross_entropy": response.cross_entropy(),

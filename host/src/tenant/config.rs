@@ -30,6 +30,7 @@
 //!
 //! An unknown key, a wrong type and a value out of range are refused with the file and the line.
 
+use std::io::Read;
 use std::path::{MAIN_SEPARATOR, Path};
 
 use serde::Deserialize;
@@ -207,7 +208,13 @@ impl TenantConfig {
         if bytes > FILE_BYTES_MAX {
             return Err(ConfigError::TooLarge { file, bytes });
         }
-        let text = std::fs::read_to_string(path).map_err(failed)?;
+        // One byte more than is read, for a file that has no length of its own.
+        let mut text = String::new();
+        let opened = std::fs::File::open(path).map_err(failed)?;
+        let read = opened.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)? as u64;
+        if read > FILE_BYTES_MAX {
+            return Err(ConfigError::TooLarge { file, bytes: read });
+        }
         Self::parse(&file, &text, path.parent().unwrap_or(Path::new("")))
     }
 
