@@ -34,8 +34,7 @@ pub(super) fn use_policies(host: &Host, arguments: &RunArguments) -> Result<Vec<
     for (layer, layer_settings) in [&settings, &arguments.tenant_settings].into_iter().enumerate() {
         for (name, value) in layer_settings {
             for place in addressees(&named, name)? {
-                let own = name.strip_prefix(&format!("{}.", named[place].0)).unwrap_or(name);
-                given[place][layer].push((own.to_owned(), value.clone()));
+                given[place][layer].push((own_name(named[place].0, name).to_owned(), value.clone()));
             }
         }
     }
@@ -67,10 +66,11 @@ pub(super) fn of_tenant(
     // What is not this tenant's has no settings here, and is refused by its name below.
     if loaded.len() == asked.len() {
         for (name, value) in &arguments.settings {
-            given.extend(addressees(&loaded, name)?.into_iter().map(|place| {
-                let own = name.strip_prefix(&format!("{}.", loaded[place].0)).unwrap_or(name);
-                (place, (own.to_owned(), value.clone()))
-            }));
+            given.extend(
+                addressees(&loaded, name)?
+                    .into_iter()
+                    .map(|place| (place, (own_name(loaded[place].0, name).to_owned(), value.clone()))),
+            );
         }
     }
     for (place, setting) in given {
@@ -88,7 +88,7 @@ pub(super) fn of_tenant(
 /// The policies, by the names they go by here, that a setting's name speaks to.
 fn addressees(loaded: &[(&str, &LoadedPolicy)], name: &str) -> Result<Vec<usize>, Error> {
     let has = |(known_as, policy): &(&str, &LoadedPolicy)| {
-        let own = name.strip_prefix(&format!("{known_as}.")).unwrap_or(name);
+        let own = own_name(known_as, name);
         policy.manifest.settings.iter().any(|setting| setting.name == own)
     };
     let found: Vec<usize> = (0..loaded.len()).filter(|&place| has(&loaded[place])).collect();
@@ -104,4 +104,9 @@ fn addressees(loaded: &[(&str, &LoadedPolicy)], name: &str) -> Result<Vec<usize>
         }
         _ => Ok(found),
     }
+}
+
+/// A setting's name without the policy's before it.
+fn own_name<'a>(known_as: &str, name: &'a str) -> &'a str {
+    name.strip_prefix(known_as).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name)
 }

@@ -104,6 +104,11 @@ struct HeadArguments {
 }
 
 impl HeadArguments {
+    /// A host's options with these heads.
+    fn offered_by(&self, options: HostOptions) -> HostOptions {
+        HostOptions { head_kind: Some(self.kind()), heads: self.files.clone(), ..options }
+    }
+
     fn kind(&self) -> HeadKind {
         match self.heads {
             HeadsArgument::LookAhead => HeadKind::LookAhead,

@@ -82,11 +82,7 @@ fn parse_fault_policy(text: &str) -> Result<FaultPolicy, String> {
 }
 
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
-    let options = HostOptions {
-        head_kind: Some(arguments.heads.kind()),
-        heads: arguments.heads.files.clone(),
-        ..arguments.model.resolve()?
-    };
+    let options = arguments.heads.offered_by(arguments.model.resolve()?);
     let mut host = Host::open(&options)?;
     let base = Request {
         max_tokens: Some(arguments.max_tokens),

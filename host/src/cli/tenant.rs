@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{HeadArguments, ModelArguments, print, print_json};
 use crate::error::Error;
-use crate::host::{Host, HostOptions, hexadecimal};
+use crate::host::{Host, hexadecimal};
 use crate::request::FaultPolicy;
 use crate::sandbox::{Scope, settings};
 use crate::tenant::Tenant;
@@ -36,11 +36,7 @@ pub(super) struct CheckArguments {
 
 pub(super) fn run(command: &TenantCommand) -> Result<(), Error> {
     let TenantCommand::Check(arguments) = command;
-    let options = HostOptions {
-        head_kind: Some(arguments.heads.kind()),
-        heads: arguments.heads.files.clone(),
-        ..arguments.model.resolve()?
-    };
+    let options = arguments.heads.offered_by(arguments.model.resolve()?);
     let mut host = Host::open(&options)?;
     let tenant = Tenant::open(&mut host, &arguments.file)?;
     let report = report(&mut host, &tenant)?;
