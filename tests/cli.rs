@@ -175,6 +175,27 @@ fn a_response_that_a_policy_ends_by_a_fault_is_exit_code_3() {
     let run = Run::tiny("x", &base);
     run.says(&["went on without a policy", "out of fuel"]);
     assert_eq!(run.object(0)["tokens"].as_array().unwrap().len(), 3);
+    // What is required fails closed all the same.
+    let required =
+        ["--require", hostile(), "--set", &fault("loop"), "--on-fault", "base", "--max-tokens", "3", "--json"];
+    let report = Run::tiny("x", &required).object(3);
+    assert_eq!((report["finish"].as_str(), report["tokens"].as_array().map(Vec::len)), (Some("fault"), Some(0)));
+    assert!(report["ended_by"].as_str().unwrap().contains("out of fuel"), "{report:#}");
+}
+
+#[test]
+fn output_that_cannot_be_written_hides_no_verdict() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = Run::command(&["run", "x", "--model", tiny(), "--max-tokens", "2"], |command| {
+        command.stdout(full());
+    });
+    assert_eq!(run.code, Some(1), "{run:?}");
+    run.says(&["standard output: "]);
+    let unknown = ["run", "x", "--model", tiny(), "--policy", "vaz"];
+    let run = Run::command(&unknown, |command| {
+        command.stderr(full());
+    });
+    assert_eq!(run.code, Some(2), "an error that nobody can read is the same error: {run:?}");
 }
 
 /// The shape only: the tiny model has no heads, so nothing steers here and both sides may be alike.

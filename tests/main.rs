@@ -16,6 +16,7 @@ mod loading;
 mod neighbours;
 mod policies;
 mod program;
+mod prompts;
 mod rebuild;
 mod replay;
 mod sketches;
