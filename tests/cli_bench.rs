@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::program::{Run, finite, has_keys, tiny};
+use crate::program::{Run, finite, has_keys, spinner, tiny};
 
 #[track_caller]
 fn positive<const N: usize>(value: &Value, keys: [&str; N]) {
@@ -31,4 +31,21 @@ fn bench_decode_has_a_time_for_each_kind_of_step() {
     positive(&object, ["plain_ms", "rows20_ms", "lookahead20_ms", "lookahead20_floor_ms", "prefill512_ms"]);
     has_keys(&object, &["threads", "isa"]);
     assert_eq!((&object["threads"], &object["isa"]), (&2.into(), &"scalar".into()));
+}
+
+#[test]
+fn bench_engine_has_neighbours_throughput_and_audit() {
+    let arguments = ["bench", "engine", "--rounds", "1", "--model", tiny(), "--slow", spinner(), "--json"];
+    let object = Run::of(&arguments).object(0);
+    let neighbours = &object["neighbours"];
+    assert_eq!((&neighbours["unchanged"], &neighbours["sequences"]), (&true.into(), &16.into()), "{neighbours:#}");
+    positive(neighbours, ["p99_ratio"]);
+    for steps in ["alone", "beside"] {
+        positive(&neighbours[steps], ["p50_ms", "p99_ms"]);
+    }
+    let throughput = object["throughput"].as_array().unwrap();
+    let sequences: Vec<u64> = throughput.iter().map(|row| row["sequences"].as_u64().unwrap()).collect();
+    assert_eq!(sequences, [64, 256]);
+    throughput.iter().for_each(|row| positive(row, ["policy_tokens_per_second", "base_tokens_per_second", "ratio"]));
+    positive(&object, ["audit_us_per_token"]);
 }

@@ -8,6 +8,7 @@ mod cli_default_model;
 mod cli_learning;
 mod embed;
 mod engine;
+mod fairness;
 mod golden;
 mod hostile;
 mod identities;

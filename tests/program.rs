@@ -57,6 +57,15 @@ pub(crate) fn hostile() -> &'static str {
     })
 }
 
+/// A component that works to its limit in every step.
+pub(crate) fn spinner() -> &'static str {
+    static SPINNER: OnceLock<String> = OnceLock::new();
+    SPINNER.get_or_init(|| {
+        let recipe = Recipe { dir: root().join("tests/spinner"), quiet: true, ..Recipe::default() };
+        written("spinner.wasm", &recipe.component().unwrap())
+    })
+}
+
 /// A file of these tests, by its name.
 pub(crate) fn written(name: &str, bytes: &[u8]) -> String {
     let path = folder().join(name);

@@ -50,7 +50,6 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
 
 pub(crate) const LONG_FUNCTIONS: &[LongFunction] = &[
     ("host/src/cli/learn.rs", "fit", 140, "a command's stages in order, each a call and a report"),
-    ("host/src/engine/mod.rs", "admit", 80, "everything that a sequence needs before it runs, or nothing"),
     ("host/src/engine/pass.rs", "lower_half", 80, "one plan: candidate rows, pending rows, run"),
     ("host/src/engine/teacher.rs", "candidate_states", 100, "a pass with two kinds of rows, in order"),
     ("tests/hostile/src/lib.rs", "decide", 100, "a match with an arm an attack"),

@@ -10,14 +10,15 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use vassal_kernels::{Device, LinearHead, ModelShape, PAGE_TOKENS, Plan, Row};
 
-use super::{ModelArguments, between, print, print_json};
+use super::{ModelArguments, bench_engine, between, print, print_json};
 use crate::engine::{EngineOptions, Event, Response};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
 use crate::model::llama::Taps;
 use crate::request::{FaultPolicy, Request};
-use crate::sandbox::bench::{Bench, Workload, measure, measure_load};
+use crate::sandbox::bench::{Bench, BenchError, Workload, measure, measure_load};
+use crate::sandbox::bench_live::{Live, Percentiles, Safeties, measure_live, measure_safeties, measure_steps};
 use crate::sandbox::{Limits, Sandbox};
 use crate::shipped;
 
@@ -46,12 +47,23 @@ const WARM_TOKENS: usize = 4;
 /// Candidates of the look-ahead that is timed.
 const CANDIDATES: usize = 20;
 
+/// Steps that are timed one by one.
+const MILLION: usize = 1_000_000;
+
+/// Instances that are alive at once.
+const LIVE: usize = 1_000;
+
+/// Turns of calls with fuel and clock and without.
+const SAFETIES_TURNS: usize = 500;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
     /// A decoding step: plain, 20 rows, look-ahead, prefill.
     Decode(DecodeArguments),
     /// A sandboxed call, in turn over many live instances.
     Sandbox(SandboxArguments),
+    /// An engine full of sequences: slow neighbours, a policy each, the audit log.
+    Engine(bench_engine::EngineArguments),
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +86,9 @@ pub(super) struct SandboxArguments {
     /// Timed steps of each instance.
     #[arg(long, default_value_t = 2000, value_parser = between(1, 1_000_000))]
     rounds: usize,
+    /// Besides: a million steps one by one, the cost of fuel and clock, 1,000 live instances.
+    #[arg(long)]
+    full: bool,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
     json: bool,
@@ -83,6 +98,7 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Error> {
     match command {
         BenchCommand::Decode(arguments) => decode(arguments),
         BenchCommand::Sandbox(arguments) => sandbox(arguments),
+        BenchCommand::Engine(arguments) => bench_engine::run(arguments),
     }
 }
 
@@ -269,8 +285,9 @@ fn sandbox(arguments: &SandboxArguments) -> Result<(), Error> {
     // Ours alone, and of no further use; what cannot be removed is the system's to clear away.
     let _ = std::fs::remove_dir_all(&cache);
     let load = load.map_err(|error| Error::Usage(error.to_string()))?;
+    let full = arguments.full.then(|| full(&sandbox, &bench)).transpose()?;
     if arguments.json {
-        print_json(&json!({ "rows": rows, "load": load }));
+        print_json(&json!({ "rows": rows, "load": load, "full": full }));
         return Ok(());
     }
     print(
@@ -286,7 +303,49 @@ fn sandbox(arguments: &SandboxArguments) -> Result<(), Error> {
         "load, ms: cold {:.1}, cached {:.1}, child start alone {:.1}\n",
         load.cold_ms, load.cached_ms, load.child_start_ms
     ));
+    if let Some(full) = full {
+        print(&full.text());
+    }
     Ok(())
+}
+
+/// What takes longer to measure.
+#[derive(serde::Serialize)]
+struct Full {
+    steps: Percentiles,
+    safeties: Safeties,
+    live: Option<Live>,
+}
+
+impl Full {
+    fn text(&self) -> String {
+        let Self { steps, safeties, live } = self;
+        let live = live.map_or("live instances: this system does not say what they hold\n".to_owned(), |live| {
+            let kib = live.resident_bytes / 1024.0;
+            format!("{} live instances: {kib:.1} KiB resident and {:.2} mappings each\n", live.instances, live.mappings)
+        });
+        format!(
+            "{} plain steps each by itself, ns: p50 {:.0}, p99 {:.0}, p99.9 {:.0}\n\
+             fuel and clock: a call of {:.0} ns costs {:.0} ns without them ({:.3} x)\n{live}",
+            steps.steps,
+            steps.p50_ns,
+            steps.p99_ns,
+            steps.p999_ns,
+            safeties.with_ns,
+            safeties.without_ns,
+            safeties.with_ns / safeties.without_ns
+        )
+    }
+}
+
+fn full(sandbox: &Sandbox, bench: &Bench<'_>) -> Result<Full, Error> {
+    let failed = |error: BenchError| Error::Usage(error.to_string());
+    let steps = measure_steps(sandbox, &bench.plain, bench.sequences, MILLION).map_err(failed)?;
+    let safeties = measure_safeties(sandbox, &bench.plain, SAFETIES_TURNS).map_err(failed)?;
+    // A sandbox of its own: memory that others have touched before would not show.
+    let crowd = Limits { sequences: LIVE as u32, ..Limits::default() };
+    let live = measure_live(&Sandbox::new(crowd, super::compilation())?, &bench.plain, LIVE).map_err(failed)?;
+    Ok(Full { steps, safeties, live })
 }
 
 /// A look-ahead head at some layer that values everything alike: it costs what any other costs, and

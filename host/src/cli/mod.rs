@@ -5,6 +5,7 @@
 
 mod audit;
 mod bench;
+mod bench_engine;
 mod chain;
 mod display;
 mod evaluate;

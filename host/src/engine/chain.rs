@@ -21,6 +21,8 @@ pub(super) enum Asked {
     Not,
     /// Suspended until the host answers.
     Waiting(ValueRequest),
+    /// Its slice was over before it had answered.
+    Unfinished,
     /// It has decided.
     Decided(Decision),
 }
@@ -91,6 +93,11 @@ impl Link {
             Some(Decision::Steer(steering)) => Some(steering),
             _ => None,
         }
+    }
+
+    /// Its policy is called only where there is time for slow ones.
+    pub(super) fn is_slow(&self) -> bool {
+        self.instance.as_ref().is_some_and(Instance::is_slow)
     }
 
     fn name(&self) -> &str {

@@ -9,9 +9,10 @@ use std::time::Instant;
 use vassal_kernels::{Device, Draw};
 
 use super::chain::{Asked, Link, Merged, Verdict, is_forbidden};
-use super::response::{Counters, DrawRecord, Finish, Timing};
+use super::response::{DrawRecord, Finish};
 use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
 use super::trace::TraceKind;
+use super::values::known_values;
 use super::{Body, Engine, EngineError, Head};
 use crate::request::FaultPolicy;
 use crate::sandbox::{Fault, Instance, Progress, Step, ValueAnswer, ValueRequest};
@@ -40,7 +41,7 @@ impl<D: Device> Engine<D> {
     /// Brings the sequence's round as far as it goes without more rows.
     pub(super) fn advance(&mut self, sequence: &mut Sequence) -> Result<Advance, EngineError> {
         let Some(mut round) = sequence.round.take() else { return Ok(Advance::Pending) };
-        if !round.wanted.is_empty() || round.wants_state {
+        if round.waits_for_rows() {
             sequence.round = Some(round);
             return Ok(Advance::Rows);
         }
@@ -61,15 +62,21 @@ impl<D: Device> Engine<D> {
 
     /// Asks every policy that takes part, as far as values are known.
     fn ask(&mut self, sequence: &mut Sequence, round: &mut Round) -> Result<Answers, EngineError> {
-        let mut all = true;
-        for index in 0..sequence.chain.links.len() {
+        // Where there was no time to go on, it goes on exactly there: what policies do must not depend on the time.
+        for index in round.held_at.take().unwrap_or(0)..sequence.chain.links.len() {
             let link = &sequence.chain.links[index];
             if link.instance.is_none() || (matches!(round.kind, RoundKind::Offer(_)) && !link.required) {
                 continue;
             }
             loop {
-                let progress = match sequence.chain.links[index].asked.clone() {
+                let link = &sequence.chain.links[index];
+                if link.is_slow() && !matches!(link.asked, Asked::Decided(_)) && !self.slices.is_open() {
+                    round.held_at = Some(index);
+                    return Ok(Answers::Waiting);
+                }
+                let progress = match link.asked.clone() {
                     Asked::Decided(_) => break,
+                    Asked::Unfinished => self.call(sequence, index, Instance::proceed),
                     Asked::Not => self.show_step(sequence, round, index)?,
                     Asked::Waiting(request) => self.answer(sequence, round, index, &request)?,
                 };
@@ -79,10 +86,12 @@ impl<D: Device> Engine<D> {
                 }
                 let link = &mut sequence.chain.links[index];
                 match progress {
-                    None => {
-                        all = false;
-                        break;
+                    None if link.instance.as_ref().is_some_and(Instance::is_unfinished) => {
+                        link.asked = Asked::Unfinished;
+                        round.held_at = Some(index);
+                        return Ok(Answers::Waiting);
                     }
+                    None => break,
                     Some(Progress::Decided(decision)) => link.asked = Asked::Decided(decision),
                     Some(Progress::Wants(request)) => {
                         sequence.counters.evaluations += u64::from(matches!(request, ValueRequest::Evaluate { .. }));
@@ -100,6 +109,8 @@ impl<D: Device> Engine<D> {
                 }
             }
         }
+        let asks = |link: &&Link| link.required || !matches!(round.kind, RoundKind::Offer(_));
+        let all = sequence.chain.live().filter(asks).all(|link| link.decision().is_some());
         Ok(if all { Answers::All } else { Answers::Waiting })
     }
 
@@ -137,10 +148,10 @@ impl<D: Device> Engine<D> {
             return Ok(Some(Progress::Faulted(fault)));
         }
         let link = &mut sequence.chain.links[index];
-        let appended = &sequence.tokens[sequence.prompt_tokens + link.kept..];
+        let appended = sequence.tokens[sequence.prompt_tokens + link.kept..].to_vec();
         let step = Step {
             kept: link.kept as u32,
-            appended,
+            appended: &appended,
             candidates: &tokens,
             logits: &logits,
             prefetched,
@@ -150,7 +161,7 @@ impl<D: Device> Engine<D> {
             ended: round.kind == RoundKind::Ended,
         };
         link.kept = sequence.tokens.len() - sequence.prompt_tokens;
-        Ok(call(link, &mut sequence.counters, &mut sequence.timing, |instance| instance.decide(&step)))
+        Ok(self.call(sequence, index, |instance| instance.decide_sliced(&step)))
     }
 
     /// Answers a suspended policy, once what it asked for is known.
@@ -196,51 +207,28 @@ impl<D: Device> Engine<D> {
         if let Some(fault) = sequence.injected_fault(index) {
             return Ok(Some(Progress::Faulted(fault)));
         }
-        let link = &mut sequence.chain.links[index];
-        Ok(call(link, &mut sequence.counters, &mut sequence.timing, |instance| instance.resume(answer)))
+        Ok(self.call(sequence, index, |instance| instance.resume_sliced(answer)))
     }
 
-    /// Sees to it that a head's values of these tokens are known. Where rows must run first, the tokens
-    /// are left in `wanted` and the answer is no. One-pass heads need no rows.
-    fn find_values(
+    /// Calls a policy, and counts what that took. None where its slice was not enough.
+    fn call(
         &mut self,
-        state: Option<&StateValues>,
-        round: &mut Round,
-        head: usize,
-        tokens: &[Token],
-    ) -> Result<bool, EngineError> {
-        let missing: Vec<Token> = tokens
-            .iter()
-            .enumerate()
-            .filter(|(place, token)| round.value(head, **token, *place).is_none())
-            .map(|(_, token)| *token)
-            .collect();
-        if missing.is_empty() {
-            return Ok(true);
+        sequence: &mut Sequence,
+        index: usize,
+        call: impl FnOnce(&mut Instance) -> Option<Progress>,
+    ) -> Option<Progress> {
+        let link = &mut sequence.chain.links[index];
+        let instance = link.instance.as_mut()?;
+        let (was_slow, start) = (instance.is_slow(), Instant::now());
+        let progress = call(instance);
+        if was_slow || instance.is_slow() {
+            self.slices.took(start);
         }
-        match &self.heads[head].body {
-            Body::LookAhead(_) => {
-                for token in missing {
-                    if !round.wanted.contains(&token) {
-                        round.wanted.push(token);
-                    }
-                }
-                Ok(false)
-            }
-            Body::OnePass(body) => {
-                let place = self.heads[..head].iter().filter(|head| matches!(head.body, Body::OnePass(_))).count();
-                let Some(projection) = state.and_then(|state| state.projections.get(place)) else {
-                    round.wants_state = true;
-                    return Ok(false);
-                };
-                let values = self.device.score_tokens(body, self.model.embedding(), projection, &missing)?;
-                for (token, value) in missing.into_iter().zip(values) {
-                    let entry = round.entry_or_insert(token, usize::MAX, self.heads.len());
-                    round.valued[entry].values[head] = Some(if value.is_finite() { value } else { 0.0 });
-                }
-                Ok(true)
-            }
-        }
+        sequence.timing.policy_seconds += start.elapsed().as_secs_f64();
+        let is_over = matches!(progress, Some(Progress::Decided(_) | Progress::Faulted(_)));
+        link.fuel = is_over.then(|| instance.fuel_used());
+        sequence.counters.fuel += link.fuel.unwrap_or(0);
+        progress
     }
 
     /// Stop, splice, or steer and draw.
@@ -404,22 +392,6 @@ impl<D: Device> Engine<D> {
     }
 }
 
-/// Calls a policy, and counts what that took.
-fn call(
-    link: &mut Link,
-    counters: &mut Counters,
-    timing: &mut Timing,
-    call: impl FnOnce(&mut Instance) -> Progress,
-) -> Option<Progress> {
-    let instance = link.instance.as_mut()?;
-    let start = Instant::now();
-    let progress = call(instance);
-    timing.policy_seconds += start.elapsed().as_secs_f64();
-    link.fuel = (!matches!(progress, Progress::Wants(_))).then(|| instance.fuel_used());
-    counters.fuel += link.fuel.unwrap_or(0);
-    Some(progress)
-}
-
 /// A policy stops the response, or refuses what is offered.
 fn stop(sequence: &mut Sequence, link: usize, reason: String) -> Finish {
     let step = sequence.step();
@@ -432,11 +404,6 @@ fn count_step(sequence: &mut Sequence) -> Option<Finish> {
     let steps = sequence.steps_max();
     sequence.counters.steps += 1;
     (sequence.counters.steps > steps).then_some(Finish::StepBudget { steps })
-}
-
-/// Values that [`Engine::find_values`] has found, `[tokens]`.
-fn known_values(round: &Round, head: usize, tokens: &[Token]) -> Vec<f32> {
-    tokens.iter().enumerate().map(|(place, &token)| round.value(head, token, place).unwrap_or(0.0)).collect()
 }
 
 /// The chain's steerings, merged with the values that the round knows.

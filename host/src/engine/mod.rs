@@ -6,8 +6,9 @@
 //! through `[exit, layers)`. Batching, look-ahead, `evaluate` and rewinding are this one mechanism.
 //!
 //! - [`Engine::submit`] and [`Engine::step`] are the whole road; [`response`] is what comes back.
-//! - `pass.rs` runs rows, `decide.rs` brings a round of decisions to its end, `chain.rs` makes one
-//!   answer of many policies', `sequence.rs` and `pages.rs` are the book-keeping.
+//! - `pass.rs` runs rows, `start.rs` starts policies, `decide.rs` brings a round of decisions to its end, `chain.rs`
+//!   makes one answer of many policies', `sequence.rs` and `pages.rs` are the book-keeping.
+//! - A sequence whose policy is slow is left out of passes until it has answered (`slices.rs`).
 //!
 //! A sequence's tokens do not depend on its neighbours: rows do not (the device's promise), draws are
 //! counter-based, and a policy sees its own sequence only. Not here: text templates, files, servers.
@@ -18,8 +19,11 @@ mod pages;
 mod pass;
 pub mod response;
 mod sequence;
+mod slices;
+mod start;
 pub mod teacher;
 pub mod trace;
+mod values;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,13 +33,15 @@ use vassal_kernels::{CacheShape, Device, DeviceError, LinearHead, OnePassHead, P
 pub use self::response::{Counters, DrawRecord, Event, Finish, Note, Response, SequenceId, Timing, TokenRecord};
 pub use self::trace::{InjectedFault, Replay, TraceEvent, TraceKind};
 
-use self::chain::{Asked, Chain, Link};
+use self::chain::Chain;
 use self::pages::Pages;
 use self::sequence::Sequence;
+use self::slices::Slices;
+use self::start::StartingChain;
 use crate::model::heads::{HeadFile, HeadWeights};
 use crate::model::llama::Llama;
-use crate::request::{FaultPolicy, LoadedPolicy, ValidRequest};
-use crate::sandbox::{Fault, FaultKind, HeadOffer, Limits, LoadError, Needs, Sandbox, VocabularyText};
+use crate::request::{LoadedPolicy, ValidRequest};
+use crate::sandbox::{Fault, HeadOffer, Limits, LoadError, Needs, Sandbox, VocabularyText};
 use crate::token::Vocabulary;
 
 /// Why the engine could not do something. A failed device ends all sequences; the rest ends one request.
@@ -165,6 +171,7 @@ pub struct Engine<D: Device> {
     next_id: u64,
     /// Steps so far: whose turn it is to be first in a pass.
     turn: usize,
+    slices: Slices,
     costs: Costs,
 }
 
@@ -250,6 +257,7 @@ impl<D: Device> Engine<D> {
             groups: HashMap::new(),
             next_id: 0,
             turn: 0,
+            slices: Slices::default(),
             costs,
         })
     }
@@ -383,14 +391,18 @@ impl<D: Device> Engine<D> {
         if let Some(place) = self.waiting.iter().position(|waiting| waiting.id == id) {
             let waiting = self.waiting.remove(place)?;
             self.leave_group(waiting.group);
-            let nothing = Sequence::new(id, waiting.request, waiting.stream, Chain::default(), Vec::new(), u32::MAX);
+            let nothing = Sequence::new(id, waiting.request, waiting.stream, Vec::new(), u32::MAX);
             let mut events = Vec::new();
             self.finish(nothing, Finish::Cancelled, &mut events);
             return events.pop();
         }
         let place =
             self.running.iter().position(|sequence| sequence.as_ref().is_some_and(|sequence| sequence.id == id))?;
-        let sequence = self.running[place].take()?;
+        let mut sequence = self.running[place].take()?;
+        if sequence.starting.take().is_some() {
+            // Some of its policies may have started: as if none had.
+            sequence.chain = Chain::default();
+        }
         let mut events = Vec::new();
         self.finish(sequence, Finish::Cancelled, &mut events);
         events.pop()
@@ -410,61 +422,8 @@ impl<D: Device> Engine<D> {
         policy.manifest.heads.iter().map(find).collect()
     }
 
-    /// Starts the request's policies, required ones first. A policy that fails under the fault policy
-    /// `base` is left out; under `abort`, and where it refuses the request, its fault is the end, with what the trace
-    /// has by then.
-    fn start_chain(&self, request: &ValidRequest, stream: u64) -> (Chain, Option<Finish>) {
-        let mut chain = Chain::default();
-        if request.replay.cancelled_after == Some(0) {
-            return (chain, Some(Finish::Cancelled));
-        }
-        let ranked = request.policies.iter().filter(|policy| policy.required);
-        let ranked = ranked.chain(request.policies.iter().filter(|policy| !policy.required));
-        for (place, used) in ranked.enumerate() {
-            let start = request.start_request(used, stream, place as u64);
-            let injected = request.replay.fault(place, 0, 0).map(|fault| fault.of(used.policy.compiled.name()));
-            let started = match injected {
-                Some(fault) => Err(fault),
-                None => used.policy.compiled.start(&used.policy.manifest, &start, &self.text),
-            };
-            match started {
-                Ok(instance) => {
-                    let plan = instance.plan();
-                    let heads = self.policy_heads(request, &used.policy).unwrap_or_default();
-                    chain.links.push(Link {
-                        candidates: (plan.candidates as usize).min(request.candidates_max),
-                        floor: plan.candidates_floor,
-                        prefetch: plan.prefetch.clone(),
-                        policy: used.policy.clone(),
-                        place,
-                        fuel: Some(instance.start_fuel_used()),
-                        instance: Some(instance),
-                        required: used.required,
-                        fault_policy: used.fault_policy,
-                        heads,
-                        kept: 0,
-                        asked: Asked::Not,
-                        resumed: 0,
-                    });
-                    chain.record(chain.links.len() - 1, 0, TraceKind::Started);
-                    chain.record_notes(chain.links.len() - 1, 0);
-                }
-                Err(fault) => {
-                    let (policy, what) = (used.policy.name.clone(), TraceKind::Fault(fault.clone()));
-                    chain.trace.push(TraceEvent { step: 0, place, policy, fuel: None, resumed: 0, what });
-                    // A policy that refuses the request has not failed: nothing goes on without its consent.
-                    if used.fault_policy == FaultPolicy::Abort || fault.kind == FaultKind::StartRefused {
-                        chain.links.clear();
-                        return (chain, Some(Finish::Faulted(fault)));
-                    }
-                }
-            }
-        }
-        (chain, None)
-    }
-
     /// Lets waiting requests in, in their order, while there is room.
-    fn admit(&mut self, events: &mut Vec<Event>) -> Result<(), EngineError> {
+    fn admit(&mut self) -> Result<(), EngineError> {
         let mut place = 0;
         while place < self.waiting.len() {
             let waiting = &self.waiting[place];
@@ -492,14 +451,6 @@ impl<D: Device> Engine<D> {
                 break;
             }
             let Some(waiting) = self.waiting.remove(place) else { break };
-            let (chain, end) = self.start_chain(&waiting.request, waiting.stream);
-            if let Some(end) = end {
-                self.leave_group(waiting.group);
-                let Waiting { id, request, stream, .. } = waiting;
-                let sequence = Sequence::new(id, request, stream, chain, Vec::new(), u32::MAX);
-                self.finish(sequence, end, events);
-                continue;
-            }
             let mut pages = Vec::with_capacity(needed);
             let mut cached = 0;
             if let Some((_, from)) = &shared {
@@ -526,8 +477,9 @@ impl<D: Device> Engine<D> {
                 self.leave_group(waiting.group);
             }
             let Some(slot) = self.logits_slots.pop() else { break };
-            let mut sequence = Sequence::new(waiting.id, waiting.request, waiting.stream, chain, pages, slot);
-            (sequence.cached, sequence.paused) = (cached, waiting.paused);
+            let mut sequence = Sequence::new(waiting.id, waiting.request, waiting.stream, pages, slot);
+            (sequence.cached, sequence.paused, sequence.starting) =
+                (cached, waiting.paused, Some(StartingChain::default()));
             match self.running.iter().position(Option::is_none) {
                 Some(free) => self.running[free] = Some(sequence),
                 None => self.running.push(Some(sequence)),

@@ -42,7 +42,9 @@ impl<D: Device> Engine<D> {
     /// The device's.
     pub fn step(&mut self) -> Result<Vec<Event>, EngineError> {
         let mut events = Vec::new();
-        self.admit(&mut events)?;
+        self.slices.begin();
+        self.admit()?;
+        self.start_all(&mut events);
         self.turn = self.turn.wrapping_add(1);
         let (mut going, mut held, mut scratch) = (Vec::new(), 0usize, 0usize);
         let mut first = true;
@@ -79,9 +81,9 @@ impl<D: Device> Engine<D> {
 
     /// Brings every round as far as it goes without more rows; what is drawn with a row goes on.
     fn advance_all(&mut self, going: &mut Vec<Going>, events: &mut Vec<Event>) -> Result<(), EngineError> {
-        for index in 0..self.running.len() {
+        for index in in_turn(self.turn, self.running.len()) {
             let Some(mut sequence) = self.running[index].take() else { continue };
-            if sequence.paused || sequence.round.is_none() || going.iter().any(|row| row.sequence == index) {
+            if !sequence.takes_part() || sequence.round.is_none() || going.iter().any(|row| row.sequence == index) {
                 self.running[index] = Some(sequence);
                 continue;
             }
@@ -143,16 +145,16 @@ impl<D: Device> Engine<D> {
     ) -> Result<Vec<(Owner, Row, u32)>, EngineError> {
         let mut rows: Vec<(Owner, Row)> = Vec::new();
         let budget = self.model.rows_max().min(self.held_max - *held);
-        let pending: Vec<usize> =
-            self.running.iter().map(|sequence| if with_pending { pending_rows(sequence) } else { 0 }).collect();
+        let pending = self.running.iter().map(|one| if with_pending { pending_rows(one) } else { 0 });
+        let pending: Vec<usize> = pending.collect();
         // Wide rounds leave room for whoever only decodes or reads its prompt.
         let reserved = (self.model.rows_max() / 4).max(1);
         let widest = (self.model.rows_max() - reserved).min(self.candidate_rows_max);
-        let mut room =
-            budget.saturating_sub(reserved.min(pending.iter().sum())).min(self.candidate_rows_max - *scratch);
+        let unreserved = budget.saturating_sub(reserved.min(pending.iter().sum()));
+        let mut room = unreserved.min(self.candidate_rows_max - *scratch);
         for index in in_turn(self.turn, self.running.len()) {
-            let Some(sequence) = self.running[index].as_ref().filter(|sequence| !sequence.paused) else { continue };
-            let wanted = sequence.round.as_ref().map_or(&[][..], |round| &round.wanted);
+            let Some(sequence) = self.running[index].as_ref() else { continue };
+            let wanted = sequence.wanted();
             // All of a round's rows run together, or it waits for its turn; one that no pass could hold
             // runs in parts, and its winner may have to run again.
             let count = match wanted.len() {
@@ -163,14 +165,10 @@ impl<D: Device> Engine<D> {
             room -= count;
             let response_count = sequence.response().len() + 1;
             for &token in &wanted[..count] {
-                let row = Row {
-                    token,
-                    position: sequence.tokens.len() as u32,
-                    sequence: index as u32,
-                    slot: self.scratch_slot + *scratch as u32,
-                    response_count: response_count as u32,
-                    remaining: sequence.remaining(response_count),
-                };
+                let (position, slot) = (sequence.tokens.len() as u32, self.scratch_slot + *scratch as u32);
+                let (sequence_index, remaining) = (index as u32, sequence.remaining(response_count));
+                let response_count = response_count as u32;
+                let row = Row { token, position, sequence: sequence_index, slot, response_count, remaining };
                 *scratch += 1;
                 rows.push((Owner::Candidate { sequence: index, token }, row));
             }
@@ -206,6 +204,7 @@ impl<D: Device> Engine<D> {
         self.device.end()?;
         let places: Vec<u32> = (0..rows.len() as u32).collect();
         self.device.copy_rows(self.model.residual(), &places, &mut self.held, *held)?;
+        self.slices.ran_rows(start);
         let seconds = start.elapsed().as_secs_f64();
         self.account_lower(&rows, seconds, tapped.seconds);
         if valued {
@@ -326,6 +325,7 @@ impl<D: Device> Engine<D> {
                 self.model.head(&mut self.device, &heads, &mut self.logits)?;
             }
         }
+        self.slices.ran_rows(start);
         let share = start.elapsed().as_secs_f64() / going.len() as f64;
         for row in going {
             let Some(mut sequence) = self.running[row.sequence].take() else { continue };
@@ -407,12 +407,12 @@ impl<D: Device> Engine<D> {
 
 /// Rows that a sequence has ready to run as pending ones.
 fn pending_rows(sequence: &Option<Sequence>) -> usize {
-    let runs = |sequence: &&Sequence| !sequence.paused && sequence.round.as_ref().is_none_or(|round| round.wants_state);
+    let runs = |sequence: &&Sequence| sequence.takes_part() && sequence.round.as_ref().is_none_or(Round::wants_state);
     sequence.as_ref().filter(runs).map_or(0, |sequence| sequence.tokens.len() - sequence.cached)
 }
 
 /// Every index once, starting further on in each step, so that nobody is always last.
-fn in_turn(turn: usize, count: usize) -> impl Iterator<Item = usize> {
+pub(super) fn in_turn(turn: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |index| (turn % count + index) % count)
 }
 

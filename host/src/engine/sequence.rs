@@ -11,6 +11,7 @@ use vassal_kernels::TopK;
 
 use super::chain::Chain;
 use super::response::{Counters, DrawRecord, Finish, SequenceId, Timing, TokenRecord};
+use super::start::StartingChain;
 use super::trace::TraceKind;
 use crate::request::ValidRequest;
 use crate::sampling::philox::Philox;
@@ -75,11 +76,36 @@ pub(super) struct Round {
     pub(super) wanted: Vec<Token>,
     /// The last token's own row must run first (`current` after the end).
     pub(super) wants_state: bool,
+    /// The link at which asking stopped because its policy is slow. No row runs for the round until it has gone on.
+    pub(super) held_at: Option<usize>,
 }
 
 impl Round {
     pub(super) fn new(kind: RoundKind, top: TopK) -> Self {
-        Self { kind, top, rechosen: Vec::new(), valued: Vec::new(), wanted: Vec::new(), wants_state: false }
+        Self {
+            kind,
+            top,
+            rechosen: Vec::new(),
+            valued: Vec::new(),
+            wanted: Vec::new(),
+            wants_state: false,
+            held_at: None,
+        }
+    }
+
+    /// The tokens whose rows can run now.
+    pub(super) fn wanted(&self) -> &[Token] {
+        if self.held_at.is_none() { &self.wanted } else { &[] }
+    }
+
+    /// The last token's own row can run now.
+    pub(super) fn wants_state(&self) -> bool {
+        self.wants_state && self.held_at.is_none()
+    }
+
+    /// Nobody can be asked before rows have run.
+    pub(super) fn waits_for_rows(&self) -> bool {
+        !self.wanted().is_empty() || self.wants_state()
     }
 
     /// The candidates of a policy that has `width` of them, as blends and masks mean them.
@@ -124,6 +150,8 @@ pub(super) struct Sequence {
     pub(super) logits_slot: u32,
     pub(super) random: Philox,
     pub(super) chain: Chain,
+    /// Its policies have not all started: nothing of it runs.
+    pub(super) starting: Option<StartingChain>,
     /// The decision in the making, where there is one.
     pub(super) round: Option<Round>,
     /// Of the last token's row, where heads have seen it.
@@ -147,7 +175,6 @@ impl Sequence {
         id: SequenceId,
         request: Arc<ValidRequest>,
         stream: u64,
-        chain: Chain,
         pages: Vec<u32>,
         logits_slot: u32,
     ) -> Self {
@@ -160,7 +187,8 @@ impl Sequence {
             pages,
             logits_slot,
             random: Philox::new(request.seed, stream),
-            chain,
+            chain: Chain::default(),
+            starting: None,
             round: None,
             state: None,
             ended: None,
@@ -178,6 +206,17 @@ impl Sequence {
     /// Response tokens so far.
     pub(super) fn response(&self) -> &[Token] {
         &self.tokens[self.prompt_tokens..]
+    }
+
+    /// It takes part in passes.
+    pub(super) fn takes_part(&self) -> bool {
+        !self.paused && self.starting.is_none()
+    }
+
+    /// The tokens whose candidate rows can run now.
+    pub(super) fn wanted(&self) -> &[Token] {
+        let round = self.round.as_ref().filter(|_| self.takes_part());
+        round.map_or(&[], Round::wanted)
     }
 
     /// Tokens of it wait for a pass.

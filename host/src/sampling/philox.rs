@@ -19,6 +19,11 @@ impl Philox {
         Self { seed, stream, draws: 0 }
     }
 
+    /// The stream that it was made for.
+    pub fn stream(&self) -> u64 {
+        self.stream
+    }
+
     /// How many numbers have been drawn.
     pub fn draws(&self) -> u64 {
         self.draws

@@ -177,18 +177,18 @@ pub fn measure(sandbox: &Sandbox, bench: &Bench<'_>, candidates: &[usize]) -> Re
 }
 
 /// One workload and its live instances.
-struct Runner<'a> {
+pub(super) struct Runner<'a> {
     name: &'static str,
     text: &'a Arc<VocabularyText>,
-    compiled: CompiledPolicy,
-    manifest: Arc<Manifest>,
-    settings: Vec<super::SettingValue>,
-    instances: Vec<Instance>,
+    pub(super) compiled: CompiledPolicy,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) settings: Vec<super::SettingValue>,
+    pub(super) instances: Vec<Instance>,
     response: u32,
 }
 
 impl<'a> Runner<'a> {
-    fn load(
+    pub(super) fn load(
         sandbox: &Sandbox,
         name: &'static str,
         workload: &Workload<'_>,
@@ -202,7 +202,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Replaces the live instances; returns the median time of a start, microseconds.
-    fn restart(&mut self, sequences: usize) -> Result<f64, BenchError> {
+    pub(super) fn restart(&mut self, sequences: usize) -> Result<f64, BenchError> {
         let mut times = Vec::new();
         // Twice, because the pool's memories are touched for the first time in the first.
         for _ in 0..2 {
@@ -229,19 +229,8 @@ impl<'a> Runner<'a> {
     }
 
     /// One step of every instance; returns the time of one, nanoseconds.
-    fn round(&mut self, inputs: &Inputs, suspends: bool) -> Result<f64, BenchError> {
-        let appended = if self.response == 0 { &[][..] } else { &inputs.candidates[..1] };
-        let step = Step {
-            kept: self.response.saturating_sub(1),
-            appended,
-            candidates: &inputs.candidates,
-            logits: &inputs.logits,
-            prefetched: if suspends || self.manifest.heads.is_empty() { 0 } else { 1 },
-            values: if suspends || self.manifest.heads.is_empty() { &[] } else { &inputs.values },
-            log_normalizer: 1.0,
-            entropy: 1.0,
-            ended: false,
-        };
+    pub(super) fn round(&mut self, inputs: &Inputs, suspends: bool) -> Result<f64, BenchError> {
+        let step = inputs.step(self, suspends);
         self.response += 1;
         // Somebody's evaluation brings the answers, so they are not the sandbox's time.
         let answers = if suspends { self.instances.len() } else { 0 };
@@ -269,14 +258,14 @@ impl<'a> Runner<'a> {
 }
 
 /// What every step shows.
-struct Inputs {
+pub(super) struct Inputs {
     candidates: Vec<Token>,
     logits: Vec<f32>,
     values: Vec<f32>,
 }
 
 impl Inputs {
-    fn new(k: usize) -> Self {
+    pub(super) fn new(k: usize) -> Self {
         let tokens = 0..k.max(1) as u32;
         Self {
             candidates: tokens.clone().map(|token| token * 7).collect(),
@@ -284,10 +273,26 @@ impl Inputs {
             values: tokens.map(|token| (token % 5) as f32 * 0.1).collect(),
         }
     }
+
+    /// The next step of a runner's instances.
+    pub(super) fn step(&self, runner: &Runner<'_>, suspends: bool) -> Step<'_> {
+        let prefetches = !suspends && !runner.manifest.heads.is_empty();
+        Step {
+            kept: runner.response.saturating_sub(1),
+            appended: if runner.response == 0 { &[] } else { &self.candidates[..1] },
+            candidates: &self.candidates,
+            logits: &self.logits,
+            prefetched: u32::from(prefetches),
+            values: if prefetches { &self.values } else { &[] },
+            log_normalizer: 1.0,
+            entropy: 1.0,
+            ended: false,
+        }
+    }
 }
 
 /// As many tokens as the default model has, without text.
-struct BlankVocabulary;
+pub(super) struct BlankVocabulary;
 
 impl Vocabulary for BlankVocabulary {
     fn size(&self) -> usize {
@@ -307,7 +312,7 @@ impl Vocabulary for BlankVocabulary {
     }
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
+pub(super) fn median(mut times: Vec<f64>) -> f64 {
     times.sort_unstable_by(f64::total_cmp);
     times.get(times.len() / 2).copied().unwrap_or(0.0)
 }

@@ -2,34 +2,35 @@
 //!
 //! [`Sandbox::compile`] refuses what the validator refuses, has the rest compiled elsewhere (`compiler/`), takes the
 //! machine code into this process, and refuses what does not keep the contract. [`CompiledPolicy::describe`] runs the guest twice in instances of their own and validates what it
-//! says; [`CompiledPolicy::start`] makes the instance of one response. Limits are set before anything of the
-//! guest runs, core start functions included.
+//! says; [`CompiledPolicy::begin`] makes the instance of one response (`starting.rs`). Limits are set before anything
+//! of the guest runs, core start functions included.
 
 use super::bindings;
 use super::caps::{Cap, Footprint};
 use super::compiler::seal::{Authentic, Subject};
 use super::compiler::{ChildCompiler, Compilation, Failure, Origin};
 use super::contract::ContractError;
-use super::fault::{Fault, FaultKind};
+use super::fault::Fault;
 use super::imports::{POLICY, StoreData, start_clock, window_passed};
-use super::instance::{Instance, once};
+use super::instance::Instance;
 use super::load_error::LoadError;
 use super::manifest::{HeadOffer, Manifest, ManifestError, Needs, SettingValue};
-use super::plan::Plan;
+use super::slice::to_its_end;
+use super::starting::Starting;
 use super::text::VocabularyText;
 use super::validate::inspect;
-use super::words::clean;
 use super::{Sandbox, Shared};
 use crate::token::Token;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use wasmtime::component::{self, Component, ComponentExportIndex, ComponentNamedList, InstancePre, Lift, Lower};
 use wasmtime::{Engine, Store};
 
 /// A policy's component, checked and compiled. Clones share it.
 #[derive(Clone)]
-pub struct CompiledPolicy(Arc<Compiled>);
+pub struct CompiledPolicy(pub(super) Arc<Compiled>);
 
 impl fmt::Debug for CompiledPolicy {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,9 +47,14 @@ pub(super) struct Compiled {
     /// Whether calls may be suspended.
     pub(super) imports_values: bool,
     imports_find: bool,
-    pre: InstancePre<StoreData>,
+    /// For calls that run through; none where calls may be suspended.
+    plain: Option<InstancePre<StoreData>>,
+    /// For calls that run in slices.
+    sliced: InstancePre<StoreData>,
+    /// A call has used more fuel than a slice has.
+    slow: AtomicBool,
     describe: ComponentExportIndex,
-    start: ComponentExportIndex,
+    pub(super) start: ComponentExportIndex,
     pub(super) decide: ComponentExportIndex,
 }
 
@@ -92,8 +98,8 @@ impl Sandbox {
             shared.contract.check(&component).map_err(|error| LoadError::Contract { policy: policy(), error })?;
         let imports_values = imports.iter().any(|import| import.starts_with("values."));
         let imports_find = imports.iter().any(|import| import == "text.find");
-        let linker = if imports_values { &shared.suspending } else { &shared.plain };
-        let pre = linker.instantiate_pre(&component).map_err(invalid)?;
+        let plain = (!imports_values).then(|| shared.plain.instantiate_pre(&component)).transpose().map_err(invalid)?;
+        let sliced = shared.suspending.instantiate_pre(&component).map_err(invalid)?;
         let export = |function: &str| {
             let interface = component.get_export_index(None, POLICY);
             interface.and_then(|interface| component.get_export_index(Some(&interface), function)).ok_or_else(|| {
@@ -115,7 +121,9 @@ impl Sandbox {
             describe: export("describe")?,
             start: export("start")?,
             decide: export("decide")?,
-            pre,
+            plain,
+            sliced,
+            slow: AtomicBool::new(false),
         })))
     }
 }
@@ -197,48 +205,49 @@ impl CompiledPolicy {
         }
     }
 
-    /// Makes the instance of one response and starts it. `manifest` is what [`Self::describe`] returned.
+    /// Begins to make the instance of one response; [`Starting::proceed`] does it, slice by slice. `manifest` is
+    /// what [`Self::describe`] returned.
+    pub fn begin(&self, manifest: &Arc<Manifest>, request: &StartRequest<'_>, text: &Arc<VocabularyText>) -> Starting {
+        let compiled = &self.0;
+        if compiled.imports_find {
+            // Built once a vocabulary, and not on this call's clock. An error shows where it is used.
+            let _ = text.search();
+        }
+        let mut data = StoreData::new(&compiled.shared.limits, text, compiled.shared.window_ticks);
+        data.heads = manifest.heads.len();
+        data.candidates = request.candidates as usize;
+        Starting::new(compiled, manifest, data, lower_request(manifest, request, text))
+    }
+
+    /// The same to its end.
     ///
     /// # Errors
-    /// The guest's fault, or [`FaultKind::Capacity`] if all instances are in use.
+    /// The guest's fault, or [`FaultKind::Capacity`](super::FaultKind::Capacity) if all instances are in use.
     pub fn start(
         &self,
         manifest: &Arc<Manifest>,
         request: &StartRequest<'_>,
         text: &Arc<VocabularyText>,
     ) -> Result<Instance, Fault> {
-        let compiled = &self.0;
-        if compiled.imports_find {
-            // Built once a vocabulary, and not on this call's clock. An error shows where it is used.
-            let _ = text.search();
+        let mut starting = self.begin(manifest, request, text);
+        loop {
+            if let Some(started) = starting.proceed() {
+                return started;
+            }
         }
-        let fuel = compiled.shared.limits.fuel_start;
-        let fault = |kind| Fault::new(&compiled.name, kind);
-        let mut data = StoreData::new(&compiled.shared.limits, text, compiled.shared.window_ticks);
-        data.heads = manifest.heads.len();
-        data.candidates = request.candidates as usize;
-        let exchange = data.exchange.clone();
-        let run = || -> wasmtime::Result<_> {
-            let (mut store, instance) = compiled.instantiate(data, fuel)?;
-            let raw = lower_request(manifest, request, text);
-            let answer: (Result<bindings::Plan, String>,) =
-                compiled.call(&mut store, &instance, compiled.start, (raw,))?;
-            Ok((store, instance, answer.0))
-        };
-        let (store, instance, answer) = run().map_err(|error| exchange.fault(&compiled.name, &error))?;
-        let plan = answer.map_err(|reason| {
-            let detail = clean(&reason, compiled.shared.limits.summary_bytes);
-            Fault { detail, ..fault(FaultKind::StartRefused) }
-        })?;
-        let plan = Plan::check(&plan, manifest).map_err(|error| fault(FaultKind::BadPlan(error)))?;
-        Instance::new(compiled, manifest, plan, store, &instance)
+    }
+
+    /// Whether a call of it has used more fuel than a slice has.
+    pub fn is_slow(&self) -> bool {
+        self.0.is_slow()
     }
 }
 
 impl Compiled {
-    /// A new store and instance, with every limit set before the guest's start functions run.
-    fn instantiate(&self, data: StoreData, fuel: u64) -> wasmtime::Result<(Store<StoreData>, component::Instance)> {
+    /// A new store, with every limit set before the guest's start functions run in it.
+    pub(super) fn store(&self, mut data: StoreData, fuel: u64) -> wasmtime::Result<Store<StoreData>> {
         let limits = &self.shared.limits;
+        data.slice_fuel = fuel;
         let mut store = Store::new(&self.shared.engine, data);
         store.limiter(|data| data);
         store.set_hostcall_fuel(limits.answer_bytes);
@@ -246,43 +255,59 @@ impl Compiled {
         store.set_fuel(fuel)?;
         store.epoch_deadline_callback(window_passed);
         start_clock(&mut store);
-        let instance = if self.imports_values {
-            once(self.pre.instantiate_async(&mut store))?
-        } else {
-            self.pre.instantiate(&mut store)?
-        };
-        Ok((store, instance))
+        Ok(store)
     }
 
-    /// Calls an export that never waits, in whichever way the store allows, on what fuel is left.
-    fn call<P, R>(
+    /// An instance, and the answer of one call of it. The future waits only where calls run in slices.
+    pub(super) async fn instantiate_and_call<P, R>(
         &self,
         store: &mut Store<StoreData>,
-        instance: &component::Instance,
+        sliced: bool,
         export: ComponentExportIndex,
         parameters: P,
-    ) -> wasmtime::Result<R>
+    ) -> wasmtime::Result<(component::Instance, R)>
     where
         P: ComponentNamedList + Lower + Send + Sync,
         R: ComponentNamedList + Lift + Send + Sync + 'static,
     {
+        let Some(plain) = self.plain.as_ref().filter(|_| !sliced) else {
+            store.fuel_async_yield_interval(Some(self.shared.limits.fuel_slice))?;
+            let instance = self.sliced.instantiate_async(&mut *store).await?;
+            let function = instance.get_typed_func::<P, R>(&mut *store, &export)?;
+            return Ok((instance, function.call_async(&mut *store, parameters).await?));
+        };
+        let instance = plain.instantiate(&mut *store)?;
         let function = instance.get_typed_func::<P, R>(&mut *store, &export)?;
-        if self.imports_values {
-            once(function.call_async(&mut *store, parameters))
-        } else {
-            function.call(&mut *store, parameters)
+        Ok((instance, function.call(&mut *store, parameters)?))
+    }
+
+    /// A call has used so much fuel; where that is more than a slice, later ones run in slices.
+    pub(super) fn note_fuel(&self, used: u64) {
+        if used > self.shared.limits.fuel_slice && !self.is_slow() {
+            self.slow.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a call has used more fuel than a slice has.
+    pub(super) fn is_slow(&self) -> bool {
+        self.slow.load(Ordering::Relaxed)
+    }
+
+    /// Whether new instances run in slices: where calls may be suspended anyway, always.
+    pub(super) fn runs_in_slices(&self) -> bool {
+        self.imports_values || self.is_slow()
     }
 
     fn describe_once(&self, offered: &[HeadOffer]) -> Result<bindings::Manifest, Fault> {
         let offered: Vec<bindings::HeadOffer> = offered.iter().map(lower_offer).collect();
         let data = StoreData::new(&self.shared.limits, &self.shared.no_text, self.shared.window_ticks);
         let exchange = data.exchange.clone();
-        let run = || -> wasmtime::Result<bindings::Manifest> {
-            let (mut store, instance) = self.instantiate(data, self.shared.limits.fuel_describe)?;
-            Ok(self.call::<_, (bindings::Manifest,)>(&mut store, &instance, self.describe, (offered,))?.0)
+        let run = async {
+            let mut store = self.store(data, self.shared.limits.fuel_describe)?;
+            self.instantiate_and_call::<_, (bindings::Manifest,)>(&mut store, false, self.describe, (offered,)).await
         };
-        run().map_err(|error| exchange.fault(&self.name, &error))
+        let (_, answer) = to_its_end(run).map_err(|error| exchange.fault(&self.name, &error))?;
+        Ok(answer.0)
     }
 }
 
@@ -290,7 +315,11 @@ fn lower_offer(offer: &HeadOffer) -> bindings::HeadOffer {
     bindings::HeadOffer { name: offer.name.clone(), kind: offer.kind.clone(), spread: offer.spread }
 }
 
-fn lower_request(manifest: &Manifest, request: &StartRequest<'_>, text: &VocabularyText) -> bindings::Request {
+pub(super) fn lower_request(
+    manifest: &Manifest,
+    request: &StartRequest<'_>,
+    text: &VocabularyText,
+) -> bindings::Request {
     let lower_value = |value: &SettingValue| match value {
         SettingValue::Number(number) => bindings::SettingValue::Number(*number),
         SettingValue::Flag(flag) => bindings::SettingValue::Flag(*flag),

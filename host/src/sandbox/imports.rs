@@ -1,18 +1,22 @@
 //! What a guest may import, and the data of its store.
 //!
 //! Start at [`linkers`]: two of them, because one asynchronous import forces every call of a store onto the
-//! slower asynchronous path. A policy that does not import `values` is linked with the first and called
-//! plainly. `text.rs` and `values.rs` hold the functions of those two interfaces.
+//! slower asynchronous path. A policy that does not import `values`, and that is not slow, is linked with the
+//! first and called plainly. With the second, calls can be suspended and run in slices of fuel: the guest's own
+//! code yields by the runtime's count, and [`link_function`] sees to it that host functions do.
+//! `text.rs` and `values.rs` hold the functions of those two interfaces.
 
 use super::bindings;
 use super::fault::{Fault, FaultKind, Raised};
-use super::instance::{ValueAnswer, ValueRequest};
 use super::limits::Limits;
+use super::step::{ValueAnswer, ValueRequest};
 use super::text::{self, VocabularyText};
 use super::values;
 use super::words::clean;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use wasmtime::component::{Linker, LinkerInstance};
+use std::task::Poll;
+use wasmtime::component::{ComponentNamedList, Lift, Linker, LinkerInstance, Lower};
 use wasmtime::{AsContextMut, Engine, ResourceLimiter, StoreContextMut, Trap, UpdateDeadline};
 
 /// The interfaces that a guest may import, and the one that it exports.
@@ -29,8 +33,14 @@ pub(super) struct StoreData {
     pub(super) exchange: Exchange,
     /// Epochs in a window of the clock.
     window_ticks: u64,
-    /// Windows of the call under way that have passed.
+    /// Windows of the call under way that have passed since it was last left alone.
     windows_passed: u32,
+    /// How often calls had been left alone by then.
+    pauses: u64,
+    /// Calls have come to run in slices since the host functions were linked.
+    pub(super) sliced: bool,
+    /// Fuel that was left when the last slice of host functions began.
+    pub(super) slice_fuel: u64,
     /// The manifest's heads.
     pub(super) heads: usize,
     /// `request.candidates`.
@@ -47,6 +57,9 @@ impl StoreData {
             exchange: Exchange::default(),
             window_ticks,
             windows_passed: 0,
+            pauses: 0,
+            sliced: false,
+            slice_fuel: 0,
             heads: 0,
             candidates: 0,
             deciding: values::Deciding::default(),
@@ -65,6 +78,11 @@ pub(super) fn start_clock(mut store: impl AsContextMut<Data = StoreData>) {
 /// What happens when a window has passed during a call.
 pub(super) fn window_passed(mut store: StoreContextMut<'_, StoreData>) -> wasmtime::Result<UpdateDeadline> {
     let data = store.data_mut();
+    // A call that runs in slices does not pay for the time between them.
+    let pauses = data.exchange.lock().pauses;
+    if pauses != data.pauses {
+        (data.pauses, data.windows_passed) = (pauses, 0);
+    }
     data.windows_passed += 1;
     if data.windows_passed < data.limits.deadline_windows {
         Ok(UpdateDeadline::Continue(data.window_ticks))
@@ -115,6 +133,8 @@ pub(super) struct Exchanged {
     pub(super) request: Option<ValueRequest>,
     /// The answer to it.
     pub(super) answer: Option<ValueAnswer>,
+    /// How often a call has been left alone between two slices.
+    pub(super) pauses: u64,
     /// Notes that nobody has taken yet.
     pub(super) notes: Vec<String>,
     /// Notes kept so far, taken or not.
@@ -135,35 +155,89 @@ impl Exchange {
     }
 }
 
-/// The linkers for policies without and with `values`.
+/// The linkers for calls that run through, and for those that can be suspended and run in slices.
 pub(super) fn linkers(engine: &Engine) -> wasmtime::Result<(Linker<StoreData>, Linker<StoreData>)> {
     let mut plain = Linker::new(engine);
-    link_plain(&mut plain)?;
+    link_common(&mut plain, false)?;
     let mut suspending = Linker::new(engine);
-    link_plain(&mut suspending)?;
+    link_common(&mut suspending, true)?;
     values::link(&mut suspending.instance(VALUES)?)?;
     Ok((plain, suspending))
 }
 
-fn link_plain(linker: &mut Linker<StoreData>) -> wasmtime::Result<()> {
+fn link_common(linker: &mut Linker<StoreData>, sliced: bool) -> wasmtime::Result<()> {
     linker.instance(TYPES)?;
-    text::link(&mut linker.instance(TEXT)?)?;
-    link_audit(&mut linker.instance(AUDIT)?)
+    text::link(&mut linker.instance(TEXT)?, sliced)?;
+    link_function(&mut linker.instance(AUDIT)?, "note", sliced, note)
 }
 
-fn link_audit(audit: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
-    audit.func_wrap("note", |mut store: StoreContextMut<'_, StoreData>, (message,): (String,)| {
-        charge_call(&mut store, message.len())?;
-        let data = store.data();
-        let mut exchanged = data.exchange.lock();
-        if exchanged.noted < data.limits.notes {
-            exchanged.noted += 1;
-            exchanged.notes.push(clean(&message, data.limits.note_bytes));
-        } else {
-            exchanged.notes_dropped += 1;
-        }
-        Ok(())
+fn note(store: &mut StoreContextMut<'_, StoreData>, (message,): (String,)) -> wasmtime::Result<()> {
+    charge_call(store, message.len())?;
+    let data = store.data();
+    let mut exchanged = data.exchange.lock();
+    if exchanged.noted < data.limits.notes {
+        exchanged.noted += 1;
+        exchanged.notes.push(clean(&message, data.limits.note_bytes));
+    } else {
+        exchanged.notes_dropped += 1;
+    }
+    Ok(())
+}
+
+/// Links a function that never waits. Sliced, it yields where a slice of fuel is used up: charging a call sets the
+/// runtime's own count back, so a guest that does little but call the host would never come to the end of it.
+pub(super) fn link_function<P, R>(
+    interface: &mut LinkerInstance<'_, StoreData>,
+    name: &str,
+    sliced: bool,
+    function: fn(&mut StoreContextMut<'_, StoreData>, P) -> wasmtime::Result<R>,
+) -> wasmtime::Result<()>
+where
+    P: ComponentNamedList + Lift + Send + 'static,
+    R: ComponentNamedList + Lower + Send + 'static,
+{
+    if !sliced {
+        return interface.func_wrap(name, move |mut store: StoreContextMut<'_, StoreData>, parameters: P| {
+            let answer = function(&mut store, parameters)?;
+            yield_soon_if_due(&mut store)?;
+            Ok(answer)
+        });
+    }
+    interface.func_wrap_async(name, move |mut store: StoreContextMut<'_, StoreData>, parameters: P| {
+        Box::new(async move {
+            let answer = function(&mut store, parameters)?;
+            yield_if_due(&mut store).await?;
+            Ok(answer)
+        })
     })
+}
+
+/// Gives the thread back where a slice of fuel is used up; whoever drives the call polls it again when it likes.
+pub(super) async fn yield_if_due(store: &mut StoreContextMut<'_, StoreData>) -> wasmtime::Result<()> {
+    let left = store.get_fuel()?;
+    let data = store.data_mut();
+    if data.slice_fuel.saturating_sub(left) >= data.limits.fuel_slice {
+        data.slice_fuel = left;
+        let mut yielded = false;
+        poll_fn(|_| if std::mem::replace(&mut yielded, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+    Ok(())
+}
+
+/// As [`yield_if_due`], in a store that came to run in slices during its life: its host functions cannot yield, so the
+/// guest does at its next count, and at each until it calls the host again.
+fn yield_soon_if_due(store: &mut StoreContextMut<'_, StoreData>) -> wasmtime::Result<()> {
+    if !store.data().sliced {
+        return Ok(());
+    }
+    let left = store.get_fuel()?;
+    let data = store.data_mut();
+    let slice = data.limits.fuel_slice;
+    let due = data.slice_fuel.saturating_sub(left) >= slice;
+    if due {
+        data.slice_fuel = left;
+    }
+    store.fuel_async_yield_interval(Some(if due { 1 } else { slice }))
 }
 
 /// Takes `units` of fuel from the running call; a call that has fewer is out of fuel.

@@ -5,103 +5,33 @@
 //! The caller may keep any number of instances suspended and answer them together.
 //!
 //! A policy that imports `values` runs as a future that owns its store while a call is under way, polled by
-//! hand with a waker that does nothing. One that does not is called plainly, which costs a third less.
+//! hand with a waker that does nothing. One that does not is called plainly, which costs a third less, until a call
+//! of it has used more fuel than a slice: from then on its calls are futures too, and can be left alone between two
+//! slices ([`Instance::decide_sliced`]), so that a slow policy holds up nobody but itself.
 //! After a fault the store is gone and the instance answers that fault for ever.
 
 use super::bindings;
 use super::compiled::Compiled;
-use super::decision::{Context, Decision};
-use super::fault::{Fault, FaultKind};
+use super::decision::Context;
+use super::fault::Fault;
 use super::imports::{Exchange, StoreData, start_clock};
 use super::manifest::Manifest;
 use super::plan::Plan;
-use crate::token::Token;
+use super::slice::{LATE, Running, Slice};
+use super::step::{Progress, Step, ValueAnswer, refill};
 use std::fmt;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 use wasmtime::Store;
 use wasmtime::component::{self, TypedFunc};
 
-/// One decoding step, as a policy sees it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Step<'a> {
-    /// How many of the response tokens already shown to this policy still stand.
-    pub kept: u32,
-    /// The response tokens committed after those.
-    pub appended: &'a [Token],
-    /// The candidates, `[k]`, most likely first; none where `ended`.
-    pub candidates: &'a [Token],
-    /// Their base logits, `[k]`, in nats.
-    pub logits: &'a [f32],
-    /// Which heads have a row in `values`: bit i is head i of the manifest.
-    pub prefetched: u32,
-    /// The prefetched values, `[heads prefetched, k]`.
-    pub values: &'a [f32],
-    /// ln Σ exp(logit) over the vocabulary.
-    pub log_normalizer: f32,
-    /// The entropy of the base model's next-token distribution, in nats.
-    pub entropy: f32,
-    /// Whether the response would end here.
-    pub ended: bool,
-}
-
-/// How far a step has come.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Progress {
-    /// It is decided.
-    Decided(Decision),
-    /// The guest waits for values; answer with [`Instance::resume`].
-    Wants(ValueRequest),
-    /// The guest is at fault, now and in every later step.
-    Faulted(Fault),
-}
-
-/// What a suspended guest waits for: already checked, and not known to it yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ValueRequest {
-    /// The values of the sequence followed by each token.
-    Evaluate {
-        /// Heads by index in the manifest, at least one; the same may be named twice.
-        heads: Vec<u32>,
-        /// Tokens of the vocabulary, 1 to the request's candidates; the same may be named twice.
-        tokens: Vec<Token>,
-    },
-    /// The value of the sequence as it stands.
-    Current {
-        /// The head's index in the manifest.
-        head: u32,
-    },
-}
-
-impl ValueRequest {
-    /// How many values answer it.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Evaluate { heads, tokens } => heads.len() * tokens.len(),
-            Self::Current { .. } => 1,
-        }
-    }
-
-    /// Whether it asks for nothing, which none does.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// The answer to a [`ValueRequest`].
-#[derive(Debug, Clone, PartialEq)]
-pub enum ValueAnswer {
-    /// `[heads, tokens]` for an evaluation, one value for a current value.
-    Values(Vec<f32>),
-    /// The head failed.
-    Unavailable,
-}
-
 type Decide = TypedFunc<(Arc<bindings::Step>,), (bindings::Decision,)>;
 type Answer = wasmtime::Result<(bindings::Decision,)>;
-type Running = Pin<Box<dyn Future<Output = (Store<StoreData>, Answer)> + Send>>;
+/// Calls for which a policy counts as slow after one that was not done within a slice.
+const SLOW_CALLS: u32 = 16;
+
+type Call = Pin<Box<dyn Future<Output = (Store<StoreData>, Answer)> + Send>>;
 
 /// One policy serving one response.
 pub struct Instance {
@@ -118,6 +48,12 @@ pub struct Instance {
     wanted: usize,
     fuel_used: u64,
     started_fuel: u64,
+    /// Calls are futures.
+    sliced: bool,
+    /// Calls for which it still counts as slow.
+    slow_calls: u32,
+    /// The call under way.
+    running: Running,
 }
 
 impl fmt::Debug for Instance {
@@ -130,8 +66,10 @@ impl fmt::Debug for Instance {
 
 enum State {
     Idle(Store<StoreData>),
-    /// Suspended; the future owns the store.
-    Suspended(Running),
+    /// Waits for values; the future owns the store.
+    Suspended(Call),
+    /// Waits for its next slice.
+    Unfinished(Call),
     Faulted(Fault),
     /// Only inside a method.
     Moved,
@@ -145,6 +83,7 @@ impl Instance {
         plan: Plan,
         mut store: Store<StoreData>,
         instance: &component::Instance,
+        sliced: bool,
     ) -> Result<Self, Fault> {
         let decide = instance
             .get_typed_func(&mut store, compiled.decide)
@@ -162,14 +101,45 @@ impl Instance {
             wanted: 0,
             fuel_used: 0,
             started_fuel: compiled.shared.limits.fuel_start.saturating_sub(left),
+            sliced,
+            slow_calls: 0,
+            running: Running::default(),
         })
     }
 
-    /// Shows the policy a step.
+    /// Shows the policy a step, and lets it run until it has decided or waits for values.
     ///
     /// # Panics
     /// If the last step is not decided yet, or the step's lists do not fit each other: the host's bugs.
     pub fn decide(&mut self, step: &Step<'_>) -> Progress {
+        let progress = self.decide_sliced(step);
+        self.run_on(progress)
+    }
+
+    /// Gives a suspended policy what it waits for, and lets it run until it has decided or waits again.
+    ///
+    /// # Panics
+    /// If it waits for nothing, or for another number of values: the host's bugs.
+    pub fn resume(&mut self, answer: ValueAnswer) -> Progress {
+        let progress = self.resume_sliced(answer);
+        self.run_on(progress)
+    }
+
+    fn run_on(&mut self, mut progress: Option<Progress>) -> Progress {
+        loop {
+            if let Some(progress) = progress {
+                return progress;
+            }
+            progress = self.go_on();
+        }
+    }
+
+    /// As [`Self::decide`], for one slice if the policy is slow. None where the slice was not enough:
+    /// [`Self::proceed`] gives it another.
+    ///
+    /// # Panics
+    /// As [`Self::decide`].
+    pub fn decide_sliced(&mut self, step: &Step<'_>) -> Option<Progress> {
         assert_eq!(step.logits.len(), step.candidates.len(), "one logit a candidate");
         let rows = step.prefetched.count_ones() as usize;
         assert_eq!(step.values.len(), rows * step.candidates.len(), "one value a prefetched head and candidate");
@@ -178,24 +148,36 @@ impl Instance {
             State::Idle(store) => store,
             State::Faulted(fault) => {
                 self.state = State::Faulted(fault.clone());
-                return Progress::Faulted(fault);
+                return Some(Progress::Faulted(fault));
             }
-            State::Suspended(_) | State::Moved => {
+            State::Suspended(_) | State::Unfinished(_) | State::Moved => {
                 panic!("a step is shown while another is under way")
             }
         };
         refill(&mut self.step, step);
+        if !self.sliced && self.compiled.is_slow() {
+            // From here on its store takes calls as futures only.
+            store.data_mut().sliced = true;
+            self.sliced = true;
+        }
+        if store.data().sliced {
+            let set = store.fuel_async_yield_interval(Some(limits.fuel_slice));
+            debug_assert!(set.is_ok(), "fuel is on");
+        }
         // A store that runs with fuel takes any amount of it.
         let fuelled = store.set_fuel(limits.fuel_decide);
         debug_assert!(fuelled.is_ok(), "fuel is on");
         start_clock(&mut store);
         let (decide, parameters) = (self.decide, (Arc::clone(&self.step),));
-        if !self.compiled.imports_values {
+        if !self.sliced {
             let answer = decide.call(&mut store, parameters);
-            return self.settle(store, answer);
+            return Some(self.settle(store, answer));
         }
-        if !step.ended {
-            store.data_mut().deciding.open(Arc::clone(&self.step), limits.evaluations);
+        self.running = Running::default();
+        let data = store.data_mut();
+        data.slice_fuel = limits.fuel_decide;
+        if self.compiled.imports_values && !step.ended {
+            data.deciding.open(Arc::clone(&self.step), limits.evaluations);
         }
         self.poll(Box::pin(async move {
             let answer = decide.call_async(&mut store, parameters).await;
@@ -203,43 +185,63 @@ impl Instance {
         }))
     }
 
-    /// Gives a suspended policy what it waits for.
+    /// As [`Self::resume`], for one slice; none where that was not enough.
     ///
     /// # Panics
-    /// If it waits for nothing, or for another number of values: the host's bugs.
-    pub fn resume(&mut self, answer: ValueAnswer) -> Progress {
+    /// As [`Self::resume`].
+    pub fn resume_sliced(&mut self, answer: ValueAnswer) -> Option<Progress> {
         if let ValueAnswer::Values(values) = &answer {
             assert_eq!(values.len(), self.wanted, "one value a head and token asked for");
         }
         match std::mem::replace(&mut self.state, State::Moved) {
             State::Suspended(running) => {
                 self.exchange.lock().answer = Some(answer);
+                self.running = Running::default();
                 self.poll(running)
             }
             State::Faulted(fault) => {
                 self.state = State::Faulted(fault.clone());
-                Progress::Faulted(fault)
+                Some(Progress::Faulted(fault))
             }
-            State::Idle(_) | State::Moved => panic!("an answer that no policy waits for"),
+            State::Idle(_) | State::Unfinished(_) | State::Moved => panic!("an answer that no policy waits for"),
         }
     }
 
-    fn poll(&mut self, mut running: Running) -> Progress {
-        match running.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())) {
-            Poll::Ready((store, answer)) => self.settle(store, answer),
-            Poll::Pending => match self.exchange.lock().request.take() {
-                Some(request) => {
-                    self.wanted = request.len();
-                    self.state = State::Suspended(running);
-                    Progress::Wants(request)
-                }
-                // Nothing else ever waits, so this is a runtime that does not do what it says.
-                None => {
-                    let fault = Fault::new(&self.compiled.name, FaultKind::Error);
-                    self.state = State::Faulted(fault.clone());
-                    Progress::Faulted(fault)
-                }
-            },
+    /// Gives a policy whose slice was over another. The time between the two is not on its clock.
+    ///
+    /// # Panics
+    /// If no slice was over: the host's bug.
+    pub fn proceed(&mut self) -> Option<Progress> {
+        self.exchange.lock().pauses += 1;
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> Option<Progress> {
+        match std::mem::replace(&mut self.state, State::Moved) {
+            State::Unfinished(running) => self.poll(running),
+            _ => panic!("a slice that no policy waits for"),
+        }
+    }
+
+    fn poll(&mut self, mut running: Call) -> Option<Progress> {
+        match self.running.poll(running.as_mut(), &self.exchange, &self.compiled.shared.limits) {
+            Slice::Done((store, answer)) => Some(self.settle(store, answer)),
+            Slice::Waits => {
+                let request = self.exchange.lock().request.take()?;
+                self.wanted = request.len();
+                self.state = State::Suspended(running);
+                Some(Progress::Wants(request))
+            }
+            Slice::Over => {
+                self.slow_calls = SLOW_CALLS;
+                self.state = State::Unfinished(running);
+                None
+            }
+            Slice::Late => {
+                let fault = Fault::new(&self.compiled.name, LATE);
+                self.state = State::Faulted(fault.clone());
+                Some(Progress::Faulted(fault))
+            }
         }
     }
 
@@ -247,6 +249,8 @@ impl Instance {
     fn settle(&mut self, mut store: Store<StoreData>, answer: Answer) -> Progress {
         let limits = &self.compiled.shared.limits;
         self.fuel_used = limits.fuel_decide.saturating_sub(store.get_fuel().unwrap_or(0));
+        self.compiled.note_fuel(self.fuel_used);
+        self.slow_calls = self.slow_calls.saturating_sub(1);
         store.data_mut().deciding.close();
         let context = Context {
             manifest: &self.manifest,
@@ -257,9 +261,9 @@ impl Instance {
             ended: self.step.ended,
         };
         let decided = match answer {
-            Ok((raw,)) => {
-                context.check(raw).map_err(|error| Fault::new(&self.compiled.name, FaultKind::BadDecision(error)))
-            }
+            Ok((raw,)) => context
+                .check(raw)
+                .map_err(|error| Fault::new(&self.compiled.name, super::FaultKind::BadDecision(error))),
             Err(error) => Err(self.exchange.fault(&self.compiled.name, &error)),
         };
         match decided {
@@ -299,6 +303,16 @@ impl Instance {
         matches!(self.state, State::Suspended(_))
     }
 
+    /// Whether its slice was over before it had answered.
+    pub fn is_unfinished(&self) -> bool {
+        matches!(self.state, State::Unfinished(_))
+    }
+
+    /// Whether one of its last calls was not done within a slice.
+    pub fn is_slow(&self) -> bool {
+        self.slow_calls > 0
+    }
+
     /// Fuel used by the last step that was answered or failed, units.
     pub fn fuel_used(&self) -> u64 {
         self.fuel_used
@@ -317,43 +331,6 @@ impl Instance {
     /// Notes beyond the limit, dropped so far.
     pub fn notes_dropped(&self) -> u64 {
         self.exchange.lock().notes_dropped
-    }
-}
-
-/// Copies a step into the buffers of the last one.
-fn refill(buffers: &mut Arc<bindings::Step>, step: &Step<'_>) {
-    // The last call has dropped its share; if it had not, fresh buffers would serve as well.
-    match Arc::get_mut(buffers) {
-        Some(buffers) => fill(buffers, step),
-        None => {
-            let mut fresh = bindings::Step::default();
-            fill(&mut fresh, step);
-            *buffers = Arc::new(fresh);
-        }
-    }
-}
-
-fn fill(buffers: &mut bindings::Step, step: &Step<'_>) {
-    let bindings::Step { kept, appended, candidates, logits, prefetched, values, log_normalizer, entropy, ended } =
-        buffers;
-    copy(appended, step.appended);
-    copy(candidates, step.candidates);
-    copy(logits, step.logits);
-    copy(values, step.values);
-    (*kept, *prefetched, *ended) = (step.kept, step.prefetched, step.ended);
-    (*log_normalizer, *entropy) = (step.log_normalizer, step.entropy);
-}
-
-pub(super) fn copy<T: Copy>(to: &mut Vec<T>, from: &[T]) {
-    to.clear();
-    to.extend_from_slice(from);
-}
-
-/// Runs a future that cannot wait: instantiation, `describe` and `start`, where `values` answers at once.
-pub(super) fn once<T>(future: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
-    match pin!(future).poll(&mut std::task::Context::from_waker(Waker::noop())) {
-        Poll::Ready(result) => result,
-        Poll::Pending => Err(wasmtime::format_err!("a call that cannot wait did")),
     }
 }
 

@@ -90,6 +90,12 @@ pub struct Limits {
     pub fuel_item: u64,
     /// Fuel a byte of text to be tokenised, units: up to a microsecond of the host's time.
     pub fuel_text_byte: u64,
+    /// Fuel that a call uses between two points where it can be left alone, units: 200 µs even of denormal divisions.
+    /// A policy of which a call has used more is called in slices from then on.
+    pub fuel_slice: u64,
+    /// How long a slow policy runs before others have their turn, microseconds: the design's number, some hundredth of a step of
+    /// a batch.
+    pub slice_us: u64,
     /// A window of the clock, milliseconds: 20 times what the fuel allows a call to take.
     pub deadline_ms: u64,
     /// Windows at whose end a call must still be running to be cut. More than one, because a thread that the
@@ -185,6 +191,8 @@ impl Default for Limits {
             fuel_call: 100,
             fuel_item: 1,
             fuel_text_byte: 32,
+            fuel_slice: 10_000,
+            slice_us: 200,
             deadline_ms: 100,
             deadline_windows: 5,
             answer_bytes: 64 * KIB,

@@ -5,7 +5,7 @@
 //! share it. An [`Instance`] serves one response: it is started, asked once a step, and dropped; a fault
 //! ends it and touches nobody else.
 //!
-//! The sandbox knows values only as an [`instance::ValueRequest`] that it hands out and an answer that it is
+//! The sandbox knows values only as an [`ValueRequest`] that it hands out and an answer that it is
 //! given: it knows no model, no device and no server. Every number that bounds a guest is in [`Limits`].
 //! There is no asynchronous runtime: a guest that waits for values is simply polled again by its driver.
 //!
@@ -13,6 +13,7 @@
 //! at first by `validate.rs`, and compiled by a child process (`compiler/`).
 
 pub mod bench;
+pub mod bench_live;
 pub mod caps;
 pub mod compiled;
 pub mod compiler;
@@ -25,12 +26,15 @@ pub mod load_error;
 pub mod manifest;
 pub mod plan;
 pub mod settings;
+pub mod starting;
+pub mod step;
 pub mod text;
 pub mod words;
 
 mod bindings;
 mod config;
 mod imports;
+mod slice;
 mod validate;
 mod values;
 
@@ -40,12 +44,14 @@ pub use compiler::{ChildCompiler, Compilation, CompilerError};
 pub use contract::ContractError;
 pub use decision::{BadDecision, Baseline, Decision, HeadWeight, Steering, Tail};
 pub use fault::{BadCall, Fault, FaultKind, TrapCode};
-pub use instance::{Instance, Progress, Step, ValueAnswer, ValueRequest};
+pub use instance::Instance;
 pub use limits::Limits;
 pub use load_error::LoadError;
 pub use manifest::{HeadOffer, Manifest, ManifestError, Needs, Scope, Setting, SettingKind, SettingValue};
 pub use plan::{BadPlan, Plan, Schedule};
 pub use settings::SettingError;
+pub use starting::Starting;
+pub use step::{Progress, Step, ValueAnswer, ValueRequest};
 pub use text::VocabularyText;
 pub use validate::inspect;
 
@@ -67,9 +73,9 @@ struct Shared {
     settings: [u8; 32],
     /// Epochs in a window of the clock.
     window_ticks: u64,
-    /// For policies without `values`.
+    /// For policies without `values`, until they are slow.
     plain: Linker<StoreData>,
-    /// For policies with it.
+    /// For the others.
     suspending: Linker<StoreData>,
     contract: Contract,
     /// What `describe` sees of the vocabulary.

@@ -6,7 +6,7 @@
 
 use super::bindings::{Pattern, Place};
 use super::fault::{BadCall, FaultKind, Raised};
-use super::imports::{StoreData, charge, charge_call, charge_items};
+use super::imports::{StoreData, charge, charge_call, charge_items, link_function};
 use crate::token::{Token, Vocabulary};
 use crate::token_search::{FindError, TokenSearch, TooLarge};
 use std::sync::{Arc, OnceLock};
@@ -73,40 +73,44 @@ impl Vocabulary for NoTokens {
     }
 }
 
-pub(super) fn link(text: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
-    text.func_wrap("bytes", |mut store: StoreContextMut<'_, StoreData>, (tokens,): (Vec<Token>,)| {
-        charge_call(&mut store, tokens.len())?;
-        let text = Arc::clone(&store.data().text);
-        // Paid for before a byte is copied.
-        let total = tokens.iter().fold(0_usize, |total, token| total.saturating_add(text.bytes(*token).len()));
-        charge_items(&mut store, total)?;
-        let mut bytes = Vec::with_capacity(total);
-        let mut ends = Vec::with_capacity(tokens.len());
-        for token in tokens {
-            bytes.extend_from_slice(text.bytes(token));
-            // Fuel bounds the total far below 4 GiB.
-            ends.push(u32::try_from(bytes.len())?);
-        }
-        Ok(((bytes, ends),))
-    })?;
-    text.func_wrap("tokens", |mut store: StoreContextMut<'_, StoreData>, (text,): (String,)| {
-        let limits = &store.data().limits;
-        let (bytes, limit) = (text.len(), limits.text_bytes);
-        if bytes > limit {
-            return Err(Raised(FaultKind::BadCall(BadCall::TextTooLong { bytes, limit })).into());
-        }
-        let units = limits.fuel_text_byte.saturating_mul(bytes as u64).saturating_add(limits.fuel_call);
-        charge(&mut store, units)?;
-        Ok((store.data().text.vocabulary.tokens(&text),))
-    })?;
-    text.func_wrap("find", find)
+pub(super) fn link(text: &mut LinkerInstance<'_, StoreData>, sliced: bool) -> wasmtime::Result<()> {
+    link_function(text, "bytes", sliced, bytes)?;
+    link_function(text, "tokens", sliced, tokens)?;
+    link_function(text, "find", sliced, find)
 }
 
-fn find(
-    mut store: StoreContextMut<'_, StoreData>,
-    (pattern, place): (Pattern, Place),
-) -> wasmtime::Result<(Vec<u64>,)> {
-    charge_call(&mut store, 0)?;
+type Store<'a> = StoreContextMut<'a, StoreData>;
+
+/// The bytes of tokens, and where each ends.
+fn bytes(store: &mut Store<'_>, (tokens,): (Vec<Token>,)) -> wasmtime::Result<((Vec<u8>, Vec<u32>),)> {
+    charge_call(store, tokens.len())?;
+    let text = Arc::clone(&store.data().text);
+    // Paid for before a byte is copied.
+    let total = tokens.iter().fold(0_usize, |total, token| total.saturating_add(text.bytes(*token).len()));
+    charge_items(store, total)?;
+    let mut bytes = Vec::with_capacity(total);
+    let mut ends = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        bytes.extend_from_slice(text.bytes(token));
+        // Fuel bounds the total far below 4 GiB.
+        ends.push(u32::try_from(bytes.len())?);
+    }
+    Ok(((bytes, ends),))
+}
+
+fn tokens(store: &mut Store<'_>, (text,): (String,)) -> wasmtime::Result<(Vec<Token>,)> {
+    let limits = &store.data().limits;
+    let (bytes, limit) = (text.len(), limits.text_bytes);
+    if bytes > limit {
+        return Err(Raised(FaultKind::BadCall(BadCall::TextTooLong { bytes, limit })).into());
+    }
+    let units = limits.fuel_text_byte.saturating_mul(bytes as u64).saturating_add(limits.fuel_call);
+    charge(store, units)?;
+    Ok((store.data().text.vocabulary.tokens(&text),))
+}
+
+fn find(store: &mut Store<'_>, (pattern, place): (Pattern, Place)) -> wasmtime::Result<(Vec<u64>,)> {
+    charge_call(store, 0)?;
     let text = Arc::clone(&store.data().text);
     let mut fuel = store.get_fuel()?;
     let found = text.search().map_err(Clone::clone)?.find(pattern.as_search(), place.into(), &mut fuel);

@@ -5,8 +5,8 @@
 //! awaited; whoever drives the instance finds it there, evaluates many sequences at once, and resumes it.
 
 use super::bindings::{Step, ValueError};
-use super::imports::{StoreData, charge_call, charge_items, start_clock};
-use super::instance::{ValueAnswer, ValueRequest, copy};
+use super::imports::{StoreData, charge_call, charge_items, start_clock, yield_if_due};
+use super::step::{ValueAnswer, ValueRequest, copy};
 use crate::token::Token;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -40,25 +40,33 @@ struct Evaluated {
 type Values = Result<Vec<f32>, ValueError>;
 
 pub(super) fn link(values: &mut LinkerInstance<'_, StoreData>) -> wasmtime::Result<()> {
-    values.func_wrap_async("evaluate", |store, (heads, tokens): (Vec<u32>, Vec<Token>)| {
-        Box::new(async move { Ok((evaluate(store, heads, tokens).await?,)) })
+    values.func_wrap_async("evaluate", |mut store, (heads, tokens): (Vec<u32>, Vec<Token>)| {
+        Box::new(async move {
+            let answer = evaluate(&mut store, heads, tokens).await?;
+            yield_if_due(&mut store).await?;
+            Ok((answer,))
+        })
     })?;
-    values.func_wrap_async("current", |store, (head,): (u32,)| {
-        Box::new(async move { Ok((current(store, head).await?,)) })
+    values.func_wrap_async("current", |mut store, (head,): (u32,)| {
+        Box::new(async move {
+            let answer = current(&mut store, head).await?;
+            yield_if_due(&mut store).await?;
+            Ok((answer,))
+        })
     })
 }
 
 async fn evaluate(
-    mut store: StoreContextMut<'_, StoreData>,
+    store: &mut StoreContextMut<'_, StoreData>,
     heads: Vec<u32>,
     tokens: Vec<Token>,
 ) -> wasmtime::Result<Values> {
     // What was handed over is paid for whatever the answer: a refused flood costs its sender too.
-    charge_call(&mut store, heads.len() + tokens.len())?;
+    charge_call(store, heads.len() + tokens.len())?;
     if let Err(refusal) = admissible(store.data(), &heads, &tokens) {
         return Ok(Err(refusal));
     }
-    charge_items(&mut store, heads.len() * tokens.len())?;
+    charge_items(store, heads.len() * tokens.len())?;
     let deciding = &mut store.data_mut().deciding;
     if let Some(known) = deciding.known(&heads, &tokens) {
         return Ok(Ok(known));
@@ -68,7 +76,7 @@ async fn evaluate(
     };
     deciding.evaluations_left = left;
     let asked = deciding.asked(&heads, &tokens);
-    Ok(match ask(&mut store, ValueRequest::Evaluate { heads, tokens }).await {
+    Ok(match ask(store, ValueRequest::Evaluate { heads, tokens }).await {
         ValueAnswer::Values(values) => {
             store.data_mut().deciding.answered(asked, &values);
             Ok(values)
@@ -77,8 +85,8 @@ async fn evaluate(
     })
 }
 
-async fn current(mut store: StoreContextMut<'_, StoreData>, head: u32) -> wasmtime::Result<Result<f32, ValueError>> {
-    charge_call(&mut store, 1)?;
+async fn current(store: &mut StoreContextMut<'_, StoreData>, head: u32) -> wasmtime::Result<Result<f32, ValueError>> {
+    charge_call(store, 1)?;
     let heads = store.data().heads;
     let deciding = &store.data().deciding;
     if deciding.step.is_none() {
@@ -91,7 +99,7 @@ async fn current(mut store: StoreContextMut<'_, StoreData>, head: u32) -> wasmti
     if let Some((_, value)) = deciding.current.iter().find(|(asked, _)| *asked == head) {
         return Ok(Ok(*value));
     }
-    let answer = ask(&mut store, ValueRequest::Current { head }).await;
+    let answer = ask(store, ValueRequest::Current { head }).await;
     Ok(match answer {
         ValueAnswer::Values(values) if values.len() == 1 => {
             store.data_mut().deciding.current.push((head, values[0]));

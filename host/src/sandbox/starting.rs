@@ -1,0 +1,95 @@
+//! A policy on its way to serving one response: instantiation and `start`, in slices where the policy is slow.
+//!
+//! Begun by [`CompiledPolicy::begin`](super::CompiledPolicy::begin). One that is not known to be slow runs through at
+//! once, bounded by its fuel; one that is gets a slice at each [`Starting::proceed`], so that nobody waits for it.
+
+use super::bindings;
+use super::compiled::Compiled;
+use super::fault::{Fault, FaultKind};
+use super::imports::{Exchange, StoreData};
+use super::instance::Instance;
+use super::manifest::Manifest;
+use super::plan::Plan;
+use super::slice::{LATE, Running, Slice};
+use super::words::clean;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use wasmtime::Store;
+use wasmtime::component;
+
+type Answer = (Result<bindings::Plan, String>,);
+type Started = wasmtime::Result<(Store<StoreData>, component::Instance, Answer)>;
+
+/// An instance in the making.
+pub struct Starting {
+    compiled: Arc<Compiled>,
+    manifest: Arc<Manifest>,
+    exchange: Exchange,
+    sliced: bool,
+    running: Running,
+    call: Pin<Box<dyn Future<Output = Started> + Send>>,
+}
+
+impl fmt::Debug for Starting {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Starting").field("policy", &self.compiled.name).finish_non_exhaustive()
+    }
+}
+
+impl Starting {
+    pub(super) fn new(
+        compiled: &Arc<Compiled>,
+        manifest: &Arc<Manifest>,
+        data: StoreData,
+        request: bindings::Request,
+    ) -> Self {
+        let (exchange, sliced) = (data.exchange.clone(), compiled.runs_in_slices());
+        let call = {
+            let compiled = Arc::clone(compiled);
+            Box::pin(async move {
+                let mut store = compiled.store(data, compiled.shared.limits.fuel_start)?;
+                let called = compiled.instantiate_and_call(&mut store, sliced, compiled.start, (request,));
+                let (instance, answer) = called.await?;
+                Ok((store, instance, answer))
+            })
+        };
+        Self {
+            compiled: Arc::clone(compiled),
+            manifest: Arc::clone(manifest),
+            exchange,
+            sliced,
+            running: Running::default(),
+            call,
+        }
+    }
+
+    /// Goes on for a slice; none where that was not enough.
+    ///
+    /// # Panics
+    /// After it has answered.
+    #[expect(clippy::type_complexity, reason = "none, an instance or a fault")]
+    pub fn proceed(&mut self) -> Option<Result<Instance, Fault>> {
+        self.exchange.lock().pauses += 1;
+        match self.running.poll(self.call.as_mut(), &self.exchange, &self.compiled.shared.limits) {
+            Slice::Done(started) => Some(self.finish(started)),
+            Slice::Late => Some(Err(Fault::new(&self.compiled.name, LATE))),
+            // Nothing is waited for in `start`: values are not answered there.
+            Slice::Over | Slice::Waits => None,
+        }
+    }
+
+    fn finish(&self, started: Started) -> Result<Instance, Fault> {
+        let compiled = &self.compiled;
+        let fault = |kind| Fault::new(&compiled.name, kind);
+        let (store, instance, (answer,)) = started.map_err(|error| self.exchange.fault(&compiled.name, &error))?;
+        compiled.note_fuel(compiled.shared.limits.fuel_start.saturating_sub(store.get_fuel().unwrap_or(0)));
+        let plan = answer.map_err(|reason| {
+            let detail = clean(&reason, compiled.shared.limits.summary_bytes);
+            Fault { detail, ..fault(FaultKind::StartRefused) }
+        })?;
+        let plan = Plan::check(&plan, &self.manifest).map_err(|error| fault(FaultKind::BadPlan(error)))?;
+        Instance::new(compiled, &self.manifest, plan, store, &instance, self.sliced)
+    }
+}
