@@ -18,6 +18,7 @@ use crate::host::hexadecimal;
 use crate::policy_check::fault_kind;
 use crate::request::{FaultPolicy, PolicyUse, ValidRequest};
 use crate::sandbox::Fault;
+use crate::signature::Signer;
 use crate::token::Token;
 
 /// The value of [`Record::format`]; a change of the entries' meaning changes it.
@@ -95,6 +96,21 @@ pub struct PolicyRecord {
     pub required: bool,
     /// `abort` or `base`.
     pub on_fault: OnFault,
+    /// Who signed it, of those whom its tenant trusted; left out where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<SignerRecord>,
+}
+
+/// [`Signer`], in a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignerRecord {
+    /// The tenant's name for them.
+    pub name: String,
+    /// Their public key.
+    pub key: String,
+    /// When they signed, seconds since 1970, as they say.
+    pub signed_unix: u64,
 }
 
 /// [`FaultPolicy`], in a record.
@@ -277,7 +293,14 @@ impl PolicyRecord {
                 FaultPolicy::Abort => OnFault::Abort,
                 FaultPolicy::Base => OnFault::Base,
             },
+            signers: used.policy.signers.iter().map(SignerRecord::new).collect(),
         }
+    }
+}
+
+impl SignerRecord {
+    fn new(signer: &Signer) -> Self {
+        Self { name: signer.name.clone(), key: signer.key.to_string(), signed_unix: signer.signed_unix }
     }
 }
 
