@@ -20,6 +20,7 @@ mod program;
 mod prompts;
 mod rebuild;
 mod replay;
+mod signatures;
 mod sketches;
 mod support;
 mod template;

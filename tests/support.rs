@@ -156,7 +156,7 @@ impl Tiny {
     pub(crate) fn policy_of(&self, compiled: CompiledPolicy, given: &[(&str, &str)]) -> PolicyUse {
         let manifest = Arc::new(compiled.describe(&self.engine.offers(&self.head_ids()), Needs::ALL).unwrap());
         let settings = settings::resolve(&manifest, given, Scope::Tenant, sandbox().limits()).unwrap();
-        let policy = Arc::new(LoadedPolicy { name: manifest.name.clone(), compiled, manifest });
+        let policy = Arc::new(LoadedPolicy { name: manifest.name.clone(), compiled, manifest, signers: Vec::new() });
         PolicyUse { policy, settings, required: false, fault_policy: FaultPolicy::Abort }
     }
 

@@ -24,7 +24,7 @@ fn config(more: &str) -> String {
     format!("name = \"acme\"\ngrants = [\"rewind\", \"insert\"]\n{more}\n{required}\n[[policies]]\npolicy = \"vas\"\n")
 }
 
-fn host() -> Host {
+pub(crate) fn host() -> Host {
     let model = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tenants.gguf");
     static WRITTEN: std::sync::Once = std::sync::Once::new();
     WRITTEN.call_once(|| SyntheticModel::default().write(&model).unwrap());

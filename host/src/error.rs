@@ -20,6 +20,7 @@ use crate::names::{hint, near_names};
 use crate::policy_build::BuildError;
 use crate::request::RequestError;
 use crate::sandbox::{Fault, FaultKind, LoadError, SandboxError, SettingError};
+use crate::signature::{KeyError, SignatureError};
 use crate::tenant::TenantError;
 
 /// Whose fault an error is.
@@ -133,6 +134,12 @@ pub enum Error {
         /// The first stage that refused it.
         stage: &'static str,
     },
+    /// A policy that nobody answers for whom its tenant trusts.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// A key for signatures.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// A tenant's configuration, or what it does not allow.
     #[error(transparent)]
     Tenant(#[from] TenantError),
@@ -180,11 +187,12 @@ impl Error {
             | Self::Rollouts(RolloutsError::File { source, .. })
             | Self::Head(HeadError::File { source, .. })
             | Self::HeadFile { source: HeadError::File { source, .. }, .. }
+            | Self::Key(KeyError::File { source, .. })
             | Self::Gguf(GgufError::Open { source, .. } | GgufError::Read { source, .. }) => cause_of_io(source),
-            Self::Policy(_) | Self::Fault(_) | Self::Refused { .. } => Cause::Guest,
+            Self::Policy(_) | Self::Fault(_) | Self::Refused { .. } | Self::Signature(_) => Cause::Guest,
             Self::Build(BuildError::NotAComponent(_) | BuildError::NoPolicy(_)) => Cause::Guest,
             Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
-            Self::Build(_) => Cause::Host,
+            Self::Build(_) | Self::Key(KeyError::NoRandomness) => Cause::Host,
             Self::Audit(AuditError::Write { .. } | AuditError::TooLong { .. }) | Self::Difference { .. } => Cause::Host,
             Self::Engine(EngineError::TooLong { .. }) | Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
             Self::Engine(EngineError::Device(vassal_kernels::DeviceError::Memory { .. })) => Cause::Capacity,
@@ -204,6 +212,7 @@ impl Error {
             | Self::Tokenizer(_)
             | Self::Template(_)
             | Self::HeadFile { .. }
+            | Self::Key(_)
             | Self::Tenant(_)
             | Self::Head(_) => Cause::Client,
             Self::Source(SourceError::Unknown { .. } | SourceError::Path { .. }) => Cause::Client,

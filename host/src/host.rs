@@ -299,7 +299,7 @@ pub fn find_policy(name: &str) -> Result<Vec<u8>, Error> {
 }
 
 /// A component's file. One that no sandbox would take is not read to its end.
-fn read_component(path: &str) -> Result<Vec<u8>, Error> {
+pub(crate) fn read_component(path: &str) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::File { what: "policy", path: path.to_owned(), source };
     let limit_bytes = Limits::default().component_bytes;
     let file = std::fs::File::open(path).map_err(failed)?;

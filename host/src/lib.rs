@@ -4,8 +4,8 @@
 //! decoding loop. Start at [`host::Host`] (one prompt, one answer) or at [`engine::Engine`] (many
 //! sequences); `ARCHITECTURE.md` follows one decoding step from end to end.
 //!
-//! Floors: `cli`, `tenant`, `audit`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` → `vassal-kernels`,
-//! `token`. The three in the middle do not import each other.
+//! Floors: `cli`, `tenant`, `signature`, `audit`, `host`, `learning` → `engine` → `model` | `sampling` | `sandbox` →
+//! `vassal-kernels`, `token`. The three in the middle do not import each other.
 
 pub mod audit;
 pub mod cli;
@@ -21,6 +21,7 @@ pub mod request;
 pub mod sampling;
 pub mod sandbox;
 pub mod shipped;
+pub mod signature;
 pub mod tenant;
 pub mod token;
 pub mod token_search;

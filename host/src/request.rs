@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::engine::{HeadId, Replay};
 use crate::sampling::philox;
 use crate::sandbox::{CompiledPolicy, Manifest, SettingValue, StartRequest};
+use crate::signature::Signer;
 use crate::token::{Token, Vocabulary};
 
 /// The most tokens a response may have.
@@ -34,6 +35,8 @@ pub struct LoadedPolicy {
     pub compiled: CompiledPolicy,
     /// What it says of itself, checked.
     pub manifest: Arc<Manifest>,
+    /// Who signed it, of those whom its tenant trusts; nobody where it has no tenant, or is shipped.
+    pub signers: Vec<Signer>,
 }
 
 impl LoadedPolicy {

@@ -17,6 +17,11 @@ pub const POLICIES: [ShippedPolicy; 2] = [
     ShippedPolicy { name: "guard", component: include_bytes!("../../guest/policies/guard.wasm") },
 ];
 
+/// Whether these are the bytes of a shipped policy, wherever they come from.
+pub fn is_shipped(component: &[u8]) -> bool {
+    POLICIES.iter().any(|policy| policy.component == component)
+}
+
 /// `vas` built without its mode `evaluate`: it does not import `values`, so the host calls it plainly.
 /// What `vassal bench sandbox` measures such a call with.
 pub const VAS_PLAIN: &[u8] = include_bytes!("../../guest/policies/vas_plain.wasm");

@@ -1,12 +1,13 @@
 //! Audit: one record a response, in a file that shows when it was changed, and the response once more from it.
 //!
-//! - `record.rs`: what a record holds, and its line; `surroundings.rs`: what bits depend on beside the request.
+//! - `record.rs`: what a record holds, `line.rs`: its line; `surroundings.rs`: what bits depend on beside the request.
 //! - `log.rs` appends records and mends what a crash left; `verify.rs` reads a file and checks its chain.
 //! - `replay.rs`: from a record to a request, and from its response to the first difference.
 //!
 //! A [`Recorder`] is all that a program which answers needs. `docs/audit.md` is the guide: an example of a
 //! record, what the chain proves and what it cannot.
 
+mod line;
 pub mod log;
 pub mod record;
 pub mod replay;

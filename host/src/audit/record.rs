@@ -1,9 +1,7 @@
-//! What a record holds of a response, and the line that it becomes.
+//! What a record holds of a response; `line.rs` has the line that it becomes.
 //!
-//! A line is one JSON object whose last entry is `sha256`: the hash of all bytes of the line before the comma that
-//! leads to it. `previous` is the `sha256` of the line before, so the lines are a chain. Whoever has a shell can
-//! check both. Numbers that must come back exactly are written so: settings as the text that the
-//! command line takes, 32-bit floats widened.
+//! Numbers that must come back exactly are written so: settings as the text that the command line takes, 32-bit
+//! floats widened.
 //!
 //! Records are read as foreign input: unknown entries, another format and numbers out of range are
 //! refused here or where a replay validates the request.
@@ -14,13 +12,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::LineFault;
 use super::surroundings::Surroundings;
 use crate::engine::{Finish, Response, TraceEvent, TraceKind};
 use crate::host::hexadecimal;
 use crate::policy_check::fault_kind;
 use crate::request::{FaultPolicy, PolicyUse, ValidRequest};
 use crate::sandbox::Fault;
+use crate::signature::Signer;
 use crate::token::Token;
 
 /// The value of [`Record::format`]; a change of the entries' meaning changes it.
@@ -31,10 +29,6 @@ pub const LINE_BYTES_MAX: usize = 64 << 20;
 
 /// What the first record has for its predecessor's hash.
 pub const NO_PREVIOUS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-
-/// Before the hash at a line's end, and after it.
-const HASH_OPENS: &str = ",\"sha256\":\"";
-const HASH_CLOSES: &str = "\"}";
 
 /// One response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -102,6 +96,21 @@ pub struct PolicyRecord {
     pub required: bool,
     /// `abort` or `base`.
     pub on_fault: OnFault,
+    /// Who signed it, of those whom its tenant trusted; left out where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<SignerRecord>,
+}
+
+/// [`Signer`], in a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignerRecord {
+    /// The tenant's name for them.
+    pub name: String,
+    /// Their public key.
+    pub key: String,
+    /// When they signed, seconds since 1970, as they say.
+    pub signed_unix: u64,
 }
 
 /// [`FaultPolicy`], in a record.
@@ -245,52 +254,6 @@ impl Record {
             sha256: String::new(),
         }
     }
-
-    /// Its line, newline included, as the successor of `previous`.
-    pub(super) fn seal(&mut self, previous: &str) -> String {
-        previous.clone_into(&mut self.previous);
-        self.sha256.clear();
-        // Strings, numbers and lists: nothing that JSON cannot say.
-        let open = serde_json::to_string(self).unwrap_or_default();
-        let body = open.strip_suffix(&format!("{HASH_OPENS}{HASH_CLOSES}")).unwrap_or_default();
-        self.sha256 = hexadecimal(&Sha256::digest(body));
-        format!("{body}{HASH_OPENS}{}{HASH_CLOSES}\n", self.sha256)
-    }
-
-    /// Reads a line without its newline, and checks its own hash.
-    ///
-    /// # Errors
-    /// What is wrong with the line.
-    pub fn parse(line: &[u8]) -> Result<Self, LineFault> {
-        let stated = line_hash(line)?;
-        let body = &line[..line.len() - HASH_OPENS.len() - stated.len() - HASH_CLOSES.len()];
-        let found = hexadecimal(&Sha256::digest(body));
-        if found != stated {
-            return Err(LineFault::Changed { found, stated: stated.to_owned() });
-        }
-        /// The one entry that every version has.
-        #[derive(Deserialize)]
-        struct Any {
-            format: String,
-        }
-        let not_a_record = |error: serde_json::Error| LineFault::NotARecord(error.to_string());
-        let Any { format } = serde_json::from_slice(line).map_err(not_a_record)?;
-        if format != FORMAT {
-            return Err(LineFault::Format(crate::sandbox::words::clean(&format, 64)));
-        }
-        serde_json::from_slice(line).map_err(not_a_record)
-    }
-}
-
-/// The hash at a line's end.
-fn line_hash(line: &[u8]) -> Result<&str, LineFault> {
-    let hash = line
-        .strip_suffix(HASH_CLOSES.as_bytes())
-        .and_then(|line| line.split_last_chunk::<64>())
-        .filter(|(body, _)| body.ends_with(HASH_OPENS.as_bytes()))
-        .and_then(|(_, hash)| std::str::from_utf8(hash).ok());
-    let plain = |hash: &&str| hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    hash.filter(plain).ok_or(LineFault::NoHash)
 }
 
 impl RequestRecord {
@@ -330,7 +293,14 @@ impl PolicyRecord {
                 FaultPolicy::Abort => OnFault::Abort,
                 FaultPolicy::Base => OnFault::Base,
             },
+            signers: used.policy.signers.iter().map(SignerRecord::new).collect(),
         }
+    }
+}
+
+impl SignerRecord {
+    fn new(signer: &Signer) -> Self {
+        Self { name: signer.name.clone(), key: signer.key.to_string(), signed_unix: signer.signed_unix }
     }
 }
 

@@ -11,6 +11,8 @@ mod display;
 mod evaluate;
 mod learn;
 mod policy;
+mod policy_report;
+mod policy_sign;
 mod process;
 mod pull;
 mod run;
@@ -48,7 +50,7 @@ enum Command {
     Run(run::RunArguments),
     /// Fetches a model, or checks a file.
     Pull(pull::PullArguments),
-    /// Inspects, checks or builds a policy.
+    /// Inspects, checks, builds, signs or verifies a policy.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Checks a tenant's configuration.

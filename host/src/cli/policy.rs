@@ -1,13 +1,15 @@
 //! `vassal policy`: what a policy is, whether a host would take it, and a component made of its crate.
 //!
-//! None of the three needs a model: `inspect` and `check` offer a policy the shipped heads or those named, and
-//! `check` drives it with recorded steps (see [`crate::policy_check`]).
+//! None of them needs a model: `inspect` and `check` offer a policy the shipped heads or those named, and
+//! `check` drives it with recorded steps (see [`crate::policy_check`]). Keys and signatures are `policy_sign.rs`'s.
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::policy_report::{report_json, report_text};
+use super::policy_sign::{self, Found, KeygenArguments, SignArguments, VerifyArguments};
 use super::{parse_setting, print, print_json};
 use crate::error::Error;
 use crate::host::{find_policy, hexadecimal};
@@ -17,9 +19,9 @@ use crate::model::source::Models;
 use crate::model::tokenizer::Tokenizer;
 use crate::policy_build;
 use crate::policy_check::recorded::Recording;
-use crate::policy_check::{Check, CheckError, Outcome, Report};
+use crate::policy_check::{Check, CheckError};
 use crate::sandbox::{
-    Cap, CompiledPolicy, Footprint, HeadOffer, Limits, LoadError, Manifest, Needs, Sandbox, Scope, Setting, SettingKind,
+    CompiledPolicy, HeadOffer, Limits, LoadError, Manifest, Needs, Sandbox, Scope, Setting, SettingKind,
 };
 use crate::shipped;
 
@@ -40,6 +42,12 @@ pub(super) enum PolicyCommand {
     Check(CheckArguments),
     /// Builds a component of a policy's crate.
     Build(BuildArguments),
+    /// Makes a key to sign policies with, and prints its public half.
+    Keygen(KeygenArguments),
+    /// Signs a component, beside its file.
+    Sign(SignArguments),
+    /// Says whether somebody who is trusted has signed a component (exit code 3: nobody has).
+    Verify(VerifyArguments),
 }
 
 /// The policy, and what it is offered.
@@ -95,6 +103,9 @@ pub(super) fn run(command: &PolicyCommand) -> Result<(), Error> {
         PolicyCommand::Inspect(arguments) => inspect(&arguments.policy),
         PolicyCommand::Check(arguments) => check(arguments),
         PolicyCommand::Build(arguments) => build(arguments),
+        PolicyCommand::Keygen(arguments) => policy_sign::keygen(arguments),
+        PolicyCommand::Sign(arguments) => policy_sign::sign(arguments),
+        PolicyCommand::Verify(arguments) => policy_sign::verify(arguments),
     }
 }
 
@@ -161,10 +172,13 @@ fn inspect(arguments: &PolicyArguments) -> Result<(), Error> {
     let sandbox = Sandbox::new(Limits { sequences: 2, ..Limits::default() }, super::compilation())?;
     let compiled = sandbox.compile(&name, &component)?;
     let manifest = compiled.describe(&offered, Needs::ALL)?;
+    let signatures = Found::of(&arguments.policy, &component)?;
     if arguments.json {
-        print_json(&inspection(&arguments.policy, &compiled, &manifest, &offered));
+        let mut report = inspection(&arguments.policy, &compiled, &manifest, &offered);
+        report["signatures"] = signatures.json();
+        print_json(&report);
     } else {
-        print(&inspection_text(&compiled, &manifest, &offered));
+        print(&inspection_text(&compiled, &manifest, &offered, &signatures));
     }
     Ok(())
 }
@@ -214,13 +228,18 @@ fn owner(setting: &Setting) -> &'static str {
 }
 
 /// `inspect` for people.
-fn inspection_text(compiled: &CompiledPolicy, manifest: &Manifest, offered: &[HeadOffer]) -> String {
+fn inspection_text(
+    compiled: &CompiledPolicy,
+    manifest: &Manifest,
+    offered: &[HeadOffer],
+    signatures: &Found,
+) -> String {
     let list = |names: Vec<&str>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let heads = |heads: &[HeadOffer]| list(heads.iter().map(|head| head.name.as_str()).collect());
     let mut out = format!("{} {}: {}\n", manifest.name, manifest.version, manifest.summary);
+    out.push_str(&format!("{:<12}{} bytes\n{:<12}", "size", compiled.size_bytes(), "sha256"));
+    out.push_str(&format!("{}\n{}", hexadecimal(compiled.sha256()), signatures.text()));
     let mut line = |name: &str, value: String| out.push_str(&format!("{name:<12}{value}\n"));
-    line("size", format!("{} bytes", compiled.size_bytes()));
-    line("sha256", hexadecimal(compiled.sha256()));
     line("imports", list(compiled.imports().iter().map(String::as_str).collect()));
     line("call", if compiled.imports_values() { "may be suspended, to ask for values" } else { "plain" }.to_owned());
     line("needs", list(manifest.needs.names()));
@@ -257,6 +276,7 @@ fn check(arguments: &CheckArguments) -> Result<(), Error> {
         vocabulary: vocabulary.map(|tokenizer| std::sync::Arc::new(tokenizer) as _),
         compilation: super::compilation(),
     };
+    let signatures = Found::of(&arguments.policy.policy, &component)?;
     let report = check.run().map_err(|error| match error {
         CheckError::Sandbox(error) => error.into(),
         CheckError::Setting(error) => error.into(),
@@ -265,9 +285,9 @@ fn check(arguments: &CheckArguments) -> Result<(), Error> {
         CheckError::Recording(error) => Error::Usage(error.to_string()),
     })?;
     if arguments.policy.json {
-        print_json(&report_json(&arguments.policy.policy, &report));
+        print_json(&report_json(&arguments.policy.policy, &report, &signatures));
     } else {
-        print(&report_text(&report));
+        print(&report_text(&report, &signatures));
     }
     match report.refusal() {
         Some(stage) => Err(Error::Refused { policy: name, stage: stage.name }),
@@ -296,96 +316,6 @@ fn vocabulary_of(model: &str) -> Result<Tokenizer, Error> {
     let checked = Recording::built_in().and_then(|recording| recording.check_model(&sha256));
     checked.map_err(|error| Error::Usage(error.to_string()))?;
     Ok(Tokenizer::from_gguf(&gguf)?)
-}
-
-/// `check` for scripts.
-fn report_json(source: &str, report: &Report) -> Value {
-    let stages = report.stages.iter().map(|stage| {
-        let (outcome, kind) = match stage.outcome {
-            Outcome::Passed => ("passed", None),
-            Outcome::Refused { kind } => ("refused", Some(kind)),
-            Outcome::NotReached => ("not-reached", None),
-        };
-        json!({ "stage": stage.name, "outcome": outcome, "kind": kind, "detail": stage.detail })
-    });
-    let tally = &report.tally;
-    let declined = tally.declined.iter().map(|(settings, words)| json!({ "settings": settings, "words": words }));
-    json!({
-        "policy": source,
-        "name": report.manifest.as_ref().map(|manifest| &manifest.name),
-        "refused": report.refusal().is_some(),
-        "stages": stages.collect::<Vec<_>>(),
-        "needs": report.manifest.as_ref().map(|manifest| json!({
-            "asked": manifest.needs.names(),
-            "granted": report.granted.names(),
-            "missing": manifest.needs.without(report.granted).names(),
-        })),
-        "caps": report.footprint.as_ref().map(|footprint| caps_json(footprint, &report.limits)),
-        "responses": tally.responses,
-        "steps": tally.steps,
-        "value_requests": tally.value_requests,
-        "notes": tally.notes,
-        "declined": declined.collect::<Vec<_>>(),
-        "fuel": {
-            "start_max": tally.fuel_start_max,
-            "start_budget": report.limits.fuel_start,
-            "step_max": tally.fuel_step_max,
-            "step_budget": report.limits.fuel_decide,
-        },
-    })
-}
-
-/// How near each cap a component comes.
-fn caps_json(footprint: &Footprint, limits: &Limits) -> Vec<Value> {
-    let of = |cap: &Cap| json!({ "cap": cap.name(), "given": footprint.of(*cap), "limit": cap.limit(limits) });
-    Cap::ALL.iter().map(of).collect()
-}
-
-/// What is asked, granted and missing, and how near each cap the component comes.
-fn needs_and_caps_text(report: &Report) -> String {
-    let list = |needs: Needs| if needs == Needs::default() { "none".to_owned() } else { needs.names().join(", ") };
-    let mut out = String::new();
-    if let Some(manifest) = &report.manifest {
-        let (asked, granted) = (manifest.needs, report.granted);
-        for (name, needs) in [("needs", asked), ("granted", granted), ("missing", asked.without(granted))] {
-            out.push_str(&format!("{name:<10}  {}\n", list(needs)));
-        }
-    }
-    if let Some(footprint) = &report.footprint {
-        out.push_str("caps        (given / most allowed)\n");
-        for cap in Cap::ALL {
-            let (given, limit) = (footprint.of(cap), cap.limit(&report.limits));
-            let share = 100.0 * given as f64 / limit.max(1) as f64;
-            out.push_str(&format!("  {cap:<44}  {given:>8} / {limit:<8}  {share:>5.1} %\n"));
-        }
-    }
-    out
-}
-
-/// `check` for people.
-fn report_text(report: &Report) -> String {
-    let mut out = String::new();
-    for stage in &report.stages {
-        let outcome = match stage.outcome {
-            Outcome::Passed => "passed",
-            Outcome::Refused { .. } => "REFUSED",
-            Outcome::NotReached => "not reached",
-        };
-        out.push_str(format!("{:<10}  {outcome:<11}  {}", stage.name, stage.detail).trim_end());
-        if let Outcome::Refused { kind } = stage.outcome {
-            out.push_str(&format!(" ({kind})"));
-        }
-        out.push('\n');
-    }
-    for (settings, words) in &report.tally.declined {
-        out.push_str(&format!("declined to start with {settings}: {words}\n"));
-    }
-    let asked = report.tally.value_requests;
-    if asked > 0 {
-        out.push_str(&format!("asked for values {asked} times\n"));
-    }
-    out.push_str(&needs_and_caps_text(report));
-    out
 }
 
 fn build(arguments: &BuildArguments) -> Result<(), Error> {

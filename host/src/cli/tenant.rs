@@ -7,12 +7,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{HeadArguments, ModelArguments, print, print_json};
 use crate::error::Error;
 use crate::host::{Host, hexadecimal};
 use crate::request::FaultPolicy;
 use crate::sandbox::{Scope, settings};
+use crate::shipped;
+use crate::signature::Signer;
 use crate::tenant::Tenant;
 
 #[derive(Debug, Subcommand)]
@@ -61,6 +64,8 @@ fn report(host: &mut Host, tenant: &Tenant) -> Result<Value, Error> {
         policies.push(json!({
             "name": config.name, "required": required, "component": hexadecimal(policy.compiled.sha256()),
             "on_fault": if config.fault_policy == FaultPolicy::Abort { "abort" } else { "base" },
+            "shipped": ships(policy.compiled.sha256()),
+            "signed_by": policy.signers.iter().map(signer_json).collect::<Vec<_>>(),
             "needs": manifest.needs.names(), "granted": config.grants.names(),
             "heads": manifest.heads.iter().map(|head| head.name.as_str()).collect::<Vec<_>>(),
             "settings": manifest.settings.iter().zip(&values).map(dial).collect::<Vec<_>>(),
@@ -74,7 +79,20 @@ fn report(host: &mut Host, tenant: &Tenant) -> Result<Value, Error> {
             "policies": config.limits.policies,
         },
         "quotas": config.quotas,
+        "signatures_required": config.signatures.required,
     }))
+}
+
+/// Whether a component with this hash ships with the program, and so needs no signature.
+fn ships(sha256: &[u8; 32]) -> bool {
+    shipped::POLICIES.iter().any(|policy| Sha256::digest(policy.component).as_slice() == sha256)
+}
+
+fn signer_json(signer: &Signer) -> Value {
+    json!({
+        "name": signer.name, "key": signer.key.to_string(), "signed_unix": signer.signed_unix,
+        "words": signer.to_string(),
+    })
 }
 
 /// The same for people.
@@ -95,6 +113,13 @@ fn table(report: &Value) -> String {
             list(&policy["granted"]),
             list(&policy["heads"]),
         ));
+        let signers = policy["signed_by"].as_array().into_iter().flatten().map(|signer| word(&signer["words"]));
+        let signers = signers.collect::<Vec<_>>().join(", ");
+        out.push_str(&match (policy["shipped"] == true, signers.as_str()) {
+            (true, _) => "  ships with this program: needs no signature\n".to_owned(),
+            (false, "") => "  signed by nobody who is trusted\n".to_owned(),
+            (false, signers) => format!("  signed by {signers}\n"),
+        });
         for dial in policy["settings"].as_array().into_iter().flatten() {
             let (name, value, owner) = (word(&dial["name"]), word(&dial["value"]), word(&dial["owner"]));
             out.push_str(&format!("  {name:<16} {value} (the {owner}'s)\n"));

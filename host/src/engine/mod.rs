@@ -310,7 +310,7 @@ impl<D: Device> Engine<D> {
     ) -> Result<LoadedPolicy, LoadError> {
         let compiled = self.sandbox.compile(name, component)?;
         let manifest = Arc::new(compiled.describe(&self.offers(heads), grants)?);
-        Ok(LoadedPolicy { name: manifest.name.clone(), compiled, manifest })
+        Ok(LoadedPolicy { name: manifest.name.clone(), compiled, manifest, signers: Vec::new() })
     }
 
     /// The limits that every policy here runs under.

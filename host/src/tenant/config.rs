@@ -26,9 +26,19 @@
 //! policy-ms = 2000
 //! forwards = 50000
 //! notes = 500
+//!
+//! [signatures]                           # policies need one, by a key below; none do without this table
+//! required = true                        # the default here; false only takes down who signed
+//!
+//! [[signatures.keys]]
+//! name = "acme-security"
+//! key = "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+//! expires = 2027-06-30                   # the last day on which it is trusted, in UTC
 //! ```
 //!
 //! An unknown key, a wrong type and a value out of range are refused with the file and the line.
+
+mod signatures;
 
 use std::io::Read;
 use std::path::{MAIN_SEPARATOR, Path};
@@ -36,10 +46,12 @@ use std::path::{MAIN_SEPARATOR, Path};
 use serde::Deserialize;
 use toml::Spanned;
 
+use self::signatures::RawSignatures;
 use super::quotas::Quotas;
 use crate::names::{hint, near_names};
 use crate::request::{FaultPolicy, MAX_TOKENS_MAX};
 use crate::sandbox::Needs;
+use crate::signature::TrustStore;
 
 /// The longest configuration, in bytes: thousands of policies, and short of harm.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -150,6 +162,8 @@ pub struct TenantConfig {
     pub limits: RequestLimits,
     /// Quotas of any minute.
     pub quotas: Quotas,
+    /// Whose signatures count.
+    pub signatures: TrustStore,
 }
 
 #[derive(Deserialize)]
@@ -167,6 +181,7 @@ struct RawTenant {
     limits: RawLimits,
     #[serde(default)]
     quotas: RawQuotas,
+    signatures: Option<RawSignatures>,
 }
 
 #[derive(Deserialize)]
@@ -260,7 +275,8 @@ impl TenantConfig {
             forwards: quota("forwards", &raw.quotas.forwards)?,
             notes: quota("notes", &raw.quotas.notes)?,
         };
-        Ok(Self { file: file.to_owned(), name, heads, required, policies, limits, quotas })
+        let signatures = source.trust(raw.signatures)?;
+        Ok(Self { file: file.to_owned(), name, heads, required, policies, limits, quotas, signatures })
     }
 }
 

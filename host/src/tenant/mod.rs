@@ -14,7 +14,7 @@ pub mod quotas;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::engine::{HeadId, Response};
 use crate::error::Error;
@@ -22,6 +22,7 @@ use crate::host::{Host, find_policy};
 use crate::names::{hint, near_names};
 use crate::request::{LoadedPolicy, PolicyUse, Request};
 use crate::sandbox::{Limits, Scope, SettingError, settings};
+use crate::signature;
 use config::{ConfigError, PolicyConfig, TenantConfig};
 use quotas::{Meter, QuotaError};
 
@@ -142,6 +143,14 @@ impl Tenant {
     /// # Errors
     /// The first thing that is wrong, with its line; nothing is loaded then.
     pub fn open(host: &mut Host, path: &Path) -> Result<Self, Error> {
+        Self::open_at(host, path, SystemTime::now())
+    }
+
+    /// As [`Tenant::open`], at this time: keys are trusted until a day.
+    ///
+    /// # Errors
+    /// As [`Tenant::open`].
+    pub fn open_at(host: &mut Host, path: &Path, now: SystemTime) -> Result<Self, Error> {
         let config = TenantConfig::read(path).map_err(TenantError::Config)?;
         let heads = offered_heads(host, &config)?;
         let limits = host.engine().sandbox_limits().clone();
@@ -151,7 +160,10 @@ impl Tenant {
         let entries = required.chain(tenant.config.policies.iter().map(|entry| (entry, false)));
         let mut loaded = Vec::new();
         for (config, required) in entries {
-            let policy = tenant.load(host, config, &find_policy(&config.source)?)?;
+            let component = find_policy(&config.source)?;
+            let asks = !tenant.config.signatures.is_empty();
+            let signatures = if asks { signature::find(&config.source)? } else { None };
+            let policy = tenant.load(host, config, &component, signatures.as_deref(), now)?;
             loaded.push(Entry { config: config.clone(), required, policy });
         }
         tenant.entries = loaded;
@@ -168,22 +180,49 @@ impl Tenant {
         self.entries.iter().map(|entry| (&entry.config, entry.required, &entry.policy))
     }
 
-    /// Loads a component under this tenant's grants and heads, and tries the tenant's settings on it.
-    fn load(&self, host: &mut Host, config: &PolicyConfig, component: &[u8]) -> Result<Arc<LoadedPolicy>, Error> {
-        let policy = host.engine().load_policy(&config.name, component, &self.heads, config.grants)?;
+    /// Loads a component under this tenant's grants and heads, and tries the tenant's settings on it. Who signed it
+    /// comes first: what nobody answers for is not even validated.
+    fn load(
+        &self,
+        host: &mut Host,
+        config: &PolicyConfig,
+        component: &[u8],
+        signatures: Option<&[u8]>,
+        now: SystemTime,
+    ) -> Result<Arc<LoadedPolicy>, Error> {
+        let signers = self.config.signatures.check(&config.name, component, signatures, now)?;
+        let mut policy = host.engine().load_policy(&config.name, component, &self.heads, config.grants)?;
+        policy.signers = signers;
         settings::resolve(&policy.manifest, &config.settings, Scope::Tenant, &self.limits)
             .map_err(Box::new)
             .map_err(|source| TenantError::Setting { file: self.config.file.clone(), line: config.line, source })?;
         Ok(Arc::new(policy))
     }
 
-    /// Replaces a policy by another component, for requests from now on. What runs keeps what it started with.
+    /// Replaces a policy by another component, unsigned, for requests from now on. What runs keeps what it started
+    /// with.
     ///
     /// # Errors
-    /// An unknown name, or why the component or the tenant's settings for it are refused; nothing changes then.
+    /// As [`Tenant::replace_signed`].
     pub fn replace(&mut self, host: &mut Host, name: &str, component: &[u8]) -> Result<(), Error> {
+        self.replace_signed(host, name, component, None, SystemTime::now())
+    }
+
+    /// As [`Tenant::replace`], with the contents of the file of signatures beside the component.
+    ///
+    /// # Errors
+    /// An unknown name, or why the component, its signatures or the tenant's settings for it are refused; nothing
+    /// changes then.
+    pub fn replace_signed(
+        &mut self,
+        host: &mut Host,
+        name: &str,
+        component: &[u8],
+        signatures: Option<&[u8]>,
+        now: SystemTime,
+    ) -> Result<(), Error> {
         let place = self.place(name)?;
-        let policy = self.load(host, &self.entries[place].config, component)?;
+        let policy = self.load(host, &self.entries[place].config, component, signatures, now)?;
         self.entries[place].policy = policy;
         Ok(())
     }

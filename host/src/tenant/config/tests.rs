@@ -20,6 +20,7 @@ fn the_least_configuration_grants_nothing_and_has_defaults() {
     assert_eq!((config.heads, config.required.len(), config.policies.len()), (None, 0, 0));
     assert_eq!(config.limits, RequestLimits { max_tokens: 256, candidates: 256, policies: 4 });
     assert_eq!(config.quotas, Quotas::default());
+    assert!(config.signatures.is_empty(), "nobody asks for signatures");
 }
 
 #[test]
@@ -43,6 +44,52 @@ fn the_example_of_the_module_is_accepted() {
     assert_eq!(Path::new(&mine.source), Path::new("conf/policies/mine.wasm"), "from the file's folder");
     assert_eq!(config.limits, RequestLimits { max_tokens: 256, candidates: 64, policies: 4 });
     assert_eq!(config.quotas, Quotas { policy_ms: Some(2000), forwards: Some(50_000), notes: Some(500) });
+    assert!(config.signatures.required);
+    let key = &config.signatures.keys[0];
+    assert_eq!((key.name.as_str(), key.expires.to_string().as_str()), ("acme-security", "2027-06-30"));
+    assert_eq!(key.key.to_string(), KEY);
+}
+
+/// The example's key, which is RFC 8032's first.
+const KEY: &str = "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
+#[test]
+fn signatures_are_asked_for_by_the_table_and_keys_are_checked() {
+    let with = |lines: &str| format!("name = \"a\"\n{lines}");
+    let signatures = |lines: &str| parse(&with(lines)).unwrap().signatures;
+    assert!(signatures("[signatures]").required, "a table that lost its last key trusts nobody");
+    let key = format!("[[signatures.keys]]\nname = \"k\"\nkey = \"{KEY}\"\nexpires = 2024-02-29\n");
+    assert!(signatures(&key).required && !signatures(&format!("[signatures]\nrequired = false\n{key}")).required);
+    let changed = |from: &str, to: &str| refused(&with(&key.replace(from, to)));
+    let secret = format!("vassal-private-key-1 {}", &KEY[8..]);
+    let other = "ed25519:3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c";
+    let cases = [
+        (
+            changed(KEY, &KEY[..70]),
+            "line 4: a key must be `ed25519:` and 64 lower-case hexadecimal digits, got something else",
+        ),
+        (
+            changed(KEY, &secret),
+            "line 4: a key must be `ed25519:` and 64 lower-case hexadecimal digits, got a private key",
+        ),
+        (changed("\"k\"", "\"\""), "line 3: a key's name must be 1 to 64 bytes of printable text"),
+        (changed("2024-02-29", "2023-02-29"), "line 5: "),
+        (changed("2024-02-29", "\"2024-02-29\""), "line 5: "),
+        (changed("2024-02-29", "2024-02-29T00:00:00Z"), "line 5: "),
+        (changed("expires = 2024-02-29", ""), "line 2: missing field `expires`"),
+        (changed("expires", "until"), "line 5: unknown field `until`"),
+        (
+            refused(&with(&key.repeat(2))),
+            "line 6: a key must be another key under another name than those before, got that of \"k\" again",
+        ),
+        (refused(&with(&format!("{key}{}", key.replace(KEY, other)))), "line 6: a key must be another"),
+        (refused(&with(&format!("{key}{}", key.replace("\"k\"", "\"l\"")))), "line 6: a key must be another"),
+        (refused(&with("[signatures]\nrequired = 1")), "line 3: "),
+    ];
+    for (error, expected) in cases {
+        assert!(error.starts_with(&format!("acme.toml, {expected}")), "{error}\nexpected {expected}");
+        assert!(!error.contains(&KEY[8..]), "a secret may be in the wrong place: {error}");
+    }
 }
 
 #[test]
