@@ -1,5 +1,6 @@
 //! The one integration-test binary.
 
+mod attacks;
 mod audit;
 mod chains;
 mod cli;
@@ -9,7 +10,6 @@ mod cli_learning;
 mod embed;
 mod engine;
 mod golden;
-mod hostile;
 mod identities;
 mod loader;
 mod loading;
