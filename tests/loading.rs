@@ -16,7 +16,7 @@ use vassal::sandbox::{
     ChildCompiler, Compilation, CompiledPolicy, Footprint, Limits, LoadError, Needs, Sandbox, inspect,
 };
 
-use crate::hostile::Forged;
+use crate::attacks::Forged;
 
 /// What a component in text is made of, under the default limits.
 fn inspect_text(text: &str) -> Result<Footprint, LoadError> {

@@ -1,5 +1,6 @@
 //! The one integration-test binary.
 
+mod attacks;
 mod audit;
 mod chains;
 mod cli;
@@ -10,7 +11,6 @@ mod embed;
 mod engine;
 mod fairness;
 mod golden;
-mod hostile;
 mod identities;
 mod loader;
 mod loading;

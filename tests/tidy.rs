@@ -2,10 +2,11 @@
 //!
 //! Each rule is a function from text to complaints, with a test of its own on small strings; the tests
 //! here run the rules over every committed file. [`sources`] has the rules for code, [`references`] those
-//! for what documents name, [`commands`] compares command lines with the program's own definition.
+//! for what documents name, [`attacks`] those for the table of attacks, [`commands`] compares command lines with the program's own definition.
 //! A complaint starts a conversation: an exception gets an entry with its reason, and an entry that is no
 //! longer needed is a complaint too.
 
+mod attacks;
 mod commands;
 mod references;
 mod sources;
@@ -217,6 +218,18 @@ fn documents_are_listed_and_folders_described() {
         }
     }
     check(complaints);
+}
+
+#[test]
+fn the_table_of_attacks_is_whole() {
+    let repository = Repository::read();
+    let tests = repository.texts(&[".rs"]).filter(|(path, _)| !path.starts_with("tests/tidy/"));
+    let tests = tests.flat_map(|(_, text)| attacks::tests(text)).collect();
+    let text = |path: &str| repository.text(path).unwrap_or_else(|| panic!("{path} is not there"));
+    let modes = attacks::modes(text("tests/hostile/src/lib.rs"));
+    let limits = attacks::limits(text("host/src/sandbox/limits.rs"));
+    assert!(modes.len() > 70 && limits.len() > 50, "{modes:?} {limits:?}");
+    check(attacks::table(text("tests/attacks/README.md"), &tests, &modes, &limits));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use vassal::sandbox::{CompilerError, Limits, LoadError};
 
 use super::{PROGRAM, folder, good, is_served, limits, sandbox};
-use crate::hostile::Forged;
+use crate::attacks::Forged;
 
 /// Whether the good policy is loaded without a compiler.
 fn hits(home: &Path) -> bool {

@@ -10,6 +10,7 @@ use vassal::policy_build::Recipe;
 use vassal::sandbox::{Cap, Limits, LoadError, inspect};
 
 use super::{inspect_text, module};
+use crate::attacks::Served;
 use crate::rebuild::root;
 
 /// A component of which `inspect` counts `n`.
@@ -138,6 +139,7 @@ fn types_inside_types_count() {
 
 #[test]
 fn compile_bombs_are_refused_before_they_are_compiled() {
+    let _served = Served::as_before();
     let text = |text: String| wat::parse_str(text).unwrap();
     let bombs = [
         (Cap::FunctionLoops, having(Cap::FunctionLoops, 10_000)),

@@ -44,7 +44,6 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
     ("kernels/src/cpu/sample.rs", 475, "one draw, stage by stage"),
     ("kernels/src/device.rs", 450, "the device trait: mostly documentation"),
     ("tests/compare/llama_cpp.py", 450, "one script that can be copied to another machine"),
-    ("tests/hostile.rs", 750, "a catalogue of attacks, each beside its fault"),
     ("tests/loader.rs", 600, "a catalogue of broken files, each beside its error"),
 ];
 

@@ -251,13 +251,15 @@ pub(super) fn is_forbidden(delta: f32) -> bool {
     delta == f32::NEG_INFINITY
 }
 
-/// Sums the deltas of each token, in the order in which they stand. What is forbidden stays so.
+/// Sums the deltas of each token, in the order in which they stand. What is forbidden stays so, and nothing else is:
+/// two blends that are finite may overflow together, and an infinity of theirs is none of a policy's.
 fn sum_by_token(deltas: &mut Vec<(Token, f32)>) {
     deltas.sort_by_key(|(token, _)| *token);
     deltas.dedup_by(|next, sum| {
         let same = next.0 == sum.0;
         if same {
-            sum.1 += next.1;
+            let forbidden = is_forbidden(sum.1) || is_forbidden(next.1);
+            sum.1 = if forbidden { f32::NEG_INFINITY } else { (sum.1 + next.1).clamp(f32::MIN, f32::MAX) };
         }
         same
     });
@@ -273,5 +275,14 @@ mod tests {
         let mut deltas = vec![(5, 1.0), (3, 0.5), (5, 2.0), (3, f32::NEG_INFINITY), (3, 10_000.0), (1, 1.0), (1, -1.0)];
         sum_by_token(&mut deltas);
         assert_eq!(deltas, vec![(3, f32::NEG_INFINITY), (5, 3.0)]);
+    }
+
+    #[test]
+    fn sums_that_overflow_neither_forbid_nor_undo_what_forbids() {
+        let (most, forbid) = (f32::MAX, f32::NEG_INFINITY);
+        let mut deltas =
+            vec![(1, most), (1, most), (1, forbid), (2, -most), (2, -most), (3, most), (3, most), (3, -1.0)];
+        sum_by_token(&mut deltas);
+        assert_eq!(deltas, vec![(1, forbid), (2, -most), (3, most)]);
     }
 }

@@ -3,7 +3,7 @@
 //! What a user sees of it, and hostile components, are in the integration test `cli`. Start at
 //! [`shipped_policies_pass`].
 //!
-//! Components that misbehave on purpose are the integration tests' (`tests/hostile.rs`); here it is what
+//! Components that misbehave on purpose are the integration tests' (`tests/attacks.rs`); here it is what
 //! an honest author gets wrong.
 
 use super::*;

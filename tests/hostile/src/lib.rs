@@ -2,16 +2,20 @@
 //!
 //! The text setting `mode` chooses what `start` or `decide` does. `describe` knows no settings, so there
 //! the name of the first head offered chooses. What needs a forged binary (a realloc that spins, wrong
-//! types, other imports) is written as WebAssembly text in `tests/hostile.rs`, where each attack stands
+//! types, other imports) is written as WebAssembly text in `tests/attacks/`, where each attack stands
 //! beside the fault that it must end in.
 
 use std::hint::black_box;
 use vassal_guest::*;
 
+/// What moves a cursor, sets a title, turns the reading direction, hides, and ends a line.
+const NASTY: &str = "\u{1b}[2J\u{1b}]0;x\u{7}\u{202e}\u{2066}\u{200b}\u{feff}\u{e0041}\u{9b}\r\n\u{2028}";
+
 struct Hostile {
     mode: String,
     request: Request,
     kept: Vec<Vec<u8>>,
+    steps: u32,
 }
 
 impl Policy for Hostile {
@@ -43,7 +47,7 @@ impl Policy for Hostile {
             },
             _ => {}
         }
-        Ok(Hostile { mode, request: request.clone(), kept: Vec::new() })
+        Ok(Hostile { mode, request: request.clone(), kept: Vec::new(), steps: 0 })
     }
 
     fn plan(&self, request: &Request) -> Plan {
@@ -60,6 +64,7 @@ impl Policy for Hostile {
     }
 
     fn decide(&mut self, step: &Step) -> Decision {
+        self.steps += 1;
         let k = step.candidates.len();
         let steer = |steering| Decision::Steer(steering);
         let adjust = |adjust| steer(Steering { adjust, ..Steering::default() });
@@ -78,6 +83,7 @@ impl Policy for Hostile {
         let splice = |remove, insert| Decision::Splice(Splice { remove, insert });
         match self.mode.as_str() {
             "loop" => spin(),
+            "thousandth" if self.steps == 1_000 => spin(),
             "grow" => loop {
                 self.kept.push(black_box(Vec::with_capacity(1 << 20)));
             },
@@ -216,6 +222,14 @@ fn tell_a_lie(lie: &str, manifest: &mut Manifest) {
         "lie-name" => manifest.name = "\u{202e}liah".into(),
         "lie-long-name" => manifest.name = "n".repeat(65),
         "lie-no-name" => manifest.name = String::new(),
+        "lie-version" => manifest.version = "1\u{1b}[2J".into(),
+        "lie-setting-name" => manifest.settings = vec![Setting::flag("loud\u{200b}", "", true)],
+        "lie-equals" => manifest.settings = vec![Setting::flag("loud=on", "", true)],
+        "lie-word" => manifest.settings = vec![Setting::choice("c", "", &["a", "\u{202e}b"])],
+        "lie-words" => {
+            manifest.summary = format!("{NASTY}shown{NASTY}").repeat(20);
+            manifest.settings[0].summary = NASTY.repeat(100);
+        }
         "lie-loop" => spin(),
         "lie-panic" => panic!("giving up in describe"),
         _ => {}
