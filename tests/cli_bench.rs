@@ -38,7 +38,11 @@ fn bench_engine_has_neighbours_throughput_and_audit() {
     let arguments = ["bench", "engine", "--rounds", "1", "--model", tiny(), "--slow", spinner(), "--json"];
     let object = Run::of(&arguments).object(0);
     let neighbours = &object["neighbours"];
-    assert_eq!((&neighbours["unchanged"], &neighbours["sequences"]), (&true.into(), &16.into()), "{neighbours:#}");
+    assert_eq!(
+        (&neighbours["tokens_unchanged"], &neighbours["sequences"]),
+        (&true.into(), &16.into()),
+        "{neighbours:#}"
+    );
     positive(neighbours, ["p99_ratio"]);
     for steps in ["alone", "beside"] {
         positive(&neighbours[steps], ["p50_ms", "p99_ms"]);

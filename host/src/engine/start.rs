@@ -1,7 +1,7 @@
 //! Starting the policies of a sequence, in their order of rank.
 //!
-//! It happens once the sequence has its memory and before any row of it runs. A policy that is known to be slow is
-//! started in slices, like its later calls: other sequences go on, this one is left out of passes.
+//! It happens once the sequence has its memory and before any row of it runs. A policy that is slow to start gets
+//! slices, like a slow one in later calls: other sequences go on, this one is left out of passes.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -97,7 +97,7 @@ impl<D: Device> Engine<D> {
         used: &PolicyUse,
         place: usize,
     ) -> Option<Result<Instance, Fault>> {
-        let slow = used.policy.compiled.is_slow();
+        let slow = used.policy.compiled.is_slow_to_start();
         if slow && !self.slices.is_open() {
             return None;
         }

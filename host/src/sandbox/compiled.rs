@@ -53,6 +53,8 @@ pub(super) struct Compiled {
     sliced: InstancePre<StoreData>,
     /// A call has used more fuel than a slice has.
     slow: AtomicBool,
+    /// The last start was not done within a slice's time.
+    pub(super) slow_to_start: AtomicBool,
     describe: ComponentExportIndex,
     pub(super) start: ComponentExportIndex,
     pub(super) decide: ComponentExportIndex,
@@ -124,6 +126,7 @@ impl Sandbox {
             plain,
             sliced,
             slow: AtomicBool::new(false),
+            slow_to_start: AtomicBool::new(false),
         })))
     }
 }
@@ -240,6 +243,11 @@ impl CompiledPolicy {
     /// Whether a call of it has used more fuel than a slice has.
     pub fn is_slow(&self) -> bool {
         self.0.is_slow()
+    }
+
+    /// Whether its last start was not done within a slice's time.
+    pub fn is_slow_to_start(&self) -> bool {
+        self.0.slow_to_start.load(Ordering::Relaxed)
     }
 }
 

@@ -8,6 +8,7 @@ use super::compiled::Compiled;
 use super::fault::{Fault, FaultKind};
 use super::imports::{Exchange, StoreData};
 use super::instance::Instance;
+use super::limits::Limits;
 use super::manifest::Manifest;
 use super::plan::Plan;
 use super::slice::{LATE, Running, Slice};
@@ -16,6 +17,8 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use wasmtime::Store;
 use wasmtime::component;
 
@@ -29,6 +32,7 @@ pub struct Starting {
     exchange: Exchange,
     sliced: bool,
     running: Running,
+    slices: u32,
     call: Pin<Box<dyn Future<Output = Started> + Send>>,
 }
 
@@ -61,6 +65,7 @@ impl Starting {
             exchange,
             sliced,
             running: Running::default(),
+            slices: 0,
             call,
         }
     }
@@ -72,7 +77,18 @@ impl Starting {
     #[expect(clippy::type_complexity, reason = "none, an instance or a fault")]
     pub fn proceed(&mut self) -> Option<Result<Instance, Fault>> {
         self.exchange.lock().pauses += 1;
-        match self.running.poll(self.call.as_mut(), &self.exchange, &self.compiled.shared.limits) {
+        let (limits, since) = (&self.compiled.shared.limits, Instant::now());
+        let slice = self.running.poll(self.call.as_mut(), &self.exchange, limits);
+        self.slices += 1;
+        let quick = match &slice {
+            // Little fuel is little time, whatever a busy machine's clock says.
+            Slice::Done(Ok((store, ..))) if fuel_used(store, limits) <= limits.fuel_slice => true,
+            // One that was not known to be slow ran through, however long that took.
+            Slice::Done(_) => self.slices == 1 && since.elapsed() < Duration::from_micros(limits.slice_us),
+            Slice::Waits | Slice::Over | Slice::Late => false,
+        };
+        self.compiled.slow_to_start.store(!quick, Ordering::Relaxed);
+        match slice {
             Slice::Done(started) => Some(self.finish(started)),
             Slice::Late => Some(Err(Fault::new(&self.compiled.name, LATE))),
             // Nothing is waited for in `start`: values are not answered there.
@@ -84,7 +100,7 @@ impl Starting {
         let compiled = &self.compiled;
         let fault = |kind| Fault::new(&compiled.name, kind);
         let (store, instance, (answer,)) = started.map_err(|error| self.exchange.fault(&compiled.name, &error))?;
-        compiled.note_fuel(compiled.shared.limits.fuel_start.saturating_sub(store.get_fuel().unwrap_or(0)));
+        compiled.note_fuel(fuel_used(&store, &compiled.shared.limits));
         let plan = answer.map_err(|reason| {
             let detail = clean(&reason, compiled.shared.limits.summary_bytes);
             Fault { detail, ..fault(FaultKind::StartRefused) }
@@ -92,4 +108,9 @@ impl Starting {
         let plan = Plan::check(&plan, &self.manifest).map_err(|error| fault(FaultKind::BadPlan(error)))?;
         Instance::new(compiled, &self.manifest, plan, store, &instance, self.sliced)
     }
+}
+
+/// Fuel that instantiation and `start` have used, units.
+fn fuel_used(store: &Store<StoreData>, limits: &Limits) -> u64 {
+    limits.fuel_start.saturating_sub(store.get_fuel().unwrap_or(0))
 }
