@@ -19,7 +19,7 @@ use vassal::model::heads::HeadFile;
 use vassal::model::llama::Llama;
 use vassal::model::tokenizer::Tokenizer;
 use vassal::policy_build::Recipe;
-use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
+use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, TEMPERATURE_MAX, TEMPERATURE_MIN, ValidRequest};
 use vassal::sandbox::{Compilation, CompiledPolicy, HeadOffer, Limits, Needs, Sandbox, Scope, settings};
 use vassal::token::Token;
 use vassal_kernels::cpu::{Cpu, Isa};
@@ -160,7 +160,7 @@ impl Host {
             policies.push(self.good.clone());
         }
         let max_tokens = u.int_in_range(1..=12)?;
-        let temperature = *u.choose(&[1.0, 0.0, 0.7, 100.0, f32::MIN_POSITIVE])?;
+        let temperature = *u.choose(&[1.0, 0.0, 0.7, TEMPERATURE_MAX, TEMPERATURE_MIN])?;
         let top_p = *u.choose(&[1.0, 0.9, f32::MIN_POSITIVE])?;
         let candidates = if u.ratio(1, 4)? { u.int_in_range(1..=256)? } else { 8 };
         let (seed, ends): (u64, bool) = u.arbitrary()?;
