@@ -8,6 +8,8 @@
 //! rarely come past a checksum or a validator, an input that does not begin like a file is taken for choices by
 //! which one is made. `docs/fuzzing.md` is the guide.
 
+#![forbid(unsafe_code)]
+
 pub mod audit;
 pub mod component;
 pub mod decision;
