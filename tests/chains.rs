@@ -7,7 +7,7 @@
 use vassal::engine::{Finish, Response};
 use vassal::model::heads::HeadWeights;
 use vassal::model::synthetic::{END_OF_TEXT, TURN_END};
-use vassal::request::{FaultPolicy, PolicyUse};
+use vassal::request::{FaultPolicy, PolicyUse, Request, TEMPERATURE_MIN};
 use vassal::sandbox::{FaultKind, Scope, SettingError, TrapCode, settings};
 use vassal::token::Token;
 
@@ -41,6 +41,21 @@ fn stop_wins_over_splice_and_splice_over_steer() {
     assert_eq!(response.token_ids(), [60, 70, 71, 60, 60]);
     let at_once = run(|tiny| vec![tiny.scripted(steers), tiny.scripted(splices), tiny.scripted("3 stop enough")]);
     assert_eq!((at_once.finish.clone(), at_once.token_ids()), (stopped("enough"), vec![60, 60, 60]));
+}
+
+/// Found by the fuzz target `decision`: far below it, all logits above 0 had been drawn alike.
+#[test]
+fn the_lowest_temperature_is_greedy_under_the_greatest_deltas() {
+    let drawn = |temperature| {
+        let mut tiny = Setup::with_heads().open();
+        let biases = || tiny.scripted("* bias 70:10000,71:10000,72:10000");
+        let policies = vec![biases(), biases()];
+        let request = Request { temperature: Some(temperature), ..tiny.request(PROMPT, policies) };
+        tiny.alone(request)
+    };
+    let lowest = drawn(TEMPERATURE_MIN);
+    assert_eq!(lowest.token_ids(), drawn(0.0).token_ids());
+    assert!(lowest.tokens.iter().all(|record| record.draw.is_some_and(|draw| draw.kl.is_finite())));
 }
 
 #[test]

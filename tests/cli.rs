@@ -61,8 +61,9 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     run("--max-tokens", "40000").refuses(2, &["max-tokens", "1 to 32768", "got 40000"]);
     run("--max-tokens", "99999999999999999999999").refuses(2, &["99999999999999999999999"]);
     run("--max-tokens", "-3").refuses(2, &["-3"]);
-    run("--temperature", "-1").refuses(2, &["temperature", "0 to 100", "got -1"]);
-    run("--temperature", "NaN").refuses(2, &["temperature", "0 to 100", "got NaN"]);
+    run("--temperature", "-1").refuses(2, &["temperature", "0, or 0.000001 to 100", "got -1"]);
+    run("--temperature", "NaN").refuses(2, &["temperature", "0, or 0.000001 to 100", "got NaN"]);
+    run("--temperature", "0.0000001").refuses(2, &["temperature", "0, or 0.000001 to 100", "got 0.0000001"]);
     run("--top-p", "0").refuses(2, &["top-p", "above 0 to 1", "got 0"]);
     run("--top-p", "inf").refuses(2, &["top-p", "above 0 to 1", "got inf"]);
     run("--seed", "-1").refuses(2, &["-1"]);

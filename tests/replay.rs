@@ -243,7 +243,7 @@ fn a_record_that_asks_for_what_no_request_may_is_refused() {
         let refused = prepare_with(&tiny, &changed, &surroundings(&tiny)).err().expect(words).to_string();
         assert!(refused.contains(words), "{words} in {refused}");
     };
-    says(&|record| record.request.temperature = 1e300, "temperature must be 0 to 100, got inf");
+    says(&|record| record.request.temperature = 1e300, "temperature must be 0, or 0.000001 to 100, got inf");
     says(&|record| record.request.top_p = f64::NAN, "top-p must be above 0 to 1, got NaN");
     says(&|record| record.request.max_tokens = 1 << 40, "max-tokens must be 1 to 32768");
     says(&|record| record.request.prompt = vec![u32::MAX], "token 4294967295");

@@ -17,6 +17,9 @@ pub const MAX_TOKENS_MAX: usize = 32_768;
 /// The highest temperature: above it every distribution is near enough to uniform.
 pub const TEMPERATURE_MAX: f32 = 100.0;
 
+/// The lowest temperature but 0: the greatest logits that policies can make, divided by it, are still told apart.
+pub const TEMPERATURE_MIN: f32 = 1e-6;
+
 /// What follows when a policy fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FaultPolicy {
@@ -68,7 +71,7 @@ pub struct Request {
     pub user_prompt: Vec<Token>,
     /// Response tokens at most, 1 to [`MAX_TOKENS_MAX`]; 60 by default.
     pub max_tokens: Option<usize>,
-    /// 0 (greedy) to [`TEMPERATURE_MAX`]; 1 by default.
+    /// 0 (greedy), or [`TEMPERATURE_MIN`] to [`TEMPERATURE_MAX`]; 1 by default.
     pub temperature: Option<f32>,
     /// Nucleus, above 0 to 1; 1 (everything) by default.
     pub top_p: Option<f32>,
@@ -174,8 +177,9 @@ impl Request {
             return range("max-tokens", format!("1 to {MAX_TOKENS_MAX}"), max_tokens.to_string());
         }
         let temperature = self.temperature.unwrap_or(1.0);
-        if !(0.0..=TEMPERATURE_MAX).contains(&temperature) {
-            return range("temperature", format!("0 to {TEMPERATURE_MAX}"), temperature.to_string());
+        if temperature != 0.0 && !(TEMPERATURE_MIN..=TEMPERATURE_MAX).contains(&temperature) {
+            let accepted = format!("0, or {TEMPERATURE_MIN} to {TEMPERATURE_MAX}");
+            return range("temperature", accepted, temperature.to_string());
         }
         let top_p = self.top_p.unwrap_or(1.0);
         if !(top_p > 0.0 && top_p <= 1.0) {

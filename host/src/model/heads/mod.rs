@@ -260,23 +260,25 @@ impl HeadFile {
 
 /// Rows of a one-pass head in halves: each row of both factors is scaled by a power of two so that its
 /// largest number lies in 1..2, and `scale` `[r]` has the product of both. Without it the smaller numbers
-/// of a factor fall below what a half can hold.
+/// of a factor fall below what a half can hold. Only where both together would leave what a float holds is less scaled.
 fn balanced(head: &OnePassHead) -> (Vec<f16>, Vec<f16>, Vec<f32>) {
     let rank = head.rank.max(1);
-    let mut scale = vec![1.0; rank];
+    let mut exponents = vec![0.0_f32; rank];
     let mut halves = |factor: &[f32]| -> Vec<f16> {
         let width = (factor.len() / rank).max(1);
         let mut out = Vec::with_capacity(factor.len());
-        for (row, scale) in factor.chunks(width).zip(&mut scale) {
+        for (row, sum) in factor.chunks(width).zip(&mut exponents) {
             let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-            let power = if largest > 0.0 { largest.log2().floor().clamp(-60.0, 60.0).exp2() } else { 1.0 };
-            out.extend(row.iter().map(|x| f16::from_f32(x / power)));
-            *scale *= power;
+            // A file that was read has the whole scale in one factor.
+            let room = -126.0 - *sum..=126.0 - *sum;
+            let exponent = if largest > 0.0 { largest.log2().floor().clamp(*room.start(), *room.end()) } else { 0.0 };
+            out.extend(row.iter().map(|x| f16::from_f32(x / exponent.exp2())));
+            *sum += exponent;
         }
         out
     };
     let (state, embedding) = (halves(&head.state), halves(&head.embedding));
-    (state, embedding, scale)
+    (state, embedding, exponents.into_iter().map(f32::exp2).collect())
 }
 
 struct Tensors<'a> {
@@ -462,6 +464,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Found by the fuzz target `head_file`.
+    #[test]
+    fn a_head_that_was_read_is_written_without_loss() {
+        let mut file = one_pass();
+        let HeadWeights::OnePass(head) = &mut file.weights else { panic!("a one-pass head") };
+        head.state.iter_mut().for_each(|x| *x *= 1e-12);
+        head.embedding.iter_mut().for_each(|x| *x *= 1e-12);
+        let once = HeadFile::read(&file.to_bytes().expect("valid")).expect("valid");
+        assert_eq!(HeadFile::read(&once.to_bytes().expect("valid")).expect("valid"), once);
     }
 
     #[test]
