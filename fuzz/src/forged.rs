@@ -11,11 +11,14 @@ use wit_parser::{Resolve, WorldId};
 
 const WIT: &str = include_str!("../../wit/policy-0.1/policy.wit");
 
-/// Where the manifest lies, where the plan, and where the four decisions, one after the other.
+/// Where the manifest lies, where the plan, and where the four decisions, one after the other; then numbers that lists
+/// point to: tokens, and behind them floats.
 const MANIFEST: usize = 64;
 const PLAN: usize = 256;
 const DECISIONS: usize = 512;
 const DECISION_BYTES: usize = 128;
+const TOKENS: usize = 1_024;
+const FLOATS: usize = 1_536;
 
 /// The image's length; what lies behind it in memory is the allocator's.
 const IMAGE_BYTES: usize = 2_048;
@@ -86,19 +89,49 @@ fn guest(allocator: &str) -> (Vec<u8>, usize) {
     (component, at)
 }
 
-/// The image of a guest that behaves: its name is `forged`, it has 20 candidates and keeps what the model says.
-fn plain() -> [u8; IMAGE_BYTES] {
-    let mut image = [0; IMAGE_BYTES];
-    image[16..25].copy_from_slice(b"forged1.0");
-    // Name, version and summary as pointers and lengths; no rewind, heads, settings or needs.
-    for (place, number) in [16, 6, 22, 3, 16, 6, 20].into_iter().enumerate() {
-        image[MANIFEST + 4 * place] = number;
+type Image = [u8; IMAGE_BYTES];
+
+fn put(image: &mut Image, place: usize, words: &[u32]) {
+    for (at, word) in words.iter().enumerate() {
+        image[place + 4 * at..][..4].copy_from_slice(&word.to_le_bytes());
     }
+}
+
+/// The image of a guest that behaves: it may do everything, has 20 candidates, and keeps what the model says.
+fn plain() -> Image {
+    let mut image = [0; IMAGE_BYTES];
+    image[16..41].copy_from_slice(b"forged1.0rewindinsertstop");
+    // Name, version and summary as pointers and lengths, candidates, rewind, heads, settings, needs.
+    put(&mut image, MANIFEST, &[16, 6, 22, 3, 16, 6, 20, 4, 0, 0, 0, 0, 160, 3]);
+    put(&mut image, 160, &[25, 6, 31, 6, 37, 4]);
     image[PLAN + 4] = 20;
+    for at in 0..128u32 {
+        put(&mut image, TOKENS + 4 * at as usize, &[70 + at % 32]);
+        put(&mut image, FLOATS + 4 * at as usize, &[(at as f32 / 8.0 - 4.0).to_bits()]);
+    }
     image
 }
 
-/// A component whose image is the plain one with up to 24 numbers changed.
+/// A decision as the canonical ABI lays it out, within the contract's bounds for a step of four candidates.
+fn decision(u: &mut Unstructured) -> Result<Vec<u32>> {
+    let (tokens, floats) = (TOKENS as u32, FLOATS as u32);
+    let count = u.int_in_range(0..=3)?;
+    Ok(match u.int_in_range(0..=7)? {
+        0..=3 => {
+            let given = |u: &mut Unstructured| Ok(u32::from(u.arbitrary::<bool>()?));
+            let adjust = 4 * given(u)?;
+            let bias = [given(u)?, tokens, count, floats, count];
+            let vocabulary = [given(u)?, tokens, 5, 0x3f00_0000, 0xff80_0000];
+            // No heads, so no blend; the tail comes last.
+            [&[1, floats, adjust, 0, 0], &bias[..], &vocabulary, &[given(u)?]].concat()
+        }
+        4 | 5 => vec![2, u.int_in_range(0..=1)?, tokens, count],
+        6 => vec![3, 16, 9],
+        _ => vec![0],
+    })
+}
+
+/// A component whose image is the plain one with other decisions and up to 12 numbers changed.
 ///
 /// # Errors
 /// Only where the input has an end before a choice that needs one.
@@ -107,18 +140,27 @@ pub fn component(u: &mut Unstructured) -> Result<Vec<u8>> {
     let allocator = if u.ratio(7, 8)? { 0 } else { u.choose_index(GUESTS.len())? };
     let (mut component, at) = GUESTS[allocator].clone();
     let mut image = plain();
-    for _ in 0..u.int_in_range(0..=24)? {
-        // Numbers are aligned, and a record has some twenty of them.
-        let start = *u.choose(&[MANIFEST, PLAN, DECISIONS, DECISIONS + DECISION_BYTES, 1_024, 0])?;
-        let place = start + 4 * u.int_in_range(0..=31)?;
+    for step in 0..4 {
+        let words = decision(u)?;
+        put(&mut image, DECISIONS + step * DECISION_BYTES, &words);
+    }
+    for _ in 0..u.int_in_range(0..=12)? {
+        // Numbers are aligned; a manifest and a decision have some fifteen, and most inputs change only the latter.
+        let start = match u.int_in_range(0..=15)? {
+            0 => MANIFEST,
+            1 => PLAN,
+            2 => TOKENS,
+            3 => FLOATS,
+            _ => DECISIONS + DECISION_BYTES * u.int_in_range(0..=3)?,
+        };
         let number: u32 = match u.int_in_range(0..=7)? {
             0 => u.arbitrary()?,
-            1 | 2 => 1_024 + 4 * u.int_in_range(0..=255)?,
+            1 | 2 => TOKENS as u32 + 4 * u.int_in_range(0..=255)?,
             3 => 0xffff_0000 | u32::from(u.arbitrary::<u16>()?),
             4 => u.arbitrary::<f32>()?.to_bits(),
             _ => u.int_in_range(0..=40)?,
         };
-        image[place..place + 4].copy_from_slice(&number.to_le_bytes());
+        put(&mut image, start + 4 * u.int_in_range(0..=16)?, &[number]);
     }
     component[at..at + IMAGE_BYTES].copy_from_slice(&image);
     Ok(component)
