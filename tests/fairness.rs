@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vassal::engine::{Event, Finish, Response};
 use vassal::policy_build::Recipe;
-use vassal::request::{PolicyUse, ValidRequest};
+use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, ValidRequest};
 use vassal::sandbox::{
     CompiledPolicy, Decision, Fault, FaultKind, Instance, Limits, Manifest, Needs, Progress, Sandbox, Scope,
     SettingValue, StartRequest, Step, VocabularyText, settings,
@@ -116,6 +116,73 @@ fn a_policy_that_is_slow_in_start_is_left_out_until_it_has_started() {
 }
 
 #[test]
+fn a_start_that_spins_until_it_faults_runs_through_once() {
+    let setup = setup();
+    // A sandbox of its own, where nobody has met the policy yet.
+    let sandbox = Sandbox::new(Limits { deadline_ms: 60_000, ..Limits::default() }, compilation()).unwrap();
+    let alone = Alone::new(&sandbox, &[("start", "1000000")]);
+    let mut tiny = setup.open_in(&sandbox);
+    let policy = LoadedPolicy {
+        name: "spinner".into(),
+        compiled: alone.policy.clone(),
+        manifest: alone.manifest.clone(),
+        signers: Vec::new(),
+    };
+    let used = PolicyUse {
+        policy: Arc::new(policy),
+        settings: alone.settings.clone(),
+        required: false,
+        fault_policy: FaultPolicy::Abort,
+    };
+    let requests: Vec<_> = (0..4).map(|_| tiny.endless(tiny.request(PROMPT, vec![used.clone()]))).collect();
+    let responses = run(&mut tiny, requests);
+    let steps: HashSet<usize> = responses.iter().map(|(_, steps)| *steps).collect();
+    for (response, _) in &responses {
+        let Finish::Faulted(fault) = &response.finish else { panic!("{:?}", response.finish) };
+        assert_eq!(fault.kind, FaultKind::OutOfFuel);
+    }
+    assert_eq!(responses[0].1, 1, "the first was not known to be slow");
+    assert!(steps.len() > 1 && alone.policy.is_slow_to_start(), "all ran through: {steps:?}");
+}
+
+#[test]
+fn a_slow_policy_in_a_chain_that_asks_for_values_changes_nothing() {
+    // Every call that yields is left alone, and every policy that asks for values waits for rows meanwhile.
+    let limits = Limits { slice_us: 0, fuel_slice: 500, deadline_ms: 60_000, ..Limits::default() };
+    let sliced = Sandbox::new(limits, compilation()).unwrap();
+    let through = sandbox();
+    let run_in = |sandbox: &Sandbox| {
+        let mut tiny = setup().open_in(sandbox);
+        let load = |tiny: &Tiny, name: &str, component: &[u8], given: &[(&str, &str)]| {
+            let policy = tiny.engine.load_policy(name, component, &tiny.head_ids(), Needs::ALL).unwrap();
+            let settings = settings::resolve(&policy.manifest, given, Scope::Tenant, sandbox.limits()).unwrap();
+            PolicyUse { policy: Arc::new(policy), settings, required: false, fault_policy: FaultPolicy::Base }
+        };
+        let spinner = Recipe { dir: crate::rebuild::root().join("tests/spinner"), quiet: true, ..Recipe::default() };
+        let spinner = spinner.component().unwrap();
+        let vas = vassal::shipped::POLICIES[0].component;
+        let evaluate = [("sentiment", "0.9"), ("simplicity", "-0.6"), ("mode", "evaluate")];
+        let chains = [
+            vec![load(&tiny, "vas", vas, &evaluate), load(&tiny, "spinner", &spinner, &[("divisions", "3000")])],
+            vec![load(&tiny, "spinner", &spinner, &[("divisions", "3000")]), load(&tiny, "vas", vas, &evaluate)],
+            // It faults in its first step, and the response goes on without it.
+            vec![load(&tiny, "spinner", &spinner, &[("divisions", "900000")]), load(&tiny, "vas", vas, &evaluate)],
+            vec![PolicyUse { required: true, ..load(&tiny, "vas", vas, &evaluate) }],
+        ];
+        let requests: Vec<_> = chains.into_iter().map(|chain| tiny.endless(tiny.request(PROMPT, chain))).collect();
+        run(&mut tiny, requests)
+    };
+    let expected = run_in(through);
+    let found = run_in(&sliced);
+    for ((found, _), (expected, _)) in found.iter().zip(&expected) {
+        assert_eq!(bits(found), bits(expected));
+        assert_eq!((found.counters.fuel, &found.trace), (expected.counters.fuel, &expected.trace));
+        assert_eq!(found.counters.evaluations, expected.counters.evaluations);
+    }
+    assert_eq!(expected[2].0.faults.len(), 1);
+}
+
+#[test]
 fn a_sequence_that_is_left_out_can_be_cancelled() {
     let setup = setup();
     let mut tiny = setup.open();
@@ -189,13 +256,13 @@ fn a_slow_call_comes_back_after_each_slice_and_ends_as_one_that_runs_through() {
         let mut first = alone.start();
         let through = first.decide(&STEP);
         let fuel = first.fuel_used();
-        assert!(alone.policy.is_slow() && !first.is_slow() && fuel > 100_000, "{fuel}");
+        assert!(alone.policy.is_slow() && fuel > 100_000, "{fuel}");
         // One that was there when the policy was found to be slow, and one that has been started since.
         for mut instance in [first, alone.start()] {
             let mut progress = instance.decide_sliced(&STEP);
             let mut slices = 1;
             while progress.is_none() {
-                assert!(instance.is_slow() && instance.is_unfinished());
+                assert!(instance.is_unfinished());
                 progress = instance.proceed();
                 slices += 1;
             }

@@ -212,14 +212,18 @@ fn what_nobody_answers_for_is_not_even_read() {
 }
 
 #[test]
-fn shipped_policies_need_no_signature_under_any_name() {
+fn shipped_policies_need_no_signature_under_their_own_name_and_only_there() {
     let bench = Bench::new("shipped");
     let required = "[[required]]\npolicy = \"guard\"\nsettings = { phrases = \"the go\" }\n";
-    std::fs::write(&bench.component, shipped::POLICIES[0].component).unwrap();
     // A signature beside a shipped policy's name is nobody's.
     let config = bench.config(&bench.key, "2099-12-31", required);
+    bench.sign(shipped::VAS_PLAIN, &[&bench.key]);
     let tenant = Tenant::open(&mut host(), &config).unwrap();
-    assert_eq!((signers(&tenant, "guard"), signers(&tenant, "mine")), (Vec::new(), Vec::new()));
+    assert!(signers(&tenant, "guard").is_empty());
+    // Whoever can write the folder may not put a shipped policy where another one should be.
+    std::fs::write(&bench.component, shipped::POLICIES[0].component).unwrap();
+    std::fs::remove_file(signature::path_of(&bench.component)).unwrap();
+    refused(Tenant::open(&mut host(), &config), "mine");
 }
 
 #[test]
@@ -261,8 +265,32 @@ fn a_replacement_obeys_the_same_rule() {
     tenant.replace_signed(&mut host, "mine", &other, Some(signed.as_bytes()), now).unwrap();
     assert_ne!(hash(&tenant), before);
     assert_eq!(signers(&tenant, "mine"), ["acme-security"]);
-    // What ships needs none here either.
-    tenant.replace(&mut host, "mine", shipped::POLICIES[0].component).unwrap();
+    // What ships needs one like any other, in this place.
+    assert!(tenant.replace(&mut host, "mine", shipped::POLICIES[0].component).is_err());
+}
+
+#[test]
+fn pipes_are_no_files_and_planted_links_are_not_written_through() {
+    let (bench, key, component, public) = made_by_the_program("planted");
+    let victim = bench.folder.join("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    for planted in ["mine.wasm.sig", "mine.wasm.sig.part"] {
+        let _ = std::os::unix::fs::symlink(&victim, bench.folder.join(planted));
+    }
+    std::fs::remove_file(bench.folder.join("mine.wasm.sig")).unwrap();
+    assert_eq!(Run::of(&["policy", "sign", &component, "--key", &key]).code, Some(0));
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+    assert!(bench.folder.join("mine.wasm.sig").symlink_metadata().unwrap().is_file());
+    std::fs::remove_file(bench.folder.join("mine.wasm.sig")).unwrap();
+    let pipe = |name: &str| {
+        let made = std::process::Command::new("mkfifo").arg(bench.folder.join(name)).status().unwrap();
+        assert!(made.success());
+    };
+    pipe("mine.wasm.sig");
+    Run::of(&["policy", "verify", &component, "--trust", &public]).refuses(2, &["not a regular file"]);
+    pipe("pipe.wasm");
+    let path = bench.folder.join("pipe.wasm");
+    Run::of(&["policy", "inspect", path.to_str().unwrap()]).refuses(2, &["not a regular file"]);
 }
 
 /// A bench whose key and signature the program has made, and the public key that it printed.

@@ -62,7 +62,8 @@ pub fn run(data: &[u8]) {
 impl Host {
     fn open() -> Self {
         // What counts is fuel; a busy machine is no finding.
-        let limits = Limits { sequences: 16, deadline_ms: 10_000, ..Limits::default() };
+        // Calls are left alone wherever they yield, so that much is under way at once.
+        let limits = Limits { sequences: 16, deadline_ms: 10_000, slice_us: 0, fuel_slice: 1_000, ..Limits::default() };
         let sandbox = Sandbox::new(limits.clone(), Compilation::InProcess).expect("a sandbox");
         let gguf = seeds::model().gguf().expect("the tiny model");
         let config = LlamaConfig::from_gguf(&gguf).expect("its configuration");
@@ -252,7 +253,7 @@ fn device_info(device: &Cpu) -> vassal_kernels::DeviceInfo {
 fn used(compiled: &CompiledPolicy, offers: &[HeadOffer], given: &[(&str, &str)], limits: &Limits) -> Option<PolicyUse> {
     let manifest = Arc::new(compiled.describe(offers, Needs::ALL).ok()?);
     let settings = settings::resolve(&manifest, given, Scope::Tenant, limits).expect("valid settings");
-    let policy = Arc::new(LoadedPolicy { name: manifest.name.clone(), compiled: compiled.clone(), manifest });
+    let policy = Arc::new(LoadedPolicy { name: manifest.name.clone(), compiled: compiled.clone(), manifest, signers: Vec::new() });
     Some(PolicyUse { policy, settings, required: false, fault_policy: FaultPolicy::Abort })
 }
 

@@ -298,11 +298,23 @@ pub fn find_policy(name: &str) -> Result<Vec<u8>, Error> {
     Err(Error::unknown("policy", name, shipped::POLICIES.iter().map(|policy| policy.name)))
 }
 
+/// Opens a file to be read, and nothing else: a pipe in its place would be waited for until somebody writes.
+pub(crate) fn open_file(path: &Path) -> std::io::Result<std::fs::File> {
+    let about = std::fs::metadata(path)?;
+    if about.is_dir() {
+        return Err(std::io::ErrorKind::IsADirectory.into());
+    }
+    if !about.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    std::fs::File::open(path)
+}
+
 /// A component's file. One that no sandbox would take is not read to its end.
 pub(crate) fn read_component(path: &str) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::File { what: "policy", path: path.to_owned(), source };
     let limit_bytes = Limits::default().component_bytes;
-    let file = std::fs::File::open(path).map_err(failed)?;
+    let file = open_file(Path::new(path)).map_err(failed)?;
     let length = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
     if length > limit_bytes {
         return Err(LoadError::TooLarge { policy: path.to_owned(), bytes: length, limit_bytes }.into());

@@ -147,13 +147,19 @@ impl Recipe {
     /// [`BuildError`], which says what is missing and how to come by it.
     pub fn build(&self, out: &Path) -> Result<Built, BuildError> {
         let component = self.component()?;
-        let part = out.with_extension("part");
-        let file_error = |path: &Path| {
-            let path = path.to_owned();
-            move |error| BuildError::File { path, error }
-        };
-        fs::write(&part, &component).map_err(file_error(&part))?;
-        fs::rename(&part, out).map_err(file_error(out))?;
+        let failed = |error| BuildError::File { path: out.to_owned(), error };
+        // A folder, a device or a pipe is not replaced by a file.
+        if fs::metadata(out).is_ok_and(|about| !about.is_file()) {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        let mut part = out.as_os_str().to_owned();
+        part.push(format!(".{}.part", std::process::id()));
+        let written = fs::write(&part, &component).and_then(|()| fs::rename(&part, out));
+        if written.is_err() {
+            // The error at hand matters more than a leftover that its name gives away.
+            let _ = fs::remove_file(&part);
+        }
+        written.map_err(failed)?;
         Ok(Built { path: out.to_owned(), size_bytes: component.len() })
     }
 

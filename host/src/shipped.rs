@@ -22,6 +22,11 @@ pub fn is_shipped(component: &[u8]) -> bool {
     POLICIES.iter().any(|policy| policy.component == component)
 }
 
+/// The component that ships under this name.
+pub fn component(name: &str) -> Option<&'static [u8]> {
+    POLICIES.iter().find(|policy| policy.name == name).map(|policy| policy.component)
+}
+
 /// `vas` built without its mode `evaluate`: it does not import `values`, so the host calls it plainly.
 /// What `vassal bench sandbox` measures such a call with.
 pub const VAS_PLAIN: &[u8] = include_bytes!("../../guest/policies/vas_plain.wasm");

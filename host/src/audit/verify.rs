@@ -6,11 +6,12 @@
 //! elsewhere and says what they expect.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Take};
+use std::io::{BufRead, BufReader, Read, Take};
 use std::path::{Path, PathBuf};
 
 use super::record::{LINE_BYTES_MAX, NO_PREVIOUS, Record};
 use super::{AuditError, LineFault};
+use crate::host::open_file;
 
 /// A file whose chain holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,15 +38,11 @@ impl Reader {
     /// The file's.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let failed = |source| AuditError::Open { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
+        // A pipe has no length, and nothing would be found wrong with nothing.
+        let file = open_file(path).map_err(failed)?;
         // A line that is being written is not incomplete: under the lock there is none, and what stands stays.
         file.lock_shared().map_err(failed)?;
-        let about = file.metadata().map_err(failed)?;
-        if !about.is_file() {
-            // A pipe has no length, and nothing would be found wrong with nothing.
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        let length = about.len();
+        let length = file.metadata().map_err(failed)?.len();
         file.unlock().map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),

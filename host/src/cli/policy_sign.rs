@@ -74,10 +74,17 @@ pub(super) fn keygen(arguments: &KeygenArguments) -> Result<(), Error> {
     Ok(())
 }
 
+/// How every component begins: the magic number, and the version of the component model's format.
+const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
 /// Adds a signature to those that are there. Those of other bytes, of an earlier build most likely, can be of no use
 /// to anybody and are dropped.
 pub(super) fn sign(arguments: &SignArguments) -> Result<(), Error> {
     let component = read_component(&arguments.file.to_string_lossy())?;
+    if !component.starts_with(COMPONENT) {
+        let file = arguments.file.display();
+        return Err(Error::Usage(format!("{file} is no component: it does not begin as one does")));
+    }
     let key = PrivateKey::read(&arguments.key)?;
     let signed = Signature::of(&component, &key, trust::unix_seconds(SystemTime::now()));
     let refuse = |fault| SignatureError { policy: name_of(&arguments.file), fault };

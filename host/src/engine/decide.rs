@@ -86,10 +86,9 @@ impl<D: Device> Engine<D> {
                 }
                 let link = &mut sequence.chain.links[index];
                 match progress {
+                    // It has more slices, one after the other, while there is time.
                     None if link.instance.as_ref().is_some_and(Instance::is_unfinished) => {
                         link.asked = Asked::Unfinished;
-                        round.held_at = Some(index);
-                        return Ok(Answers::Waiting);
                     }
                     None => break,
                     Some(Progress::Decided(decision)) => link.asked = Asked::Decided(decision),
@@ -221,10 +220,12 @@ impl<D: Device> Engine<D> {
         let instance = link.instance.as_mut()?;
         let (was_slow, start) = (instance.is_slow(), Instant::now());
         let progress = call(instance);
+        let time = start.elapsed();
+        instance.took(time);
         if was_slow || instance.is_slow() {
-            self.slices.took(start);
+            self.slices.took(time);
         }
-        sequence.timing.policy_seconds += start.elapsed().as_secs_f64();
+        sequence.timing.policy_seconds += time.as_secs_f64();
         let is_over = matches!(progress, Some(Progress::Decided(_) | Progress::Faulted(_)));
         link.fuel = is_over.then(|| instance.fuel_used());
         sequence.counters.fuel += link.fuel.unwrap_or(0);

@@ -36,7 +36,7 @@ pub use self::trace::{InjectedFault, Replay, TraceEvent, TraceKind};
 use self::chain::Chain;
 use self::pages::Pages;
 use self::sequence::Sequence;
-use self::slices::Slices;
+use self::slices::{STARTS_SHARE, STEPS_SHARE, Slices};
 use self::start::StartingChain;
 use crate::model::heads::{HeadFile, HeadWeights};
 use crate::model::llama::Llama;
@@ -171,7 +171,10 @@ pub struct Engine<D: Device> {
     next_id: u64,
     /// Steps so far: whose turn it is to be first in a pass.
     turn: usize,
+    /// Time of slow policies' steps.
     slices: Slices,
+    /// Time of slow policies' starts: its own, or starting would starve who has started.
+    starts: Slices,
     costs: Costs,
 }
 
@@ -257,7 +260,8 @@ impl<D: Device> Engine<D> {
             groups: HashMap::new(),
             next_id: 0,
             turn: 0,
-            slices: Slices::default(),
+            slices: Slices::new(STEPS_SHARE),
+            starts: Slices::new(STARTS_SHARE),
             costs,
         })
     }
@@ -309,6 +313,7 @@ impl<D: Device> Engine<D> {
         grants: Needs,
     ) -> Result<LoadedPolicy, LoadError> {
         let compiled = self.sandbox.compile(name, component)?;
+        compiled.prepare(&self.text);
         let manifest = Arc::new(compiled.describe(&self.offers(heads), grants)?);
         Ok(LoadedPolicy { name: manifest.name.clone(), compiled, manifest, signers: Vec::new() })
     }
@@ -563,7 +568,11 @@ impl<D: Device> Engine<D> {
         let mut faults: Vec<Fault> = trace.iter().filter_map(TraceEvent::fault).cloned().collect();
         // The one that ended the response is no policy that was dropped on the way.
         if let Finish::Faulted(last) = &finish {
-            let at = faults.iter().rposition(|fault| fault == last);
+            // Not by equality: a fault may name a number that is none.
+            let is_it = |fault: &Fault| {
+                fault.policy == last.policy && std::mem::discriminant(&fault.kind) == std::mem::discriminant(&last.kind)
+            };
+            let at = faults.iter().rposition(is_it);
             at.map(|at| faults.remove(at));
         }
         let response = Response {

@@ -43,6 +43,7 @@ impl<D: Device> Engine<D> {
     pub fn step(&mut self) -> Result<Vec<Event>, EngineError> {
         let mut events = Vec::new();
         self.slices.begin();
+        self.starts.begin();
         self.admit()?;
         self.start_all(&mut events);
         self.turn = self.turn.wrapping_add(1);
@@ -81,7 +82,7 @@ impl<D: Device> Engine<D> {
 
     /// Brings every round as far as it goes without more rows; what is drawn with a row goes on.
     fn advance_all(&mut self, going: &mut Vec<Going>, events: &mut Vec<Event>) -> Result<(), EngineError> {
-        for index in in_turn(self.turn, self.running.len()) {
+        for index in in_turn(self.slices.next(), self.running.len()) {
             let Some(mut sequence) = self.running[index].take() else { continue };
             if !sequence.takes_part() || sequence.round.is_none() || going.iter().any(|row| row.sequence == index) {
                 self.running[index] = Some(sequence);
@@ -111,6 +112,8 @@ impl<D: Device> Engine<D> {
                     Advance::Finished(finish) => break Some(finish),
                 }
             };
+            let is_held = sequence.round.as_ref().is_some_and(|round| round.held_at.is_some());
+            self.slices.turn(index, is_held);
             match end {
                 Some(finish) => {
                     going.retain(|row| row.sequence != index);
@@ -205,6 +208,7 @@ impl<D: Device> Engine<D> {
         let places: Vec<u32> = (0..rows.len() as u32).collect();
         self.device.copy_rows(self.model.residual(), &places, &mut self.held, *held)?;
         self.slices.ran_rows(start);
+        self.starts.ran_rows(start);
         let seconds = start.elapsed().as_secs_f64();
         self.account_lower(&rows, seconds, tapped.seconds);
         if valued {
@@ -326,6 +330,7 @@ impl<D: Device> Engine<D> {
             }
         }
         self.slices.ran_rows(start);
+        self.starts.ran_rows(start);
         let share = start.elapsed().as_secs_f64() / going.len() as f64;
         for row in going {
             let Some(mut sequence) = self.running[row.sequence].take() else { continue };

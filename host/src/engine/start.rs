@@ -35,13 +35,15 @@ enum Started {
 impl<D: Device> Engine<D> {
     /// Goes on with the policies of sequences that have just been let in.
     pub(super) fn start_all(&mut self, events: &mut Vec<Event>) {
-        for index in super::pass::in_turn(self.turn, self.running.len()) {
+        for index in super::pass::in_turn(self.starts.next(), self.running.len()) {
             let Some(sequence) = &self.running[index] else { continue };
             if sequence.paused || sequence.starting.is_none() {
                 continue;
             }
             let Some(mut sequence) = self.running[index].take() else { continue };
-            match self.start_policies(&mut sequence) {
+            let started = self.start_policies(&mut sequence);
+            self.starts.turn(index, matches!(started, Started::Unfinished));
+            match started {
                 Started::Ended(finish) => {
                     self.finish(sequence, finish, events);
                     continue;
@@ -97,8 +99,9 @@ impl<D: Device> Engine<D> {
         used: &PolicyUse,
         place: usize,
     ) -> Option<Result<Instance, Fault>> {
-        let slow = used.policy.compiled.is_slow_to_start();
-        if slow && !self.slices.is_open() {
+        let has_begun = sequence.starting.as_ref().is_some_and(|starting| starting.begun.is_some());
+        let slow = has_begun || used.policy.compiled.is_slow_to_start();
+        if slow && !self.starts.is_open() {
             return None;
         }
         let since = Instant::now();
@@ -107,11 +110,16 @@ impl<D: Device> Engine<D> {
             let start = sequence.request.start_request(used, sequence.random.stream(), place as u64);
             used.policy.compiled.begin(&used.policy.manifest, &start, &self.text)
         });
-        let started = begun.proceed();
-        sequence.timing.policy_seconds += since.elapsed().as_secs_f64();
+        let mut started = begun.proceed();
         if slow || started.is_none() {
-            self.slices.took(since);
+            self.starts.took(since.elapsed());
         }
+        while started.is_none() && self.starts.is_open() {
+            let since = Instant::now();
+            started = begun.proceed();
+            self.starts.took(since.elapsed());
+        }
+        sequence.timing.policy_seconds += since.elapsed().as_secs_f64();
         if started.is_none() {
             sequence.starting = Some(StartingChain { place, begun: Some(begun) });
         }

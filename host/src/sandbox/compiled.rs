@@ -208,14 +208,19 @@ impl CompiledPolicy {
         }
     }
 
+    /// Sees to what its responses need of a vocabulary, so that no response waits for it. Starting one does it too.
+    pub fn prepare(&self, text: &VocabularyText) {
+        if self.0.imports_find {
+            // Built once a vocabulary. An error shows where it is used.
+            let _ = text.search();
+        }
+    }
+
     /// Begins to make the instance of one response; [`Starting::proceed`] does it, slice by slice. `manifest` is
     /// what [`Self::describe`] returned.
     pub fn begin(&self, manifest: &Arc<Manifest>, request: &StartRequest<'_>, text: &Arc<VocabularyText>) -> Starting {
         let compiled = &self.0;
-        if compiled.imports_find {
-            // Built once a vocabulary, and not on this call's clock. An error shows where it is used.
-            let _ = text.search();
-        }
+        self.prepare(text);
         let mut data = StoreData::new(&compiled.shared.limits, text, compiled.shared.window_ticks);
         data.heads = manifest.heads.len();
         data.candidates = request.candidates as usize;
@@ -292,8 +297,13 @@ impl Compiled {
     /// A call has used so much fuel; where that is more than a slice, later ones run in slices.
     pub(super) fn note_fuel(&self, used: u64) {
         if used > self.shared.limits.fuel_slice && !self.is_slow() {
-            self.slow.store(true, Ordering::Relaxed);
+            self.call_in_slices();
         }
+    }
+
+    /// Later calls run in slices.
+    pub(super) fn call_in_slices(&self) {
+        self.slow.store(true, Ordering::Relaxed);
     }
 
     /// Whether a call has used more fuel than a slice has.

@@ -10,7 +10,7 @@ use std::hash::{Hash, Hasher};
 use std::thread;
 use std::time::Duration;
 use wasmparser::WasmFeatures;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Ticks of the clock in one of its windows, which lasts between 4/4 and 5/4 of its length.
 const TICKS: u64 = 4;
@@ -79,7 +79,9 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
         .linear_memory_keep_resident(256 * KIB)
         .table_keep_resident(16 * KIB)
         .async_stack_keep_resident(16 * KIB)
-        .max_unused_warm_slots(n);
+        .max_unused_warm_slots(n)
+        // Only pages that a guest wrote are set back and kept, where the kernel tells which they are.
+        .pagemap_scan(Enabled::Auto);
     pool
 }
 

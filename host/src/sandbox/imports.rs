@@ -82,6 +82,7 @@ pub(super) fn window_passed(mut store: StoreContextMut<'_, StoreData>) -> wasmti
     let pauses = data.exchange.lock().pauses;
     if pauses != data.pauses {
         (data.pauses, data.windows_passed) = (pauses, 0);
+        return Ok(UpdateDeadline::Continue(data.window_ticks));
     }
     data.windows_passed += 1;
     if data.windows_passed < data.limits.deadline_windows {

@@ -23,6 +23,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{self, TypedFunc};
 
@@ -233,11 +234,11 @@ impl Instance {
                 Some(Progress::Wants(request))
             }
             Slice::Over => {
-                self.slow_calls = SLOW_CALLS;
                 self.state = State::Unfinished(running);
                 None
             }
             Slice::Late => {
+                self.fuel_used = 0;
                 let fault = Fault::new(&self.compiled.name, LATE);
                 self.state = State::Faulted(fault.clone());
                 Some(Progress::Faulted(fault))
@@ -250,7 +251,6 @@ impl Instance {
         let limits = &self.compiled.shared.limits;
         self.fuel_used = limits.fuel_decide.saturating_sub(store.get_fuel().unwrap_or(0));
         self.compiled.note_fuel(self.fuel_used);
-        self.slow_calls = self.slow_calls.saturating_sub(1);
         store.data_mut().deciding.close();
         let context = Context {
             manifest: &self.manifest,
@@ -308,9 +308,21 @@ impl Instance {
         matches!(self.state, State::Unfinished(_))
     }
 
-    /// Whether one of its last calls was not done within a slice.
+    /// Whether one of its last calls was slow (see [`Self::took`]).
     pub fn is_slow(&self) -> bool {
         self.slow_calls > 0
+    }
+
+    /// Tells it what its last slice took. It was slow if the slice was over, or most of it was used; but little fuel is little
+    /// time, whatever a busy machine's clock says.
+    pub fn took(&mut self, time: Duration) {
+        let limits = &self.compiled.shared.limits;
+        let most = time > Duration::from_micros(limits.slice_us / 2) && self.fuel_used > limits.fuel_slice / 2;
+        self.slow_calls = match self.is_unfinished() {
+            true => SLOW_CALLS,
+            false if most => self.slow_calls.max(2),
+            false => self.slow_calls.saturating_sub(1),
+        };
     }
 
     /// Fuel used by the last step that was answered or failed, units.

@@ -100,6 +100,11 @@ impl Sandbox {
     /// If the machine cannot give what the limits ask for (address space, mostly).
     pub fn new(limits: Limits, compilation: Compilation) -> Result<Self, SandboxError> {
         let runtime = |error: wasmtime::Error| SandboxError::Runtime(format!("{error:#}"));
+        if limits.fuel_slice == 0 || limits.deadline_windows == 0 {
+            return Err(SandboxError::Runtime(
+                "the limits `fuel_slice` and `deadline_windows` are at least 1, got 0".into(),
+            ));
+        }
         let engine = Engine::new(&config::config(&limits)).map_err(runtime)?;
         let (plain, suspending) = imports::linkers(&engine).map_err(runtime)?;
         let contract = Contract::new(&engine).map_err(runtime)?;

@@ -88,6 +88,10 @@ impl Starting {
             Slice::Waits | Slice::Over | Slice::Late => false,
         };
         self.compiled.slow_to_start.store(!quick, Ordering::Relaxed);
+        if !quick {
+            // Also where it failed: the next one shall not run through.
+            self.compiled.call_in_slices();
+        }
         match slice {
             Slice::Done(started) => Some(self.finish(started)),
             Slice::Late => Some(Err(Fault::new(&self.compiled.name, LATE))),

@@ -23,6 +23,7 @@ pub use self::trust::{SignatureError, SignatureFault, Signer, TrustStore, Truste
 
 use crate::error::Error;
 use crate::host::hexadecimal;
+use crate::host::open_file;
 use crate::sandbox::words::clean;
 use crate::shipped;
 
@@ -141,7 +142,7 @@ pub fn find(policy: &str) -> Result<Option<Vec<u8>>, Error> {
 pub fn beside(component: &Path) -> Result<Option<Vec<u8>>, Error> {
     let path = path_of(component);
     let failed = |source| Error::File { what: "signatures", path: path.display().to_string(), source };
-    let file = match std::fs::File::open(&path) {
+    let file = match open_file(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed)?,
     };
@@ -157,9 +158,10 @@ pub fn beside(component: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// The file's.
 pub fn write(component: &Path, signatures: &[Signature]) -> Result<PathBuf, Error> {
     let path = path_of(component);
-    let part = path.with_extension("sig.part");
+    let part = path.with_extension(format!("sig.{}.part", std::process::id()));
     let text: String = signatures.iter().map(Signature::line).collect();
-    let written = std::fs::File::create(&part).and_then(|mut file| {
+    // A new file: whoever can write the folder may have put a link there to somewhere else.
+    let written = std::fs::OpenOptions::new().write(true).create_new(true).open(&part).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     });
