@@ -317,7 +317,7 @@ impl Instance {
     /// time, whatever a busy machine's clock says.
     pub fn took(&mut self, time: Duration) {
         let limits = &self.compiled.shared.limits;
-        let most = time > Duration::from_micros(limits.slice_us / 2) && self.fuel_used > limits.fuel_slice / 2;
+        let most = time > Duration::from_micros(limits.slice_us / 2) && self.fuel_used > limits.fuel_slice;
         self.slow_calls = match self.is_unfinished() {
             true => SLOW_CALLS,
             false if most => self.slow_calls.max(2),
