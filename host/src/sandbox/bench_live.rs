@@ -45,7 +45,7 @@ const CALLS_A_TURN: usize = 200;
 /// Times every step of a workload that is not suspended, `steps` of them, over `sequences` instances in turn.
 ///
 /// # Errors
-/// As [`measure`].
+/// As [`super::bench::measure`].
 pub fn measure_steps(
     sandbox: &Sandbox,
     workload: &Workload<'_>,
@@ -77,7 +77,7 @@ pub fn measure_steps(
 /// Keeps so many instances alive, each after a step, and says what they hold. None where the system does not say.
 ///
 /// # Errors
-/// As [`measure`].
+/// As [`super::bench::measure`].
 pub fn measure_live(sandbox: &Sandbox, workload: &Workload<'_>, instances: usize) -> Result<Option<Live>, BenchError> {
     let text = VocabularyText::new(Arc::new(BlankVocabulary));
     let mut runner = Runner::load(sandbox, "live", workload, &text)?;

@@ -74,7 +74,6 @@ impl Starting {
     ///
     /// # Panics
     /// After it has answered.
-    #[expect(clippy::type_complexity, reason = "none, an instance or a fault")]
     pub fn proceed(&mut self) -> Option<Result<Instance, Fault>> {
         self.exchange.lock().pauses += 1;
         let (limits, since) = (&self.compiled.shared.limits, Instant::now());

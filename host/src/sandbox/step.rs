@@ -1,6 +1,6 @@
 //! What a policy is shown in a step, and what may come back.
 //!
-//! [`Step`] is lent by the caller and copied into buffers that serve one step after the other ([`refill`]), because a
+//! [`Step`] is lent by the caller and copied into buffers that serve one step after the other (`refill`), because a
 //! call that may be suspended must own what it is given.
 
 use super::bindings;
@@ -37,7 +37,7 @@ pub struct Step<'a> {
 pub enum Progress {
     /// It is decided.
     Decided(Decision),
-    /// The guest waits for values; answer with [`Instance::resume`].
+    /// The guest waits for values; answer with [`Instance::resume`](super::Instance::resume).
     Wants(ValueRequest),
     /// The guest is at fault, now and in every later step.
     Faulted(Fault),

@@ -1,6 +1,6 @@
 //! Signatures of policies: who answers for these very bytes, and whom a tenant believes.
 //!
-//! A signature is Ed25519 over [`message`] and lies beside its component, in a file of the same name with `.sig` at
+//! A signature is Ed25519 over `message` and lies beside its component, in a file of the same name with `.sig` at
 //! the end, a line of text a signer. It is checked before anything reads the component, so that what nobody
 //! answers for costs one hash. `docs/security.md` says why it lies beside, and what it proves.
 //!
