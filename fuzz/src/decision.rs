@@ -253,7 +253,12 @@ fn device_info(device: &Cpu) -> vassal_kernels::DeviceInfo {
 fn used(compiled: &CompiledPolicy, offers: &[HeadOffer], given: &[(&str, &str)], limits: &Limits) -> Option<PolicyUse> {
     let manifest = Arc::new(compiled.describe(offers, Needs::ALL).ok()?);
     let settings = settings::resolve(&manifest, given, Scope::Tenant, limits).expect("valid settings");
-    let policy = Arc::new(LoadedPolicy { name: manifest.name.clone(), compiled: compiled.clone(), manifest, signers: Vec::new() });
+    let policy = Arc::new(LoadedPolicy {
+        name: manifest.name.clone(),
+        compiled: compiled.clone(),
+        manifest,
+        signers: Vec::new(),
+    });
     Some(PolicyUse { policy, settings, required: false, fault_policy: FaultPolicy::Abort })
 }
 
