@@ -29,9 +29,6 @@ use wasmtime::component::{self, TypedFunc};
 
 type Decide = TypedFunc<(Arc<bindings::Step>,), (bindings::Decision,)>;
 type Answer = wasmtime::Result<(bindings::Decision,)>;
-/// Calls for which a policy counts as slow after one that was not done within a slice.
-const SLOW_CALLS: u32 = 16;
-
 type Call = Pin<Box<dyn Future<Output = (Store<StoreData>, Answer)> + Send>>;
 
 /// One policy serving one response.
@@ -51,8 +48,8 @@ pub struct Instance {
     started_fuel: u64,
     /// Calls are futures.
     sliced: bool,
-    /// Calls for which it still counts as slow.
-    slow_calls: u32,
+    /// Time that it may take before it counts as slow, microseconds.
+    credit_us: i64,
     /// The call under way.
     running: Running,
 }
@@ -103,7 +100,7 @@ impl Instance {
             fuel_used: 0,
             started_fuel: compiled.shared.limits.fuel_start.saturating_sub(left),
             sliced,
-            slow_calls: 0,
+            credit_us: 5 * compiled.shared.limits.slice_us as i64,
             running: Running::default(),
         })
     }
@@ -308,21 +305,19 @@ impl Instance {
         matches!(self.state, State::Unfinished(_))
     }
 
-    /// Whether one of its last calls was slow (see [`Self::took`]).
+    /// Whether its calls have taken more time than it has earned: see [`Self::took`].
     pub fn is_slow(&self) -> bool {
-        self.slow_calls > 0
+        self.credit_us < 0
     }
 
-    /// Tells it what its last slice took. It was slow if the slice was over, or most of it was used; but little fuel is little
-    /// time, whatever a busy machine's clock says.
+    /// Tells it what its last slice took. Each call earns half a slice's time, up to five slices: one that is slow now and then
+    /// stays quick, one that always is does not.
     pub fn took(&mut self, time: Duration) {
-        let limits = &self.compiled.shared.limits;
-        let most = time > Duration::from_micros(limits.slice_us / 2) && self.fuel_used > limits.fuel_slice;
-        self.slow_calls = match self.is_unfinished() {
-            true => SLOW_CALLS,
-            false if most => self.slow_calls.max(2),
-            false => self.slow_calls.saturating_sub(1),
-        };
+        let slice = self.compiled.shared.limits.slice_us as i64;
+        let earned = if self.is_unfinished() { 0 } else { slice / 2 };
+        // A busy machine may have let a quick call stand still for long: no slice counts for more than two.
+        let spent = (time.as_micros() as i64).min(2 * slice);
+        self.credit_us = (self.credit_us + earned - spent).clamp(-5 * slice, 5 * slice);
     }
 
     /// Fuel used by the last step that was answered or failed, units.
