@@ -379,22 +379,6 @@ fn description(name: &str, kind: HeadKind, layer: usize) -> Description {
         model_sha256: "0".repeat(64),
         spread: 1.0,
         token_limit: 24,
-        provenance: Provenance {
-            prompts_sha256: String::new(),
-            rollouts_sha256: String::new(),
-            prompts: 0,
-            rollouts: 0,
-            samples: 1,
-            temperature: 1.0,
-            top_p: 1.0,
-            lambda: 1.0,
-            penalties: Vec::new(),
-            explained: 0.0,
-            explained_by_position: Vec::new(),
-            dial_to_kl: Vec::new(),
-            seed: 0,
-            command: "a test".into(),
-            version: String::new(),
-        },
+        provenance: Provenance::made_up("a test"),
     }
 }

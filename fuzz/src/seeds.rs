@@ -88,23 +88,7 @@ pub fn heads() -> Vec<HeadFile> {
 }
 
 fn description(name: &str, kind: HeadKind) -> Description {
-    let provenance = Provenance {
-        prompts_sha256: String::new(),
-        rollouts_sha256: String::new(),
-        prompts: 0,
-        rollouts: 0,
-        samples: 1,
-        temperature: 1.0,
-        top_p: 1.0,
-        lambda: 1.0,
-        penalties: Vec::new(),
-        explained: 0.0,
-        explained_by_position: Vec::new(),
-        dial_to_kl: Vec::new(),
-        seed: 0,
-        command: "a seed".into(),
-        version: String::new(),
-    };
+    let provenance = Provenance::made_up("a seed");
     Description {
         format: FORMAT.into(),
         name: name.into(),

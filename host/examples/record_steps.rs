@@ -81,23 +81,7 @@ fn variance(values: &[f32]) -> f32 {
 fn made_up_head(model_sha256: &str, shape: &ModelShape) -> HeadFile {
     let sign = |place: usize| if (place as u32).wrapping_mul(0x9e37_79b9) >> 31 == 0 { 1.0 } else { -1.0 };
     let residual: Vec<f32> = (0..shape.hidden).map(sign).collect();
-    let provenance = Provenance {
-        prompts_sha256: String::new(),
-        rollouts_sha256: String::new(),
-        prompts: 0,
-        rollouts: 0,
-        samples: 0,
-        temperature: 1.0,
-        top_p: 1.0,
-        lambda: 1.0,
-        penalties: Vec::new(),
-        explained: 0.0,
-        explained_by_position: Vec::new(),
-        dial_to_kl: Vec::new(),
-        seed: 0,
-        command: "record_steps".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let provenance = Provenance::made_up("record_steps");
     let description = Description {
         format: heads::FORMAT.to_owned(),
         name: "made-up".to_owned(),

@@ -13,6 +13,7 @@ use vassal_kernels::cpu::{Cpu, Isa};
 
 use crate::engine::{Engine, EngineError, EngineOptions, Event, HeadId, Response};
 use crate::error::Error;
+use crate::files;
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
 use crate::model::heads::{HeadFile, HeadKind, ModelIdentity};
@@ -289,8 +290,8 @@ impl Host {
 /// # Errors
 /// An unknown name with those there are, or the file's.
 pub fn find_policy(name: &str) -> Result<Vec<u8>, Error> {
-    if let Some(policy) = shipped::POLICIES.iter().find(|policy| policy.name == name) {
-        return Ok(policy.component.to_vec());
+    if let Some(component) = shipped::component(name) {
+        return Ok(component.to_vec());
     }
     if name.ends_with(".wasm") || name.contains(std::path::MAIN_SEPARATOR) {
         return read_component(name);
@@ -298,23 +299,11 @@ pub fn find_policy(name: &str) -> Result<Vec<u8>, Error> {
     Err(Error::unknown("policy", name, shipped::POLICIES.iter().map(|policy| policy.name)))
 }
 
-/// Opens a file to be read, and nothing else: a pipe in its place would be waited for until somebody writes.
-pub(crate) fn open_file(path: &Path) -> std::io::Result<std::fs::File> {
-    let about = std::fs::metadata(path)?;
-    if about.is_dir() {
-        return Err(std::io::ErrorKind::IsADirectory.into());
-    }
-    if !about.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    std::fs::File::open(path)
-}
-
 /// A component's file. One that no sandbox would take is not read to its end.
 pub(crate) fn read_component(path: &str) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::File { what: "policy", path: path.to_owned(), source };
     let limit_bytes = Limits::default().component_bytes;
-    let file = open_file(Path::new(path)).map_err(failed)?;
+    let file = files::open(Path::new(path)).map_err(failed)?;
     let length = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
     if length > limit_bytes {
         return Err(LoadError::TooLarge { policy: path.to_owned(), bytes: length, limit_bytes }.into());

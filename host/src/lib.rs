@@ -11,6 +11,7 @@ pub mod audit;
 pub mod cli;
 pub mod engine;
 pub mod error;
+mod files;
 pub mod host;
 pub mod learning;
 pub mod model;

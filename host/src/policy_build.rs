@@ -17,6 +17,8 @@ use std::sync::{Mutex, PoisonError};
 
 use wit_component::ComponentEncoder;
 
+use crate::files;
+
 /// The only target that a policy is built for: no operating system, hence no imports but the contract's.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
@@ -148,18 +150,7 @@ impl Recipe {
     pub fn build(&self, out: &Path) -> Result<Built, BuildError> {
         let component = self.component()?;
         let failed = |error| BuildError::File { path: out.to_owned(), error };
-        // A folder, a device or a pipe is not replaced by a file.
-        if fs::metadata(out).is_ok_and(|about| !about.is_file()) {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        let mut part = out.as_os_str().to_owned();
-        part.push(format!(".{}.part", std::process::id()));
-        let written = fs::write(&part, &component).and_then(|()| fs::rename(&part, out));
-        if written.is_err() {
-            // The error at hand matters more than a leftover that its name gives away.
-            let _ = fs::remove_file(&part);
-        }
-        written.map_err(failed)?;
+        files::replace(out, &component).map_err(failed)?;
         Ok(Built { path: out.to_owned(), size_bytes: component.len() })
     }
 

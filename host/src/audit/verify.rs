@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::record::{LINE_BYTES_MAX, NO_PREVIOUS, Record};
 use super::{AuditError, LineFault};
-use crate::host::open_file;
+use crate::files;
 
 /// A file whose chain holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let failed = |source| AuditError::Open { path: path.to_owned(), source };
         // A pipe has no length, and nothing would be found wrong with nothing.
-        let file = open_file(path).map_err(failed)?;
+        let file = files::open(path).map_err(failed)?;
         // A line that is being written is not incomplete: under the lock there is none, and what stands stays.
         file.lock_shared().map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();

@@ -17,7 +17,7 @@ use crate::host::{Host, HostOptions};
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
 use crate::model::llama::Taps;
 use crate::request::{FaultPolicy, Request};
-use crate::sandbox::bench::{Bench, BenchError, Workload, measure, measure_load};
+use crate::sandbox::bench::{Bench, BenchError, Workload, measure, measure_load, median};
 use crate::sandbox::bench_live::{Live, Percentiles, Safeties, measure_live, measure_safeties, measure_steps};
 use crate::sandbox::{Limits, Sandbox};
 use crate::shipped;
@@ -351,23 +351,7 @@ fn full(sandbox: &Sandbox, bench: &Bench<'_>) -> Result<Full, Error> {
 /// A look-ahead head at some layer that values everything alike: it costs what any other costs, and
 /// leaves the base model's draws as they are.
 fn probe_head(layer: usize, model_sha256: &str, shape: &ModelShape) -> HeadFile {
-    let provenance = Provenance {
-        prompts_sha256: String::new(),
-        rollouts_sha256: String::new(),
-        prompts: 0,
-        rollouts: 0,
-        samples: 0,
-        temperature: 1.0,
-        top_p: 1.0,
-        lambda: 1.0,
-        penalties: Vec::new(),
-        explained: 0.0,
-        explained_by_position: Vec::new(),
-        dial_to_kl: Vec::new(),
-        seed: 0,
-        command: "vassal bench decode".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let provenance = Provenance::made_up("vassal bench decode");
     let description = Description {
         format: heads::FORMAT.to_owned(),
         name: "probe".to_owned(),
@@ -385,9 +369,4 @@ fn probe_head(layer: usize, model_sha256: &str, shape: &ModelShape) -> HeadFile 
     let (mean, share) = (zeros.clone(), zeros.clone());
     let head = LinearHead { tap: 0, residual: zeros, mean, share, remaining: 0.0, bias: 0.0 };
     HeadFile { description, weights: HeadWeights::LookAhead(head) }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

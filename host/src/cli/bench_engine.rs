@@ -22,6 +22,7 @@ use crate::host::{Host, HostOptions};
 use crate::model::synthetic::SyntheticModel;
 use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
 use crate::sandbox::Limits;
+use crate::sandbox::bench::{median, percentile};
 
 /// Well-behaved sequences, and as many slow ones.
 const NEIGHBOURS: usize = 16;
@@ -84,7 +85,7 @@ pub(super) fn run(arguments: &EngineArguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// Steps of well-behaved sequences, in milliseconds, without and beside slow ones.
+/// Steps of well-behaved sequences, in milliseconds, ascending: without and beside slow ones.
 struct Neighbours {
     alone: Vec<f64>,
     beside: Vec<f64>,
@@ -151,6 +152,8 @@ fn neighbours(options: &HostOptions, slow: &Path, rounds: usize) -> Result<Neigh
         }
     }
     found.slow = loaded.compiled.is_slow();
+    found.alone.sort_by(f64::total_cmp);
+    found.beside.sort_by(f64::total_cmp);
     Ok(found)
 }
 
@@ -212,7 +215,7 @@ fn tiny(options: &HostOptions, folder: &Path, rounds: usize) -> Result<(Vec<Thro
                 }
             }
         }
-        let [with, without] = rates.map(|rates| percentile(&rates, 0.5));
+        let [with, without] = rates.map(median);
         throughput.push(Throughput { sequences, with, without });
     }
     let recorded = requests(&host, &vec![Some(guard); BATCHES[0]], TOKENS)?;
@@ -304,11 +307,4 @@ fn guard(host: &Host) -> Result<PolicyUse, Error> {
 
 fn unwritten(path: &Path, source: std::io::Error) -> Error {
     Error::File { what: "the bench's own file", path: path.display().to_string(), source }
-}
-
-fn percentile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let place = (sorted.len() as f64 * share) as usize;
-    sorted.get(place.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }

@@ -3,7 +3,7 @@
 //! Beside `bench.rs`, whose workloads these are. [`measure_safeties`] has an engine of its own without fuel and clock, which
 //! is the only one there is: it runs a component of ours, in this file, and nothing else can have one.
 
-use super::bench::{BenchError, BlankVocabulary, Inputs, Runner, Workload, median};
+use super::bench::{BenchError, BlankVocabulary, Inputs, Runner, Workload, median, percentile};
 use super::imports::{POLICY, StoreData, linkers, start_clock, window_passed};
 use super::step::refill;
 use super::{Progress, Sandbox, StartRequest, VocabularyText, bindings, config};
@@ -70,8 +70,8 @@ pub fn measure_steps(
         }
     }
     times.sort_unstable_by(f64::total_cmp);
-    let at = |share: f64| times[((times.len() as f64 * share) as usize).min(times.len() - 1)];
-    Ok(Percentiles { steps: times.len(), p50_ns: at(0.5), p99_ns: at(0.99), p999_ns: at(0.999) })
+    let [p50_ns, p99_ns, p999_ns] = [0.5, 0.99, 0.999].map(|share| percentile(&times, share));
+    Ok(Percentiles { steps: times.len(), p50_ns, p99_ns, p999_ns })
 }
 
 /// Keeps so many instances alive, each after a step, and says what they hold. None where the system does not say.

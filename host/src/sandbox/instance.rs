@@ -13,11 +13,11 @@
 use super::bindings;
 use super::compiled::Compiled;
 use super::decision::Context;
-use super::fault::Fault;
+use super::fault::{Fault, FaultKind};
 use super::imports::{Exchange, StoreData, start_clock};
 use super::manifest::Manifest;
 use super::plan::Plan;
-use super::slice::{LATE, Running, Slice};
+use super::slice::{Running, Slice};
 use super::step::{Progress, Step, ValueAnswer, refill};
 use std::fmt;
 use std::future::Future;
@@ -236,7 +236,7 @@ impl Instance {
             }
             Slice::Late => {
                 self.fuel_used = 0;
-                let fault = Fault::new(&self.compiled.name, LATE);
+                let fault = Fault::new(&self.compiled.name, FaultKind::Deadline);
                 self.state = State::Faulted(fault.clone());
                 Some(Progress::Faulted(fault))
             }
@@ -258,9 +258,9 @@ impl Instance {
             ended: self.step.ended,
         };
         let decided = match answer {
-            Ok((raw,)) => context
-                .check(raw)
-                .map_err(|error| Fault::new(&self.compiled.name, super::FaultKind::BadDecision(error))),
+            Ok((raw,)) => {
+                context.check(raw).map_err(|error| Fault::new(&self.compiled.name, FaultKind::BadDecision(error)))
+            }
             Err(error) => Err(self.exchange.fault(&self.compiled.name, &error)),
         };
         match decided {

@@ -4,7 +4,6 @@
 //! done, waits for values, or its slice is over; then others have their turn. The clock is a backstop here too: it
 //! counts the time that slices took together, not what lies between them.
 
-use super::fault::FaultKind;
 use super::imports::Exchange;
 use super::limits::Limits;
 use std::future::Future;
@@ -20,7 +19,7 @@ pub(super) enum Slice<T> {
     Waits,
     /// It could go on.
     Over,
-    /// It has had all the time that a call may take.
+    /// It has had all the time that a call may take: [`FaultKind::Deadline`](super::FaultKind::Deadline).
     Late,
 }
 
@@ -55,9 +54,6 @@ impl Running {
         }
     }
 }
-
-/// The fault of a call that is [`Slice::Late`]: the host's, like that of the clock.
-pub(super) const LATE: FaultKind = FaultKind::Deadline;
 
 /// Runs a future that only yields: instantiation and `describe`, where `values` answers at once.
 pub(super) fn to_its_end<T>(future: impl Future<Output = T>) -> T {

@@ -11,7 +11,7 @@ use super::instance::Instance;
 use super::limits::Limits;
 use super::manifest::Manifest;
 use super::plan::Plan;
-use super::slice::{LATE, Running, Slice};
+use super::slice::{Running, Slice};
 use super::words::clean;
 use std::fmt;
 use std::future::Future;
@@ -93,7 +93,7 @@ impl Starting {
         }
         match slice {
             Slice::Done(started) => Some(self.finish(started)),
-            Slice::Late => Some(Err(Fault::new(&self.compiled.name, LATE))),
+            Slice::Late => Some(Err(Fault::new(&self.compiled.name, FaultKind::Deadline))),
             // Nothing is waited for in `start`: values are not answered there.
             Slice::Over | Slice::Waits => None,
         }

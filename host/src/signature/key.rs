@@ -14,7 +14,8 @@ use std::str::FromStr;
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 
 use super::bytes_of;
-use crate::host::{hexadecimal, open_file};
+use crate::files;
+use crate::host::hexadecimal;
 
 /// How a public key begins.
 const PUBLIC: &str = "ed25519:";
@@ -151,7 +152,7 @@ impl PrivateKey {
     /// [`KeyError::Exposed`], [`KeyError::NotPrivate`]; the file's.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
         let failed = |source| KeyError::File { path: path.to_owned(), source };
-        let file = open_file(path).map_err(failed)?;
+        let file = files::open(path).map_err(failed)?;
         let mode = file.metadata().map_err(failed)?.mode() & 0o777;
         if mode & NOT_THE_USERS != 0 {
             return Err(KeyError::Exposed { path: path.to_owned(), mode });

@@ -12,7 +12,7 @@
 pub mod key;
 pub mod trust;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::Signature as Ed25519;
@@ -22,8 +22,8 @@ pub use self::key::{KeyError, PrivateKey, PublicKey};
 pub use self::trust::{SignatureError, SignatureFault, Signer, TrustStore, TrustedKey, Verdict};
 
 use crate::error::Error;
+use crate::files;
 use crate::host::hexadecimal;
-use crate::host::open_file;
 use crate::sandbox::words::clean;
 use crate::shipped;
 
@@ -131,8 +131,7 @@ pub fn path_of(component: &Path) -> PathBuf {
 /// # Errors
 /// As [`beside`].
 pub fn find(policy: &str) -> Result<Option<Vec<u8>>, Error> {
-    let shipped = shipped::POLICIES.iter().any(|shipped| shipped.name == policy);
-    if shipped { Ok(None) } else { beside(Path::new(policy)) }
+    if shipped::component(policy).is_some() { Ok(None) } else { beside(Path::new(policy)) }
 }
 
 /// The bytes of the signatures beside a component; none where there is no such file.
@@ -142,7 +141,7 @@ pub fn find(policy: &str) -> Result<Option<Vec<u8>>, Error> {
 pub fn beside(component: &Path) -> Result<Option<Vec<u8>>, Error> {
     let path = path_of(component);
     let failed = |source| Error::File { what: "signatures", path: path.display().to_string(), source };
-    let file = match open_file(&path) {
+    let file = match files::open(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed)?,
     };
@@ -158,19 +157,11 @@ pub fn beside(component: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// The file's.
 pub fn write(component: &Path, signatures: &[Signature]) -> Result<PathBuf, Error> {
     let path = path_of(component);
-    let part = path.with_extension(format!("sig.{}.part", std::process::id()));
     let text: String = signatures.iter().map(Signature::line).collect();
-    // A new file: whoever can write the folder may have put a link there to somewhere else.
-    let written = std::fs::OpenOptions::new().write(true).create_new(true).open(&part).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    written.and_then(|()| std::fs::rename(&part, &path)).map_err(|source| {
-        // The error at hand matters more than a leftover that its name gives away.
-        let _ = std::fs::remove_file(&part);
-        Error::File { what: "signatures", path: path.display().to_string(), source }
-    })?;
-    Ok(path)
+    match files::replace(&path, text.as_bytes()) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(Error::File { what: "signatures", path: path.display().to_string(), source }),
+    }
 }
 
 /// The bytes of `N` pairs of lower-case hexadecimal digits.

@@ -48,7 +48,7 @@ use toml::Spanned;
 
 use self::signatures::RawSignatures;
 use super::quotas::Quotas;
-use crate::host::open_file;
+use crate::files;
 use crate::names::{hint, near_names};
 use crate::request::{FaultPolicy, MAX_TOKENS_MAX};
 use crate::sandbox::Needs;
@@ -226,7 +226,7 @@ impl TenantConfig {
         }
         // One byte more than is read, for a file that has no length of its own.
         let mut text = String::new();
-        let opened = open_file(path).map_err(failed)?;
+        let opened = files::open(path).map_err(failed)?;
         let read = opened.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)? as u64;
         if read > FILE_BYTES_MAX {
             return Err(ConfigError::TooLarge { file, bytes: read });

@@ -239,11 +239,12 @@ impl Gguf {
     /// Opens a file and checks its header; tensors are read later, one by one.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         let open_error = |source| GgufError::Open { path: path.to_owned(), source };
-        let file = File::open(path).map_err(open_error)?;
-        let about = file.metadata().map_err(open_error)?;
+        // Looked at before it is opened: a pipe would be waited for.
+        let about = std::fs::metadata(path).map_err(open_error)?;
         if !about.is_file() {
             return Err(open_error(io::Error::other("not a regular file")));
         }
+        let file = File::open(path).map_err(open_error)?;
         let header = parse::parse(BufReader::with_capacity(1 << 16, &file), about.len())?;
         Ok(Gguf::new(path.to_owned(), Source::File(file), about.len(), header))
     }

@@ -100,6 +100,29 @@ pub struct Provenance {
     pub version: String,
 }
 
+impl Provenance {
+    /// Of a head that nobody has learned: its weights were chosen by `command`, for a test or a measurement.
+    pub fn made_up(command: &str) -> Self {
+        Self {
+            prompts_sha256: String::new(),
+            rollouts_sha256: String::new(),
+            prompts: 0,
+            rollouts: 0,
+            samples: 0,
+            temperature: 1.0,
+            top_p: 1.0,
+            lambda: 1.0,
+            penalties: Vec::new(),
+            explained: 0.0,
+            explained_by_position: Vec::new(),
+            dial_to_kl: Vec::new(),
+            seed: 0,
+            command: command.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
 impl Description {
     /// Refuses what no head can be.
     pub(super) fn check(&self) -> Result<(), HeadError> {

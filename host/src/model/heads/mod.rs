@@ -12,12 +12,14 @@
 mod description;
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use half::f16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use vassal_kernels::{LinearHead, OnePassHead};
+
+use crate::files;
 
 pub use self::description::{Description, FORMAT, HeadKind, Provenance};
 
@@ -197,18 +199,7 @@ impl HeadFile {
     /// Writes the file under a temporary name and renames it, so that it is never seen in part.
     pub fn write(&self, path: &Path) -> Result<(), HeadError> {
         let bytes = self.to_bytes()?;
-        let mut part = path.as_os_str().to_os_string();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let written = std::fs::File::create(&part).and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.sync_all()
-        });
-        written.and_then(|()| std::fs::rename(&part, path)).map_err(|source| {
-            // The error at hand matters more than a leftover that its name gives away.
-            let _ = std::fs::remove_file(&part);
-            HeadError::File { path: path.to_path_buf(), source }
-        })
+        files::replace(path, &bytes).map_err(|source| HeadError::File { path: path.to_path_buf(), source })
     }
 
     /// Refuses a head for another model: by shape, then by hash.
