@@ -130,8 +130,9 @@ impl Neighbours {
 }
 
 fn neighbours(options: &HostOptions, slow: &Path, rounds: usize) -> Result<Neighbours, Error> {
-    let engine =
-        EngineOptions { sequences_max: 2 * NEIGHBOURS, cache_tokens: 2 * NEIGHBOURS * 256, ..EngineOptions::default() };
+    // Room for all at once: a request that waited would have its prompt read in a step that is timed.
+    let cache_tokens = 2 * NEIGHBOURS * 512;
+    let engine = EngineOptions { sequences_max: 2 * NEIGHBOURS, cache_tokens, ..EngineOptions::default() };
     let mut host = open(HostOptions { engine, ..options.clone() })?;
     let guard = guard(&host)?;
     let loaded = host.load_policy(&slow.to_string_lossy())?;
