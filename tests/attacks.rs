@@ -21,7 +21,6 @@ mod words;
 
 use std::sync::{Arc, OnceLock};
 
-use vassal::policy_build::Recipe;
 use vassal::sandbox::{
     BadDecision, CompiledPolicy, Decision, Fault, FaultKind, HeadOffer, Instance, Needs, Progress, Scope, StartRequest,
     Step, ValueAnswer, ValueRequest, VocabularyText, settings,
@@ -30,8 +29,7 @@ use vassal::token::{Token, Vocabulary};
 
 pub(crate) use self::alone::Served;
 pub(crate) use self::forged::{BUMP, Forged};
-use crate::rebuild::root;
-use crate::support::{compiled, sandbox};
+use crate::support::{compiled, component, sandbox};
 
 /// Tokens 0 to 999: token t is the decimal t, 0 ends a response.
 struct Numbers(Vec<String>);
@@ -66,10 +64,7 @@ fn hostile() -> CompiledPolicy {
 /// Its component.
 fn hostile_bytes() -> &'static [u8] {
     static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
-    BYTES.get_or_init(|| {
-        let recipe = Recipe { dir: root().join("tests/hostile"), quiet: true, ..Recipe::default() };
-        recipe.component().unwrap()
-    })
+    BYTES.get_or_init(|| component("hostile"))
 }
 
 fn head(name: &str) -> HeadOffer {

@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vassal::engine::{Event, Finish, Response};
-use vassal::policy_build::Recipe;
 use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, ValidRequest};
 use vassal::sandbox::{
     CompiledPolicy, Decision, Fault, FaultKind, Instance, Limits, Manifest, Needs, Progress, Sandbox, Scope,
     SettingValue, StartRequest, Step, VocabularyText, settings,
 };
 
-use crate::support::{PROMPT, Setup, Tiny, bits, compilation, compiled, sandbox};
+use crate::support::{PROMPT, Setup, Tiny, bits, compilation, compiled, component, sandbox};
 
 /// Divisions that take most of a step's fuel.
 const MOST: &str = "60000";
@@ -158,8 +157,7 @@ fn a_slow_policy_in_a_chain_that_asks_for_values_changes_nothing() {
             let settings = settings::resolve(&policy.manifest, given, Scope::Tenant, sandbox.limits()).unwrap();
             PolicyUse { policy: Arc::new(policy), settings, required: false, fault_policy: FaultPolicy::Base }
         };
-        let spinner = Recipe { dir: crate::rebuild::root().join("tests/spinner"), quiet: true, ..Recipe::default() };
-        let spinner = spinner.component().unwrap();
+        let spinner = component("spinner");
         let vas = vassal::shipped::POLICIES[0].component;
         let evaluate = [("sentiment", "0.9"), ("simplicity", "-0.6"), ("mode", "evaluate")];
         let chains = [
@@ -211,9 +209,7 @@ struct Alone {
 
 impl Alone {
     fn new(sandbox: &Sandbox, given: &[(&str, &str)]) -> Alone {
-        let dir = crate::rebuild::root().join("tests/spinner");
-        let component = Recipe { dir, quiet: true, ..Recipe::default() }.component().unwrap();
-        let policy = sandbox.compile("spinner", &component).unwrap();
+        let policy = sandbox.compile("spinner", &component("spinner")).unwrap();
         let manifest = Arc::new(policy.describe(&[], Needs::ALL).unwrap());
         let settings = settings::resolve(&manifest, given, Scope::Tenant, sandbox.limits()).unwrap();
         Alone { policy, manifest, settings }

@@ -11,9 +11,8 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use vassal::model::source::{DEFAULT_MODEL, Models};
 use vassal::model::synthetic::SyntheticModel;
-use vassal::policy_build::Recipe;
 
-use crate::rebuild::root;
+use crate::support::component;
 
 /// The response's words in the JSON of `vassal run`, besides those of rows and time.
 pub(crate) const REPORT_KEYS: [&str; 9] =
@@ -51,19 +50,13 @@ pub(crate) fn tiny() -> &'static str {
 /// A component with a mode for each attack.
 pub(crate) fn hostile() -> &'static str {
     static HOSTILE: OnceLock<String> = OnceLock::new();
-    HOSTILE.get_or_init(|| {
-        let recipe = Recipe { dir: root().join("tests/hostile"), quiet: true, ..Recipe::default() };
-        written("hostile.wasm", &recipe.component().unwrap())
-    })
+    HOSTILE.get_or_init(|| written("hostile.wasm", &component("hostile")))
 }
 
 /// A component that works to its limit in every step.
 pub(crate) fn spinner() -> &'static str {
     static SPINNER: OnceLock<String> = OnceLock::new();
-    SPINNER.get_or_init(|| {
-        let recipe = Recipe { dir: root().join("tests/spinner"), quiet: true, ..Recipe::default() };
-        written("spinner.wasm", &recipe.component().unwrap())
-    })
+    SPINNER.get_or_init(|| written("spinner.wasm", &component("spinner")))
 }
 
 /// A file of these tests, by its name.

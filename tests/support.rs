@@ -63,13 +63,13 @@ pub(crate) fn compiled(name: &str) -> CompiledPolicy {
 }
 
 /// A shipped component, or one of the test guests, built.
-fn component(name: &str) -> Vec<u8> {
+pub(crate) fn component(name: &str) -> Vec<u8> {
     let hostile = root().join("tests/hostile");
     let (dir, example) = match name {
         "hostile" => (hostile, None),
         "spinner" => (root().join("tests/spinner"), None),
         "scripted" => (hostile, Some(name.to_owned())),
-        "segment_rejection" | "watermark" | "grammar" => (root().join("guest"), Some(name.to_owned())),
+        "contrastive" | "segment_rejection" | "watermark" | "grammar" => (root().join("guest"), Some(name.to_owned())),
         shipped => return std::fs::read(root().join(format!("guest/policies/{shipped}.wasm"))).unwrap(),
     };
     Recipe { dir, example, quiet: true, ..Recipe::default() }.component().unwrap()

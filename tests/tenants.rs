@@ -122,14 +122,8 @@ fn grants_heads_and_dials_are_checked_when_the_tenant_is_opened() {
         "a head that is not offered has no dial: {error}"
     );
     assert_eq!(cause, Cause::Client);
-    let scripted = vassal::policy_build::Recipe {
-        dir: root().join("tests/hostile"),
-        example: Some("scripted".into()),
-        quiet: true,
-        ..Default::default()
-    };
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tenants-scripted.wasm");
-    std::fs::write(&path, scripted.component().unwrap()).unwrap();
+    std::fs::write(&path, crate::support::component("scripted")).unwrap();
     let text = |grants: &str| format!("name = \"a\"\n[[policies]]\npolicy = {path:?}\ngrants = [{grants}]");
     let (error, cause) = refused(&text("\"rewind\", \"insert\""));
     assert!(error.contains("stop"), "what is not granted is named: {error}");

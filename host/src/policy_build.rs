@@ -8,6 +8,7 @@
 //! of cargo's home and of the compiler are mapped away, and the profile is given here in full. What
 //! still decides is the compiler's version and the machine type it was made for. Start at [`Recipe::build`].
 
+use std::env::consts::EXE_SUFFIX;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -282,6 +283,11 @@ fn ask(dir: &Path, tool: &'static str, arguments: &[&str]) -> Result<String, Bui
 /// Installs the target where it is missing. Rustup's own automatic installation may be switched off, and is then
 /// silent, so nothing is left to it.
 fn see_to_the_target(dir: &Path) -> Result<(), BuildError> {
+    // Two of rustup's installations at once break each other, and a half installed target looks like a whole one: whoever
+    // comes second waits. The compiler is a file that all of them can lock; where it cannot be, nobody else is there.
+    let sysroot = ask(dir, "rustc", &["--print", "sysroot"])?;
+    let compiler = fs::File::open(Path::new(&sysroot).join("bin").join(format!("rustc{EXE_SUFFIX}"))).ok();
+    let _waits = compiler.as_ref().map(fs::File::lock);
     let libraries = ask(dir, "rustc", &["--print", "target-libdir", "--target", TARGET])?;
     let installed = fs::read_dir(libraries).is_ok_and(|mut files| files.next().is_some());
     if installed {

@@ -14,7 +14,7 @@ use std::time::Instant;
 use vassal_kernels::cpu::{Cpu, CpuCache, Isa, Logits, Rows};
 use vassal_kernels::{
     CacheShape, Device, DeviceError, Draw, Format, ModelShape, PAGE_TOKENS, Plan, Projections, RopePairing, Row,
-    VocabularyBias,
+    TopKQuery, VocabularyBias,
 };
 
 const VOCABULARY: usize = 49_152;
@@ -167,6 +167,10 @@ fn attention(options: &Options, cpu: &mut Cpu) -> Result<(), DeviceError> {
     options.measure("attend prefill=512", cpu, |cpu| world.attend(cpu, &prefill))
 }
 
+fn query(k: usize, vocabulary: &[VocabularyBias]) -> TopKQuery<'_> {
+    TopKQuery { slot: 0, k, vocabulary }
+}
+
 fn vocabulary(options: &Options, cpu: &mut Cpu) -> Result<(), DeviceError> {
     let logits = logits(cpu)?;
     let bias = VocabularyBias {
@@ -175,12 +179,12 @@ fn vocabulary(options: &Options, cpu: &mut Cpu) -> Result<(), DeviceError> {
         unset: -2.0,
     };
     for k in [20, 256] {
-        options.measure(&format!("top_k k={k}"), cpu, |cpu| cpu.top_k(&logits, 0, k, &[]).map(drop))?;
+        options.measure(&format!("top_k k={k}"), cpu, |cpu| cpu.top_k(&logits, &[query(k, &[])]).map(drop))?;
     }
     let biases = [bias.clone()];
-    options.measure("top_k k=20 biased", cpu, |cpu| cpu.top_k(&logits, 0, 20, &biases).map(drop))?;
+    options.measure("top_k k=20 biased", cpu, |cpu| cpu.top_k(&logits, &[query(20, &biases)]).map(drop))?;
 
-    let tokens = cpu.top_k(&logits, 0, 20, &[])?.tokens;
+    let tokens = cpu.top_k(&logits, &[query(20, &[])])?.remove(0).tokens;
     let deltas: Vec<(u32, f32)> = tokens.iter().zip(0i16..).map(|(t, i)| (*t, f32::from(i) / 7.0 - 1.0)).collect();
     let plain = Draw { temperature: 1.0, top_p: 1.0, random: 1 << 63, ..Draw::default() };
     let steered = Draw { deltas, ..plain.clone() };

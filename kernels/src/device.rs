@@ -208,6 +208,18 @@ pub struct TopK {
     pub entropy: f32,
 }
 
+/// Asks for the `k` likeliest tokens of a row after adding `vocabulary` biases. Forbidden tokens are left out, so fewer
+/// than `k` may come; log-normaliser and entropy are those of the unbiased logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TopKQuery<'a> {
+    /// The row of [`Device::Logits`].
+    pub slot: u32,
+    /// How many tokens.
+    pub k: usize,
+    /// Biases that choose, in the order in which they are added.
+    pub vocabulary: &'a [VocabularyBias],
+}
+
 /// A delta for every token: `set` where its bit is set, `unset` where not. Bit i of word i / 64, lowest
 /// first; missing words count as unset. −∞ forbids.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -391,15 +403,8 @@ pub trait Device {
         logits: &mut Self::Logits,
     ) -> Result<(), DeviceError>;
 
-    /// The `k` likeliest tokens of a row of logits after adding `vocabulary` biases (forbidden tokens are left out, so
-    /// fewer than `k` may come), with the log-normaliser and entropy of the unbiased logits.
-    fn top_k(
-        &mut self,
-        logits: &Self::Logits,
-        slot: u32,
-        k: usize,
-        vocabulary: &[VocabularyBias],
-    ) -> Result<TopK, DeviceError>;
+    /// The likeliest tokens of each row of logits that is asked about.
+    fn top_k(&mut self, logits: &Self::Logits, queries: &[TopKQuery<'_>]) -> Result<Vec<TopK>, DeviceError>;
 
     /// Draws one token from each. `None` where no token has any weight left.
     ///

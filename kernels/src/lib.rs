@@ -19,6 +19,6 @@ pub mod sampling;
 
 pub use device::{
     CANDIDATES_MAX, CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead,
-    PAGE_TOKENS, Plan, Projections, RopePairing, Row, TopK, VocabularyBias,
+    PAGE_TOKENS, Plan, Projections, RopePairing, Row, TopK, TopKQuery, VocabularyBias,
 };
 pub use format::Format;

@@ -6,12 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use vassal::policy_build::Recipe;
 use vassal::sandbox::{Cap, Limits, LoadError, inspect};
 
 use super::{inspect_text, module};
 use crate::attacks::Served;
 use crate::rebuild::root;
+use crate::support::component;
 
 /// A component of which `inspect` counts `n`.
 fn having(cap: Cap, n: u64) -> Vec<u8> {
@@ -175,12 +175,9 @@ fn real_guests_keep_well_within_every_cap() {
     let mut guests: Vec<(String, Vec<u8>)> = ["vas", "vas_plain", "guard"]
         .map(|name| (name.to_owned(), std::fs::read(root().join(format!("guest/policies/{name}.wasm"))).unwrap()))
         .into();
-    for name in ["contrastive", "grammar", "segment_rejection", "watermark"] {
-        let recipe = Recipe { dir: root().join("guest"), example: Some(name.into()), quiet: true, ..Recipe::default() };
-        guests.push((name.into(), recipe.component().unwrap()));
+    for name in ["contrastive", "grammar", "segment_rejection", "watermark", "hostile"] {
+        guests.push((name.into(), component(name)));
     }
-    let hostile = Recipe { dir: root().join("tests/hostile"), quiet: true, ..Recipe::default() };
-    guests.push(("hostile".into(), hostile.component().unwrap()));
     let limits = Limits::default();
     let footprints = guests.iter().map(|(name, bytes)| inspect(name, bytes, &limits).unwrap()).collect::<Vec<_>>();
     for cap in Cap::ALL {

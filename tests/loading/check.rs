@@ -6,11 +6,10 @@
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use vassal::policy_build::Recipe;
 use vassal::sandbox::{Cap, Limits};
 
 use super::{PROGRAM, folder};
-use crate::rebuild::root;
+use crate::support::component;
 
 /// A run of the program, with a home of its own.
 fn run(home: &str, arguments: &[&str]) -> Output {
@@ -24,9 +23,8 @@ fn object(output: &Output) -> Value {
 
 #[test]
 fn a_check_says_what_is_asked_granted_and_missing() {
-    let hostile = Recipe { dir: root().join("tests/hostile"), quiet: true, ..Recipe::default() }.component().unwrap();
     let path = folder("check").join("hostile.wasm");
-    std::fs::write(&path, hostile).unwrap();
+    std::fs::write(&path, component("hostile")).unwrap();
     let check = |more: &[&str]| run("check-home", &[&["policy", "check", path.to_str().unwrap()], more].concat());
     let all = check(&["--json", "--set", "mode=none"]);
     assert_eq!(all.status.code(), Some(0), "{all:?}");

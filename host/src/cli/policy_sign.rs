@@ -139,14 +139,10 @@ pub(super) fn verify(arguments: &VerifyArguments) -> Result<(), Error> {
     }
     let signers = checked?;
     if !arguments.json {
-        let lines = signers.iter().map(|signer| format!("signed by {signer}\n")).collect::<String>();
-        print(if lines.is_empty() { SHIPPED } else { &lines });
+        print(&signers.iter().map(|signer| format!("signed by {signer}\n")).collect::<String>());
     }
     Ok(())
 }
-
-/// Of a policy that needs no signature.
-const SHIPPED: &str = "needs no signature: it ships with this program\n";
 
 fn verdict_json(verdict: &Verdict) -> Value {
     let (word, name, key, signed_unix) = match verdict {
@@ -175,7 +171,8 @@ impl Found {
     /// `policy` is a shipped name or a path.
     pub(super) fn of(policy: &str, component: &[u8]) -> Result<Self, Error> {
         let bytes = signature::find(policy)?.unwrap_or_default();
-        let (shipped, sha256) = (shipped::is_shipped(component), Sha256::digest(component).into());
+        // By its name: in a file, the same bytes need a signature like any other.
+        let (shipped, sha256) = (shipped::component(policy).is_some(), Sha256::digest(component).into());
         Ok(Self { shipped, sha256, signatures: signature::parse(&bytes) })
     }
 
@@ -198,7 +195,9 @@ impl Found {
         let line = |words: String| format!("{:<12}{words}\n", "signed");
         match &self.signatures {
             Err(fault) => line(format!("not readably: {fault}")),
-            Ok(found) if found.is_empty() && self.shipped => format!("{:<12}{SHIPPED}", "signed"),
+            Ok(found) if found.is_empty() && self.shipped => {
+                line("needs no signature: it ships with this program".to_owned())
+            }
             Ok(found) if found.is_empty() => line("by nobody".to_owned()),
             Ok(found) => found
                 .iter()

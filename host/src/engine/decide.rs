@@ -6,14 +6,15 @@
 
 use std::time::Instant;
 
-use vassal_kernels::{Device, Draw};
+use vassal_kernels::{Device, Draw, TopKQuery};
 
 use super::chain::{Asked, Link, Merged, Verdict, is_forbidden};
-use super::response::{DrawRecord, Finish};
-use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
+use super::response::{Counters, Finish, Timing};
+use super::sequence::{HeldRow, Round, RoundKind, Sequence};
+use super::slices::Slices;
 use super::trace::TraceKind;
 use super::values::known_values;
-use super::{Body, Engine, EngineError, Head};
+use super::{Body, Engine, EngineError};
 use crate::request::FaultPolicy;
 use crate::sandbox::{Fault, Instance, Progress, Step, ValueAnswer, ValueRequest};
 use crate::token::Token;
@@ -22,12 +23,22 @@ use crate::token::Token;
 pub(super) enum Advance {
     /// It waits for rows of the next pass.
     Rows,
+    /// A token can be drawn: those of all sequences are, together.
+    Draws(Box<Steered>),
     /// A token was appended; its candidate row goes on where there is one.
     Drawn(Option<HeldRow>),
     /// Tokens wait to run; the round is over.
     Pending,
     /// The response is over.
     Finished(Finish),
+}
+
+/// A draw as the policies want it.
+pub(super) struct Steered {
+    pub(super) draw: Draw,
+    pub(super) round: Round,
+    /// Policies that forbade something.
+    pub(super) forbidding: Vec<String>,
 }
 
 /// How asking the policies went.
@@ -40,6 +51,13 @@ enum Answers {
 impl<D: Device> Engine<D> {
     /// Brings the sequence's round as far as it goes without more rows.
     pub(super) fn advance(&mut self, sequence: &mut Sequence) -> Result<Advance, EngineError> {
+        if sequence.is_cancelled() {
+            return Ok(Advance::Finished(Finish::Cancelled));
+        }
+        self.decide(sequence)
+    }
+
+    fn decide(&mut self, sequence: &mut Sequence) -> Result<Advance, EngineError> {
         let Some(mut round) = sequence.round.take() else { return Ok(Advance::Pending) };
         if round.waits_for_rows() {
             sequence.round = Some(round);
@@ -76,7 +94,10 @@ impl<D: Device> Engine<D> {
                 }
                 let progress = match link.asked.clone() {
                     Asked::Decided(_) => break,
-                    Asked::Unfinished => self.call(sequence, index, Instance::proceed),
+                    Asked::Unfinished => {
+                        let (link, counters) = (&mut sequence.chain.links[index], &mut sequence.counters);
+                        call(&mut self.slices, link, counters, &mut sequence.timing, Instance::proceed)
+                    }
                     Asked::Not => self.show_step(sequence, round, index)?,
                     Asked::Waiting(request) => self.answer(sequence, round, index, &request)?,
                 };
@@ -147,10 +168,10 @@ impl<D: Device> Engine<D> {
             return Ok(Some(Progress::Faulted(fault)));
         }
         let link = &mut sequence.chain.links[index];
-        let appended = sequence.tokens[sequence.prompt_tokens + link.kept..].to_vec();
+        let appended = &sequence.tokens[sequence.prompt_tokens + link.kept..];
         let step = Step {
             kept: link.kept as u32,
-            appended: &appended,
+            appended,
             candidates: &tokens,
             logits: &logits,
             prefetched,
@@ -160,7 +181,8 @@ impl<D: Device> Engine<D> {
             ended: round.kind == RoundKind::Ended,
         };
         link.kept = sequence.tokens.len() - sequence.prompt_tokens;
-        Ok(self.call(sequence, index, |instance| instance.decide_sliced(&step)))
+        let (counters, timing) = (&mut sequence.counters, &mut sequence.timing);
+        Ok(call(&mut self.slices, link, counters, timing, |instance| instance.decide_sliced(&step)))
     }
 
     /// Answers a suspended policy, once what it asked for is known.
@@ -206,33 +228,11 @@ impl<D: Device> Engine<D> {
         if let Some(fault) = sequence.injected_fault(index) {
             return Ok(Some(Progress::Faulted(fault)));
         }
-        Ok(self.call(sequence, index, |instance| instance.resume_sliced(answer)))
+        let (link, counters) = (&mut sequence.chain.links[index], &mut sequence.counters);
+        Ok(call(&mut self.slices, link, counters, &mut sequence.timing, |instance| instance.resume_sliced(answer)))
     }
 
-    /// Calls a policy, and counts what that took. None where its slice was not enough.
-    fn call(
-        &mut self,
-        sequence: &mut Sequence,
-        index: usize,
-        call: impl FnOnce(&mut Instance) -> Option<Progress>,
-    ) -> Option<Progress> {
-        let link = &mut sequence.chain.links[index];
-        let instance = link.instance.as_mut()?;
-        let (was_slow, start) = (instance.is_slow(), Instant::now());
-        let progress = call(instance);
-        let time = start.elapsed();
-        instance.took(time);
-        if was_slow || instance.is_slow() {
-            self.slices.took(time);
-        }
-        sequence.timing.policy_seconds += time.as_secs_f64();
-        let is_over = matches!(progress, Some(Progress::Decided(_) | Progress::Faulted(_)));
-        link.fuel = is_over.then(|| instance.fuel_used());
-        sequence.counters.fuel += link.fuel.unwrap_or(0);
-        progress
-    }
-
-    /// Stop, splice, or steer and draw.
+    /// Stop, splice, or what to draw from.
     fn settle_draw(&mut self, sequence: &mut Sequence, mut round: Round) -> Result<Advance, EngineError> {
         match sequence.chain.verdict() {
             Verdict::Stop { link, reason } => return Ok(Advance::Finished(stop(sequence, link, reason))),
@@ -250,9 +250,7 @@ impl<D: Device> Engine<D> {
         if let Some(finish) = count_step(sequence) {
             return Ok(Advance::Finished(finish));
         }
-        let start = Instant::now();
         let merged = merge(sequence, &round);
-        let forbidding = merged.forbidding;
         let draw = Draw {
             slot: sequence.logits_slot,
             temperature: sequence.request.temperature,
@@ -262,29 +260,7 @@ impl<D: Device> Engine<D> {
             only: merged.only,
             random: sequence.random.draw(),
         };
-        let drawn = self.device.sample(&self.logits, std::slice::from_ref(&draw))?.pop().flatten();
-        sequence.timing.model_seconds += start.elapsed().as_secs_f64();
-        let Some(drawn) = drawn else {
-            return Ok(Advance::Finished(Finish::NothingAllowed { policies: forbidding }));
-        };
-        let entry = round.entry(drawn.token, 0);
-        sequence.counters.tail_draws += u64::from(!round.valued.is_empty() && entry.is_none());
-        sequence.push(
-            drawn.token,
-            Some(DrawRecord {
-                log_probability: drawn.log_probability,
-                base_log_probability: drawn.base_log_probability,
-                kl: drawn.kl,
-            }),
-        );
-        let valued = entry.map(|entry| round.valued.swap_remove(entry)).filter(|valued| valued.row.is_some());
-        let Some(valued) = valued else { return Ok(Advance::Drawn(None)) };
-        // A one-pass head's value of the drawn token is none of the sequence that it makes.
-        let look_ahead =
-            |(head, value): (&Head, Option<f32>)| value.filter(|_| matches!(head.body, Body::LookAhead(_)));
-        let values = self.heads.iter().zip(valued.values).map(look_ahead).collect();
-        sequence.state = Some(StateValues { values, projections: valued.projections });
-        Ok(Advance::Drawn(valued.row))
+        Ok(Advance::Draws(Box::new(Steered { draw, round, forbidding: merged.forbidding })))
     }
 
     /// Chooses candidates again under vocabulary biases, and finds the values that blends need.
@@ -292,13 +268,12 @@ impl<D: Device> Engine<D> {
         let biases = sequence.chain.vocabulary();
         if !biases.is_empty() && round.rechosen.is_empty() {
             // Once for each width: the likeliest five under the biases are not among a wider policy's by base logit.
-            for link in sequence.chain.live() {
-                let k = link.candidates;
-                if !round.rechosen.iter().any(|(width, _)| *width == k) {
-                    let top = self.device.top_k(&self.logits, sequence.logits_slot, k, &biases)?;
-                    round.rechosen.push((k, top));
-                }
-            }
+            let mut widths: Vec<usize> = sequence.chain.live().map(|link| link.candidates).collect();
+            widths.sort_unstable();
+            widths.dedup();
+            let query = |&k: &usize| TopKQuery { slot: sequence.logits_slot, k, vocabulary: &biases };
+            let queries: Vec<TopKQuery<'_>> = widths.iter().map(query).collect();
+            round.rechosen = widths.iter().copied().zip(self.device.top_k(&self.logits, &queries)?).collect();
         }
         let mut needed = Vec::new();
         for link in sequence.chain.live() {
@@ -336,9 +311,10 @@ impl<D: Device> Engine<D> {
         }
         sequence.inserting.clear();
         let k = sequence.chain.candidates();
-        let top = self.device.top_k(&self.logits, sequence.logits_slot, k, &[])?;
+        let query = TopKQuery { slot: sequence.logits_slot, k, vocabulary: &[] };
+        let top = self.device.top_k(&self.logits, &[query])?.pop().unwrap_or_default();
         sequence.round = Some(Round::new(RoundKind::Draw, top));
-        self.advance(sequence)
+        self.decide(sequence)
     }
 
     /// The response has ended: it may be stopped with a reason, or tokens may be taken back.
@@ -391,6 +367,29 @@ impl<D: Device> Engine<D> {
         }
         Ok(Advance::Pending)
     }
+}
+
+/// Calls a policy, and counts what that took. None where its slice was not enough.
+fn call(
+    slices: &mut Slices,
+    link: &mut Link,
+    counters: &mut Counters,
+    timing: &mut Timing,
+    call: impl FnOnce(&mut Instance) -> Option<Progress>,
+) -> Option<Progress> {
+    let instance = link.instance.as_mut()?;
+    let (was_slow, start) = (instance.is_slow(), Instant::now());
+    let progress = call(instance);
+    let time = start.elapsed();
+    instance.took(time);
+    if was_slow || instance.is_slow() {
+        slices.took(time);
+    }
+    timing.policy_seconds += time.as_secs_f64();
+    let is_over = matches!(progress, Some(Progress::Decided(_) | Progress::Faulted(_)));
+    link.fuel = is_over.then(|| instance.fuel_used());
+    counters.fuel += link.fuel.unwrap_or(0);
+    progress
 }
 
 /// A policy stops the response, or refuses what is offered.

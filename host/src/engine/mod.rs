@@ -18,6 +18,7 @@ mod decide;
 mod pages;
 mod pass;
 pub mod response;
+mod rounds;
 mod sequence;
 mod slices;
 mod start;

@@ -2,29 +2,27 @@
 //!
 //! [`Engine::step`] is the decoding loop. The lower half runs pending and candidate rows to the exit
 //! layer; what may go on is held there while policies decide; the upper half takes up the pending
-//! rows and the winners. Rounds of decisions are `decide.rs`'s.
+//! rows and the winners. Rounds of decisions are `rounds.rs`'s.
 
 use std::time::Instant;
 
-use vassal_kernels::{Device, Plan, Row, TopK};
+use vassal_kernels::{Device, Plan, Row};
 
-use super::decide::Advance;
-use super::response::Finish;
-use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
+use super::sequence::{HeldRow, Round, Sequence, StateValues};
 use super::{Body, Engine, EngineError, Event};
 use crate::model::llama::{Tapped, Taps};
 use crate::token::Token;
 
 /// A row that goes on to the upper half.
-struct Going {
+pub(super) struct Going {
     /// Index of its sequence in `running`.
-    sequence: usize,
-    row: Row,
-    held: u32,
+    pub(super) sequence: usize,
+    pub(super) row: Row,
+    pub(super) held: u32,
     /// It is a candidate's: its scratch slot is `from`.
-    from: Option<u32>,
+    pub(super) from: Option<u32>,
     /// Its logits are wanted.
-    last: bool,
+    pub(super) last: bool,
 }
 
 /// Whose row it is.
@@ -80,53 +78,8 @@ impl<D: Device> Engine<D> {
         Ok(events)
     }
 
-    /// Brings every round as far as it goes without more rows; what is drawn with a row goes on.
-    fn advance_all(&mut self, going: &mut Vec<Going>, events: &mut Vec<Event>) -> Result<(), EngineError> {
-        for index in in_turn(self.slices.next(), self.running.len()) {
-            let Some(mut sequence) = self.running[index].take() else { continue };
-            if !sequence.takes_part() || sequence.round.is_none() || going.iter().any(|row| row.sequence == index) {
-                self.running[index] = Some(sequence);
-                continue;
-            }
-            let end = loop {
-                if sequence.is_cancelled() {
-                    break Some(Finish::Cancelled);
-                }
-                match self.advance(&mut sequence)? {
-                    Advance::Rows => break None,
-                    Advance::Drawn(row) => {
-                        if sequence.ended.is_some() {
-                            // The answers to the draw are no answers to the end.
-                            sequence.chain.clear();
-                            sequence.round = Some(Round::new(RoundKind::Ended, TopK::default()));
-                            continue;
-                        }
-                        if let Some(HeldRow { held, slot }) = row {
-                            let position = sequence.tokens.len() - 1;
-                            let row = self.row(&sequence, position, index, sequence.slot(position));
-                            going.push(Going { sequence: index, row, held, from: Some(slot), last: true });
-                        }
-                        break None;
-                    }
-                    Advance::Pending => break None,
-                    Advance::Finished(finish) => break Some(finish),
-                }
-            };
-            let is_held = sequence.round.as_ref().is_some_and(|round| round.held_at.is_some());
-            self.slices.turn(index, is_held);
-            match end {
-                Some(finish) => {
-                    going.retain(|row| row.sequence != index);
-                    self.finish(sequence, finish, events);
-                }
-                None => self.running[index] = Some(sequence),
-            }
-        }
-        Ok(())
-    }
-
     /// The row of a position of a sequence. `sequence` in it is the index into `running`; plans renumber it.
-    fn row(&self, sequence: &Sequence, position: usize, index: usize, slot: u32) -> Row {
+    pub(super) fn row(&self, sequence: &Sequence, position: usize, index: usize, slot: u32) -> Row {
         let response_count = (position + 1).saturating_sub(sequence.prompt_tokens);
         Row {
             token: sequence.tokens[position],
@@ -345,46 +298,12 @@ impl<D: Device> Engine<D> {
                 sequence.counters.forward_equivalents += self.costs.forwards(1, upper, usize::from(row.last));
                 sequence.counters.winner_rows += u64::from(row.from.is_some());
             }
-            if row.last {
-                self.become_ready(&mut sequence)?;
-            }
             if in_prompt && row.last {
                 self.share_prompt(&sequence);
             }
             self.running[row.sequence] = Some(sequence);
         }
-        Ok(())
-    }
-
-    /// The logits after a sequence's last token are known: a round of decisions begins.
-    fn become_ready(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
-        if sequence.round.is_some() {
-            // A round that waited for the state of an ended response goes on.
-            return Ok(());
-        }
-        let start = Instant::now();
-        let round = if let Some(&token) = sequence.inserting.front() {
-            Round::new(RoundKind::Offer(token), self.offered(sequence, token)?)
-        } else {
-            let top = match sequence.chain.candidates() {
-                0 => TopK::default(),
-                k => self.device.top_k(&self.logits, sequence.logits_slot, k, &[])?,
-            };
-            Round::new(RoundKind::Draw, top)
-        };
-        sequence.timing.model_seconds += start.elapsed().as_secs_f64();
-        sequence.chain.clear();
-        sequence.round = Some(round);
-        Ok(())
-    }
-
-    /// The one candidate of a round that offers an inserted token.
-    fn offered(&mut self, sequence: &Sequence, token: Token) -> Result<TopK, EngineError> {
-        let top = self.device.top_k(&self.logits, sequence.logits_slot, 1, &[])?;
-        let mut logits = Vec::new();
-        self.device.read_logits(&self.logits, sequence.logits_slot, &mut logits)?;
-        let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        Ok(TopK { tokens: vec![token], logits: vec![logit], ..top })
+        self.become_ready(going.iter().filter(|row| row.last).map(|row| row.sequence))
     }
 
     /// Counts the rows of a lower half and shares its time out by rows.

@@ -5,7 +5,7 @@
 //! (its spread, and what a one-pass head is distilled from). Both use the pages, passes and taps of
 //! ordinary decoding, so that what is learned is what will be read.
 
-use vassal_kernels::{Device, LinearHead, PAGE_TOKENS, Plan, Row, TopK};
+use vassal_kernels::{Device, LinearHead, PAGE_TOKENS, Plan, Row, TopK, TopKQuery};
 
 use super::{Body, Engine, EngineError, HeadId};
 use crate::model::llama::Taps;
@@ -125,7 +125,8 @@ impl<D: Device> Engine<D> {
                     continue;
                 };
                 self.model.head(&mut self.device, &[(place as u32, 0)], &mut self.logits)?;
-                let top = self.device.top_k(&self.logits, 0, k, &[])?;
+                let query = TopKQuery { slot: 0, k, vocabulary: &[] };
+                let top = self.device.top_k(&self.logits, &[query])?.pop().unwrap_or_default();
                 found.push(CandidateState {
                     response_count: count,
                     features: features[place * width..(place + 1) * width].to_vec(),

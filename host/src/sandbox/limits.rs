@@ -93,8 +93,8 @@ pub struct Limits {
     /// Fuel that a call uses between two points where it can be left alone, units: 200 µs even of denormal divisions.
     /// A policy of which a call has used more is called in slices from then on.
     pub fuel_slice: u64,
-    /// How long a slow policy runs before others have their turn, microseconds: the design's number, some hundredth of a step of
-    /// a batch.
+    /// How long a slow policy runs before others have their turn, microseconds: the design's number, some hundredth of
+    /// a step of a batch.
     pub slice_us: u64,
     /// A window of the clock, milliseconds: 20 times what the fuel allows a call to take.
     pub deadline_ms: u64,

@@ -77,7 +77,7 @@ pub struct SignatureError {
 pub enum SignatureFault {
     /// There are none.
     #[error(
-        "unsigned, and its tenant takes signed policies only; a signature lies beside the component, in a file of its \
+        "unsigned, and only signed policies are taken here; a signature lies beside the component, in a file of its \
          name with `.sig` at the end"
     )]
     Unsigned,
@@ -111,8 +111,8 @@ impl TrustStore {
         !self.required && self.keys.is_empty()
     }
 
-    /// Who signed a component, of those whom the tenant trusts now. `signatures` are the bytes of the file beside the component, where
-    /// there is one; `component` are those that will be loaded.
+    /// Who signed a component, of those whom the tenant trusts now. `signatures` are the bytes of the file beside the
+    /// component, where there is one; `component` are those that will be loaded.
     ///
     /// # Errors
     /// [`SignatureError`] where signatures are required and nobody who is trusted has signed.

@@ -18,7 +18,7 @@ use super::tile::Lanes;
 use super::{Cpu, attention, features, norm, sample, top_k};
 use crate::device::{
     CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead, Plan, Projections,
-    TopK, VocabularyBias,
+    TopK, TopKQuery,
 };
 use crate::format::Format;
 
@@ -401,14 +401,10 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn top_k(
-        &mut self,
-        logits: &Logits,
-        slot: u32,
-        k: usize,
-        vocabulary: &[VocabularyBias],
-    ) -> Result<TopK, DeviceError> {
-        Ok(top_k::top_k(self.isa, &self.pool, logits.slot("top_k", slot)?, k, vocabulary))
+    fn top_k(&mut self, logits: &Logits, queries: &[TopKQuery<'_>]) -> Result<Vec<TopK>, DeviceError> {
+        let row = |query: &TopKQuery<'_>| logits.slot("top_k", query.slot);
+        let rows = queries.iter().map(row).collect::<Result<Vec<_>, _>>()?;
+        Ok(top_k::top_k(self.isa, &self.pool, &rows, queries))
     }
 
     fn sample(&mut self, logits: &Logits, draws: &[Draw]) -> Result<Vec<Option<Drawn>>, DeviceError> {

@@ -7,7 +7,7 @@ use half::f16;
 use super::{Cpu, CpuCache, Isa, Matrix, Vector};
 use crate::device::{
     CacheShape, Device, DeviceError, Draw, LinearHead, ModelShape, OnePassHead, PAGE_TOKENS, Plan, Projections,
-    RopePairing, Row,
+    RopePairing, Row, TopKQuery,
 };
 use crate::format::Format;
 
@@ -245,7 +245,7 @@ fn what_does_not_fit_is_refused() {
     refusal(cpu.copy_rows(&x, &[0, 1], &mut other, 0));
     refusal(cpu.copy_rows(&x, &[2], &mut other, 0));
     refusal(cpu.copy_rows(&x, &[0], &mut other, usize::MAX));
-    refusal(cpu.top_k(&logits, 2, 4, &[]).map(|_| ()));
+    refusal(cpu.top_k(&logits, &[TopKQuery { slot: 2, k: 4, vocabulary: &[] }]).map(|_| ()));
     refusal(cpu.sample(&logits, &[Draw { slot: 2, temperature: 1.0, top_p: 1.0, ..Draw::default() }]).map(|_| ()));
     assert!(cpu.rows(usize::MAX, 2).is_err());
 }

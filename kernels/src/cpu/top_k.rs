@@ -7,27 +7,39 @@
 //!
 //! About 45 µs for 49,152 tokens and k = 20 on one AVX2 thread; `examples/ops.rs` measures it.
 
-use std::sync::{Mutex, PoisonError};
-
+use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, for_every_isa};
 use super::pool::Pool;
 use super::vocabulary::{Eights, Normalizer, biased, clean, clean_one, normalizer};
-use crate::device::{TopK, VocabularyBias};
+use crate::device::{TopK, TopKQuery, VocabularyBias};
 
-/// The `k` likeliest tokens of `row`, `[V]`, chosen after adding `vocabulary` biases: see
-/// [`crate::Device::top_k`]. Tokens at −∞ (or NaN) are never chosen, so fewer than `k` may come.
-pub(crate) fn top_k(isa: Detected, pool: &Pool, row: &[f32], k: usize, vocabulary: &[VocabularyBias]) -> TopK {
-    let (mut keys, mut found) = (Vec::new(), None);
+/// What each of `rows`, `[V]`, is asked for: see [`crate::Device::top_k`]. Tokens at −∞ (or NaN) are never chosen, so
+/// fewer than `k` may come.
+pub(crate) fn top_k(isa: Detected, pool: &Pool, rows: &[&[f32]], queries: &[TopKQuery<'_>]) -> Vec<TopK> {
+    let (mut normalizers, mut keys) = (vec![Normalizer::NONE; rows.len()], vec![Vec::new(); rows.len()]);
     {
         // The sums and the choice read the same row and write nothing in common.
-        let (keys, found) = (Mutex::new(&mut keys), Mutex::new(&mut found));
-        pool.for_each(2, &|item| match item {
-            0 => **found.lock().unwrap_or_else(PoisonError::into_inner) = Some(normalizer(isa, row)),
-            _ => choose(isa, row, k, vocabulary, &mut keys.lock().unwrap_or_else(PoisonError::into_inner)),
+        let (normalizers, keys) = (Disjoint::new(&mut normalizers), Disjoint::new(&mut keys));
+        pool.for_each(2 * rows.len(), &|item| {
+            let i = item / 2;
+            if item % 2 == 0 {
+                // SAFETY: every even item writes its own element.
+                let normalizer = unsafe { &mut normalizers.part(i..i + 1)[0] };
+                *normalizer = self::normalizer(isa, rows[i]);
+            } else {
+                // SAFETY: every odd item writes its own element.
+                let keys = unsafe { &mut keys.part(i..i + 1)[0] };
+                choose(isa, rows[i], queries[i].k, queries[i].vocabulary, keys);
+            }
         });
     }
-    let normalizer = found.unwrap_or(Normalizer::NONE);
+    let found = rows.iter().zip(queries).zip(normalizers).zip(keys);
+    found.map(|(((row, query), normalizer), keys)| likeliest(row, query.vocabulary, normalizer, keys)).collect()
+}
+
+/// The tokens of `keys`, as the base model sees them.
+fn likeliest(row: &[f32], vocabulary: &[VocabularyBias], normalizer: Normalizer, mut keys: Vec<u64>) -> TopK {
     let logit = |token: u32| clean_one(row[token as usize]);
     if !vocabulary.is_empty() {
         // Chosen by what the biases make of them, but reported as the base model sees them.
@@ -129,10 +141,14 @@ mod tests {
         (tokens, normalizer, entropy)
     }
 
+    fn of(isa: Detected, pool: &Pool, row: &[f32], k: usize, vocabulary: &[VocabularyBias]) -> TopK {
+        top_k(isa, pool, &[row], &[TopKQuery { slot: 0, k, vocabulary }]).remove(0)
+    }
+
     fn check(row: &[f32], k: usize, vocabulary: &[VocabularyBias]) -> TopK {
         let pool = Pool::new(2);
         let (tokens, normalizer, entropy) = oracle(row, k, vocabulary);
-        let mut found = every_isa().into_iter().map(|isa| top_k(isa, &pool, row, k, vocabulary));
+        let mut found = every_isa().into_iter().map(|isa| of(isa, &pool, row, k, vocabulary));
         let first = found.next().expect("scalar");
         assert!(found.all(|other| other == first), "every instruction set gives the same");
         assert_eq!(first.tokens, tokens);
@@ -179,6 +195,24 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_a_batch_are_each_as_alone() {
+        let mut random = Random(3);
+        let rows: Vec<Vec<f32>> = [1, 63, 500, 4001, 8].map(|count| random.bells(count, 4.0)).into();
+        let bias = [VocabularyBias { bits: vec![random.next(); 8], set: 1.0, unset: f32::NEG_INFINITY }];
+        let queries: Vec<TopKQuery<'_>> =
+            (0..rows.len()).map(|i| TopKQuery { slot: 0, k: 7 * i + 1, vocabulary: &bias[..i % 2] }).collect();
+        let views: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+        let pool = Pool::new(2);
+        let alone: Vec<TopK> = rows
+            .iter()
+            .zip(&queries)
+            .map(|(row, query)| of(best_isa(), &pool, row, query.k, query.vocabulary))
+            .collect();
+        assert_eq!(top_k(best_isa(), &pool, &views, &queries), alone);
+        assert!(top_k(best_isa(), &pool, &[], &[]).is_empty());
+    }
+
+    #[test]
     fn biases_choose_but_leave_logits_raw() {
         let row = [3.0, 2.0, 1.0, 0.0];
         let only_high = VocabularyBias { bits: vec![0b1100], set: 0.0, unset: f32::NEG_INFINITY };
@@ -192,14 +226,14 @@ mod tests {
     fn numbers_of_a_broken_model_do_no_harm() {
         let broken = [f32::NAN, 1.0, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN, 2.0, f32::MAX, f32::MIN, 0.0];
         for isa in every_isa() {
-            let found = top_k(isa, &Pool::new(1), &broken, 9, &[]);
+            let found = of(isa, &Pool::new(1), &broken, 9, &[]);
             assert_eq!(found.tokens, [2, 6, 5, 1, 8, 7], "NaN counts as -∞, infinity as the largest number");
             assert!(found.logits.iter().all(|x| x.is_finite()));
             assert!(found.log_normalizer.is_finite() && (found.entropy - 2f32.ln()).abs() < 1e-6);
-            let nothing = top_k(isa, &Pool::new(1), &[f32::NAN; 20], 9, &[]);
+            let nothing = of(isa, &Pool::new(1), &[f32::NAN; 20], 9, &[]);
             assert!(nothing.tokens.is_empty() && nothing.log_normalizer == f32::NEG_INFINITY);
             assert_eq!(nothing.entropy, 0.0);
         }
-        assert!(top_k(best_isa(), &Pool::new(1), &[], 5, &[]).tokens.is_empty());
+        assert!(of(best_isa(), &Pool::new(1), &[], 5, &[]).tokens.is_empty());
     }
 }
