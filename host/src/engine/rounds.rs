@@ -35,11 +35,12 @@ impl<D: Device> Engine<D> {
             queries.extend((k > 0).then_some(TopKQuery { slot: sequence.logits_slot, k, vocabulary: &[] }));
         }
         let mut found = self.device.top_k(&self.logits, &queries)?.into_iter();
+        let share = start.elapsed().as_secs_f64() / ready.len().max(1) as f64;
         for (index, kind, asked) in &ready {
             let top = if *asked { found.next().unwrap_or_default() } else { TopK::default() };
             let top = if let RoundKind::Offer(token) = *kind { self.offered(*index, token, top)? } else { top };
             let Some(sequence) = self.running[*index].as_mut() else { continue };
-            sequence.timing.model_seconds += start.elapsed().as_secs_f64() / ready.len() as f64;
+            sequence.timing.model_seconds += share;
             sequence.chain.clear();
             sequence.round = Some(Round::new(*kind, top));
         }

@@ -3,9 +3,12 @@
 //! Plain memory with its shape, and the checks of that shape. Matrices are in `pack.rs`, the pages of a cache in
 //! `cache.rs`; who may touch what, and when, is for `device.rs`.
 
+use std::sync::OnceLock;
+
 use super::cache::Cache;
 use super::checks::{Bounds, check_below, check_equal, check_within, refuse};
 use super::rope::Rope;
+use super::vocabulary::Normalizer;
 use crate::device::{DeviceError, ModelShape};
 
 /// A vector of f32.
@@ -30,6 +33,16 @@ pub struct Logits {
     pub(super) slots: usize,
     pub(super) vocabulary: usize,
     pub(super) data: Vec<f32>,
+    /// What each row is normalised by, where [`crate::Device::top_k`] has been asked since it was written: the sums are half
+    /// of what a draw costs, and it needs the same.
+    pub(super) normalizers: Vec<OnceLock<Normalizer>>,
+}
+
+/// One row of logits, `[V]`.
+#[derive(Clone, Copy)]
+pub(super) struct LogitRow<'a> {
+    pub(super) logits: &'a [f32],
+    pub(super) normalizer: &'a OnceLock<Normalizer>,
 }
 
 impl Rows {
@@ -69,9 +82,16 @@ impl CpuCache {
 }
 
 impl Logits {
-    pub(super) fn slot(&self, operation: &'static str, slot: u32) -> Result<&[f32], DeviceError> {
+    pub(super) fn new(slots: usize, vocabulary: usize) -> Result<Logits, DeviceError> {
+        let data = zeroed("logits", slots, vocabulary)?;
+        Ok(Logits { slots, vocabulary, data, normalizers: vec![OnceLock::new(); slots] })
+    }
+
+    pub(super) fn slot(&self, operation: &'static str, slot: u32) -> Result<LogitRow<'_>, DeviceError> {
         check_below(operation, "the slot", self.slots, slot as usize)?;
-        Ok(&self.data[slot as usize * self.vocabulary..][..self.vocabulary])
+        let slot = slot as usize;
+        let logits = &self.data[slot * self.vocabulary..][..self.vocabulary];
+        Ok(LogitRow { logits, normalizer: &self.normalizers[slot] })
     }
 }
 

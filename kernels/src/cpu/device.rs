@@ -4,6 +4,7 @@
 //! their slices. No arithmetic lives here but the sinks of the linear layers: store, add, multiply.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::buffers::{CpuCache, Logits, Rows, Vector, zeroed};
 use super::cache::Cache;
@@ -117,7 +118,7 @@ impl Device for Cpu {
     }
 
     fn logits(&mut self, slots: usize, vocabulary: usize) -> Result<Logits, DeviceError> {
-        Ok(Logits { slots, vocabulary, data: zeroed("logits", slots, vocabulary)? })
+        Logits::new(slots, vocabulary)
     }
 
     fn begin(&mut self, plan: &Plan) -> Result<(), DeviceError> {
@@ -389,6 +390,7 @@ impl Device for Cpu {
             check_below("head", "a row", x.rows_max, row as usize)?;
             check_below("head", "a slot", logits.slots, slot as usize)?;
         }
+        rows.iter().for_each(|&(_, slot)| logits.normalizers[slot as usize] = OnceLock::new());
         self.prepare_norm(rows.len(), &|row| rows[row].0 as usize, x, gain, &[table]);
         let vocabulary = logits.vocabulary;
         let logits = Disjoint::new(&mut logits.data);
@@ -408,13 +410,13 @@ impl Device for Cpu {
     }
 
     fn sample(&mut self, logits: &Logits, draws: &[Draw]) -> Result<Vec<Option<Drawn>>, DeviceError> {
-        sample::sample(self.isa, &self.pool, &logits.data, logits.vocabulary, draws)
+        sample::sample(self.isa, &self.pool, logits, draws)
     }
 
     fn read_logits(&mut self, logits: &Logits, slot: u32, out: &mut Vec<f32>) -> Result<(), DeviceError> {
         let row = logits.slot("read_logits", slot)?;
         out.clear();
-        out.extend_from_slice(row);
+        out.extend_from_slice(row.logits);
         Ok(())
     }
 

@@ -12,11 +12,14 @@
 
 use std::cell::RefCell;
 
+use super::buffers::{LogitRow, Logits};
 use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, exp_of_difference, for_every_isa};
 use super::pool::Pool;
-use super::vocabulary::{Eights, biased, biased_one, clean, clean_one, largest, log_sum, scaled, scaled_one};
+use super::vocabulary::{
+    Eights, Normalizer, biased, biased_one, clean, clean_one, largest, log_sum, scaled, scaled_one,
+};
 use crate::device::{DeviceError, Draw, Drawn};
 use crate::sampling::{self, NucleusCut, WEIGHT_BITS};
 
@@ -31,24 +34,22 @@ const fn pow2(negative: u32) -> f32 {
     1.0 / (1u32 << negative) as f32
 }
 
-/// Draws one token from each; `logits`: `[slots, vocabulary]`. [`DeviceError::Shape`] where a draw names a
-/// slot or token that is not there; nothing is drawn then.
-pub(crate) fn sample(
+/// Draws one token from each. [`DeviceError::Shape`] where a draw names a slot or token that is not there; nothing is drawn
+/// then.
+pub(super) fn sample(
     isa: Detected,
     pool: &Pool,
-    logits: &[f32],
-    vocabulary: usize,
+    logits: &Logits,
     draws: &[Draw],
 ) -> Result<Vec<Option<Drawn>>, DeviceError> {
-    let slots = logits.len() / vocabulary.max(1);
-    draws.iter().try_for_each(|draw| check(draw, slots, vocabulary))?;
+    draws.iter().try_for_each(|draw| check(draw, logits.slots, logits.vocabulary))?;
+    let rows = draws.iter().map(|draw| logits.slot("sample", draw.slot)).collect::<Result<Vec<_>, _>>()?;
     let mut drawn = vec![None; draws.len()];
     let out = Disjoint::new(&mut drawn);
     pool.for_each(draws.len(), &|i| {
-        let row = &logits[draws[i].slot as usize * vocabulary..][..vocabulary];
         // SAFETY: every item writes its own element.
         let to = unsafe { out.part(i..i + 1) };
-        to[0] = SCRATCH.with_borrow_mut(|scratch| sample_one(isa, row, &draws[i], scratch));
+        to[0] = SCRATCH.with_borrow_mut(|scratch| sample_one(isa, rows[i], &draws[i], scratch));
     });
     Ok(drawn)
 }
@@ -104,9 +105,10 @@ struct Choice {
     cut: Option<NucleusCut>,
 }
 
-fn sample_one(isa: Detected, row: &[f32], draw: &Draw, scratch: &mut Scratch) -> Option<Drawn> {
+fn sample_one(isa: Detected, row: LogitRow<'_>, draw: &Draw, scratch: &mut Scratch) -> Option<Drawn> {
+    let LogitRow { logits: row, normalizer } = row;
     adjust(isa, row, draw, scratch);
-    let base = log_sum(isa, row, 1.0);
+    let base = normalizer.get().map_or_else(|| log_sum(isa, row, 1.0), Normalizer::log);
     let logit = |token: u32| f64::from(clean_one(row[token as usize]));
     if draw.temperature > 0.0 {
         let choice = choose(isa, draw, scratch)?;

@@ -3,11 +3,13 @@
 //!
 //! Start at [`check`], which compares the token, its log-probabilities and the KL of one draw.
 
+use super::super::top_k::top_k;
+use super::super::buffers::Logits;
 use super::sample;
 use crate::cpu::isa::Detected;
 use crate::cpu::pool::Pool;
 use crate::cpu::testing::{Random, best_isa, every_isa};
-use crate::device::{DeviceError, Draw, Drawn, VocabularyBias};
+use crate::device::{DeviceError, Draw, Drawn, TopKQuery, VocabularyBias};
 use crate::sampling;
 
 const FORBIDDEN: f32 = f32::NEG_INFINITY;
@@ -17,8 +19,15 @@ fn plain(random: u64) -> Draw {
     Draw { temperature: 1.0, top_p: 1.0, random, ..Draw::default() }
 }
 
+/// Rows of logits.
+fn held(logits: &[f32], vocabulary: usize) -> Logits {
+    let mut held = Logits::new(logits.len() / vocabulary.max(1), vocabulary).unwrap();
+    held.data.copy_from_slice(logits);
+    held
+}
+
 fn draw_with(isa: Detected, logits: &[f32], draw: &Draw) -> Option<Drawn> {
-    let drawn = sample(isa, &Pool::new(1), logits, logits.len(), std::slice::from_ref(draw));
+    let drawn = sample(isa, &Pool::new(1), &held(logits, logits.len()), std::slice::from_ref(draw));
     drawn.expect("a draw that fits")[0]
 }
 
@@ -190,7 +199,7 @@ fn frequencies_are_those_of_the_adjusted_softmax() {
     let rounds = 40_000;
     let pool = Pool::new(2);
     let draws: Vec<Draw> = (0..rounds).map(|_| Draw { random: random.next(), ..steered.clone() }).collect();
-    for drawn in sample(best_isa(), &pool, &logits, 11, &draws).unwrap() {
+    for drawn in sample(best_isa(), &pool, &held(&logits, 11), &draws).unwrap() {
         counts[drawn.unwrap().token as usize] += 1;
     }
     let mut chi_square = 0.0;
@@ -352,7 +361,13 @@ fn many_draws_equal_each_alone() {
     let logits: Vec<f32> = (0..slots).flat_map(|_| logits(vocabulary, &mut random)).collect();
     let draws: Vec<Draw> =
         (0..40).map(|i| Draw { slot: i % slots as u32, ..any_draw(vocabulary, &mut random) }).collect();
-    let together = sample(best_isa(), &Pool::new(3), &logits, vocabulary, &draws).unwrap();
+    let together = sample(best_isa(), &Pool::new(3), &held(&logits, vocabulary), &draws).unwrap();
+    let asked = held(&logits, vocabulary);
+    let rows: Vec<_> = (0..slots as u32).map(|slot| asked.slot("test", slot).unwrap()).collect();
+    let query = |slot| TopKQuery { slot, k: 1, vocabulary: &[] };
+    top_k(best_isa(), &Pool::new(1), &rows, &(0..slots as u32).map(query).collect::<Vec<_>>());
+    let after_top_k = sample(best_isa(), &Pool::new(3), &asked, &draws).unwrap();
+    assert_eq!(after_top_k, together, "what is known by then changes nothing");
     for (draw, together) in draws.iter().zip(together) {
         let row = &logits[draw.slot as usize * vocabulary..][..vocabulary];
         assert_eq!(draw_with(best_isa(), row, &Draw { slot: 0, ..draw.clone() }), together);
@@ -362,7 +377,7 @@ fn many_draws_equal_each_alone() {
 #[test]
 fn draws_that_name_what_is_not_there_are_refused() {
     let refused = |draw: Draw| {
-        let result = sample(best_isa(), &Pool::new(1), &[0.0; 20], 10, &[draw]);
+        let result = sample(best_isa(), &Pool::new(1), &held(&[0.0; 20], 10), &[draw]);
         matches!(result, Err(DeviceError::Shape { operation: "sample", .. }))
     };
     assert!(!refused(Draw { slot: 1, ..plain(0) }));

@@ -7,6 +7,7 @@
 //!
 //! About 45 µs for 49,152 tokens and k = 20 on one AVX2 thread; `examples/ops.rs` measures it.
 
+use super::buffers::LogitRow;
 use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, for_every_isa};
@@ -14,33 +15,32 @@ use super::pool::Pool;
 use super::vocabulary::{Eights, Normalizer, biased, clean, clean_one, normalizer};
 use crate::device::{TopK, TopKQuery, VocabularyBias};
 
-/// What each of `rows`, `[V]`, is asked for: see [`crate::Device::top_k`]. Tokens at −∞ (or NaN) are never chosen, so
-/// fewer than `k` may come.
-pub(crate) fn top_k(isa: Detected, pool: &Pool, rows: &[&[f32]], queries: &[TopKQuery<'_>]) -> Vec<TopK> {
-    let (mut normalizers, mut keys) = (vec![Normalizer::NONE; rows.len()], vec![Vec::new(); rows.len()]);
+/// What is asked of each of `rows`: see [`crate::Device::top_k`]. Tokens at −∞ (or NaN) are never chosen, so fewer than
+/// `k` may come.
+pub(super) fn top_k(isa: Detected, pool: &Pool, rows: &[LogitRow<'_>], queries: &[TopKQuery<'_>]) -> Vec<TopK> {
+    let mut keys = vec![Vec::new(); rows.len()];
     {
+        let keys = Disjoint::new(&mut keys);
         // The sums and the choice read the same row and write nothing in common.
-        let (normalizers, keys) = (Disjoint::new(&mut normalizers), Disjoint::new(&mut keys));
         pool.for_each(2 * rows.len(), &|item| {
-            let i = item / 2;
+            let (i, row) = (item / 2, rows[item / 2]);
             if item % 2 == 0 {
-                // SAFETY: every even item writes its own element.
-                let normalizer = unsafe { &mut normalizers.part(i..i + 1)[0] };
-                *normalizer = self::normalizer(isa, rows[i]);
+                row.normalizer.get_or_init(|| normalizer(isa, row.logits));
             } else {
                 // SAFETY: every odd item writes its own element.
                 let keys = unsafe { &mut keys.part(i..i + 1)[0] };
-                choose(isa, rows[i], queries[i].k, queries[i].vocabulary, keys);
+                choose(isa, row.logits, queries[i].k, queries[i].vocabulary, keys);
             }
         });
     }
-    let found = rows.iter().zip(queries).zip(normalizers).zip(keys);
-    found.map(|(((row, query), normalizer), keys)| likeliest(row, query.vocabulary, normalizer, keys)).collect()
+    let found = rows.iter().zip(queries).zip(keys);
+    found.map(|((row, query), keys)| likeliest(row, query.vocabulary, keys)).collect()
 }
 
 /// The tokens of `keys`, as the base model sees them.
-fn likeliest(row: &[f32], vocabulary: &[VocabularyBias], normalizer: Normalizer, mut keys: Vec<u64>) -> TopK {
-    let logit = |token: u32| clean_one(row[token as usize]);
+fn likeliest(row: &LogitRow<'_>, vocabulary: &[VocabularyBias], mut keys: Vec<u64>) -> TopK {
+    let normalizer = row.normalizer.get().copied().unwrap_or(Normalizer::NONE);
+    let logit = |token: u32| clean_one(row.logits[token as usize]);
     if !vocabulary.is_empty() {
         // Chosen by what the biases make of them, but reported as the base model sees them.
         keys.iter_mut().for_each(|key| *key = self::key(logit(token_of(*key)), token_of(*key)));
@@ -118,6 +118,8 @@ fn logit_of(key: u64) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use super::*;
     use crate::cpu::testing::{Random, best_isa, every_isa};
 
@@ -142,6 +144,7 @@ mod tests {
     }
 
     fn of(isa: Detected, pool: &Pool, row: &[f32], k: usize, vocabulary: &[VocabularyBias]) -> TopK {
+        let row = LogitRow { logits: row, normalizer: &OnceLock::new() };
         top_k(isa, pool, &[row], &[TopKQuery { slot: 0, k, vocabulary }]).remove(0)
     }
 
@@ -201,7 +204,9 @@ mod tests {
         let bias = [VocabularyBias { bits: vec![random.next(); 8], set: 1.0, unset: f32::NEG_INFINITY }];
         let queries: Vec<TopKQuery<'_>> =
             (0..rows.len()).map(|i| TopKQuery { slot: 0, k: 7 * i + 1, vocabulary: &bias[..i % 2] }).collect();
-        let views: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+        let normalizers: Vec<OnceLock<Normalizer>> = vec![OnceLock::new(); rows.len()];
+        let views = rows.iter().zip(&normalizers).map(|(logits, normalizer)| LogitRow { logits, normalizer });
+        let views: Vec<LogitRow<'_>> = views.collect();
         let pool = Pool::new(2);
         let alone: Vec<TopK> = rows
             .iter()
