@@ -20,6 +20,7 @@
 use std::ops::Range;
 
 use crate::format::Format;
+use crate::pool::Pool;
 
 /// Positions in a page of the cache, and keys in a tile of attention.
 pub const PAGE_TOKENS: usize = 32;
@@ -281,6 +282,10 @@ pub trait Device {
     type Cache;
     /// Logits `[slots, V]`, f32.
     type Logits;
+
+    /// Threads for the host's own work between passes: where the device computes on the CPU they are its own, so that no two
+    /// pools compete for the cores.
+    fn pool(&self) -> &Pool;
 
     /// What this device is.
     fn info(&self) -> DeviceInfo;

@@ -15,6 +15,7 @@ pub const KERNELS_VERSION: u32 = 1;
 pub mod cpu;
 pub mod device;
 pub mod format;
+mod pool;
 pub mod sampling;
 
 pub use device::{
@@ -22,3 +23,4 @@ pub use device::{
     PAGE_TOKENS, Plan, Projections, RopePairing, Row, TopK, TopKQuery, VocabularyBias,
 };
 pub use format::Format;
+pub use pool::Pool;

@@ -29,7 +29,6 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
         650,
         "the engine's state and its way in and out; passes and rounds are files of their own",
     ),
-    ("host/src/engine/decide.rs", 450, "one round, from being asked to being settled"),
     ("host/src/learning/one_pass.rs", 650, "one fit in stages that share their arrays, and its planted test"),
     ("host/src/learning/ridge.rs", 525, "one solver, and tests against the normal equations"),
     ("host/src/learning/rollouts.rs", 450, "one file format: writer, reader and their tests"),

@@ -2,8 +2,8 @@
 //!
 //! Three measurements. *Neighbours*: a step of 16 well-behaved sequences on the model, without and beside 16 whose
 //! policy (`--slow`, such as `tests/spinner`) works to its limit in every step. *Throughput*: tokens a second of 64 and
-//! 256 sequences with a policy each against none, on a tiny model whose step is short enough to show it. *Audit*: what
-//! recording a response costs for each of its tokens. The runs that are compared take turns.
+//! 256 sequences with a policy each against none, on a tiny model whose step is short enough to show it, and of 64 on the
+//! model itself. *Audit*: what recording a response costs for each of its tokens. The runs that are compared take turns.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,7 +36,10 @@ const LONG_WARM_STEPS: usize = 40;
 /// Tokens of a response on the tiny model.
 const TOKENS: usize = 60;
 
-/// Steps of those that are not timed.
+/// Tokens of a response on the model itself.
+const WHOLE_TOKENS: usize = 20;
+
+/// Steps of either that are not timed.
 const WARM_STEPS: usize = 3;
 
 /// Sequences of the throughput's runs.
@@ -69,7 +72,8 @@ pub(super) fn run(arguments: &EngineArguments) -> Result<(), Error> {
         .and_then(|()| tiny(&options, &folder, arguments.rounds));
     // Ours alone, and of no further use; what cannot be removed is the system's to clear away.
     let _ = std::fs::remove_dir_all(&folder);
-    let (throughput, audit_us) = tiny?;
+    let (mut throughput, audit_us) = tiny?;
+    throughput.push(whole(&options, arguments.rounds)?);
     if arguments.json {
         let neighbours = neighbours.map_or(Value::Null, |found| found.json());
         let throughput: Vec<_> = throughput.iter().map(Throughput::json).collect();
@@ -160,6 +164,7 @@ fn neighbours(options: &HostOptions, slow: &Path, rounds: usize) -> Result<Neigh
 
 /// Tokens a second of many sequences.
 struct Throughput {
+    model: &'static str,
     sequences: usize,
     with: f64,
     without: f64,
@@ -168,20 +173,54 @@ struct Throughput {
 impl Throughput {
     fn json(&self) -> Value {
         json!({
-            "sequences": self.sequences, "policy_tokens_per_second": self.with,
+            "model": self.model, "sequences": self.sequences, "policy_tokens_per_second": self.with,
             "base_tokens_per_second": self.without, "ratio": self.with / self.without,
         })
     }
 
     fn text(&self) -> String {
         format!(
-            "{:>3} sequences of a tiny model, tokens/s: {:.0} with a policy each, {:.0} without ({:.3} x)\n",
+            "{:>3} sequences of {}, tokens/s: {:.0} with a policy each, {:.0} without ({:.3} x)\n",
             self.sequences,
+            self.model,
             self.with,
             self.without,
             self.with / self.without
         )
     }
+}
+
+/// Throughput of many sequences on a host's model, with a policy each and without.
+fn throughput(
+    host: &mut Host,
+    model: &'static str,
+    sequences: usize,
+    tokens: usize,
+    rounds: usize,
+) -> Result<Throughput, Error> {
+    let with = requests(host, &vec![Some(guard(host)?); sequences], tokens)?;
+    let without = requests(host, &vec![None; sequences], tokens)?;
+    let mut rates: [Vec<f64>; 2] = Default::default();
+    for round in 0..=rounds {
+        for (requests, rates) in [&with, &without].into_iter().zip(&mut rates) {
+            let run = timed(host, requests, &[])?;
+            // The first round warms up.
+            if round > 0 {
+                let steps = &run.steps[WARM_STEPS..];
+                rates.push((sequences * steps.len()) as f64 / steps.iter().sum::<f64>() * 1e3);
+            }
+        }
+    }
+    let [with, without] = rates.map(median);
+    Ok(Throughput { model, sequences, with, without })
+}
+
+/// Throughput of the model itself, whose steps are as long as they really are.
+fn whole(options: &HostOptions, rounds: usize) -> Result<Throughput, Error> {
+    let sequences = BATCHES[0];
+    let engine = EngineOptions { sequences_max: sequences, cache_tokens: sequences * 128, ..EngineOptions::default() };
+    let mut host = open(HostOptions { engine, ..options.clone() })?;
+    throughput(&mut host, "the model", sequences, WHOLE_TOKENS, rounds)
 }
 
 /// Throughput with and without policies, and microseconds of audit a token, on a tiny model.
@@ -202,23 +241,8 @@ fn tiny(options: &HostOptions, folder: &Path, rounds: usize) -> Result<(Vec<Thro
     let engine = EngineOptions { sequences_max: most, cache_tokens: most * 128, ..EngineOptions::default() };
     let mut host = open(HostOptions { model, model_sha256: None, engine, ..options.clone() })?;
     let guard = guard(&host)?;
-    let mut throughput = Vec::new();
-    for sequences in BATCHES {
-        let with = requests(&host, &vec![Some(guard.clone()); sequences], TOKENS)?;
-        let without = requests(&host, &vec![None; sequences], TOKENS)?;
-        let mut rates: [Vec<f64>; 2] = Default::default();
-        for round in 0..=rounds {
-            for (requests, rates) in [&with, &without].into_iter().zip(&mut rates) {
-                let run = timed(&mut host, requests, &[])?;
-                if round > 0 {
-                    let steps = &run.steps[WARM_STEPS..];
-                    rates.push((sequences * steps.len()) as f64 / steps.iter().sum::<f64>() * 1e3);
-                }
-            }
-        }
-        let [with, without] = rates.map(median);
-        throughput.push(Throughput { sequences, with, without });
-    }
+    let throughput = |sequences| throughput(&mut host, "a tiny model", sequences, TOKENS, rounds);
+    let throughput = BATCHES.into_iter().map(throughput).collect::<Result<Vec<_>, _>>()?;
     let recorded = requests(&host, &vec![Some(guard); BATCHES[0]], TOKENS)?;
     let run = timed(&mut host, &recorded, &[])?;
     let audit_us = audit(&mut host, &folder.join("audit.jsonl"), &run)?;

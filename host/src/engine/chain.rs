@@ -9,6 +9,7 @@ use std::sync::Arc;
 use vassal_guest::blend;
 use vassal_kernels::{TopK, VocabularyBias};
 
+use super::calls::Called;
 use super::trace::TraceEvent;
 use crate::request::{FaultPolicy, LoadedPolicy};
 use crate::sandbox::{Baseline, Decision, Instance, Schedule, Steering, Tail, ValueRequest};
@@ -46,6 +47,8 @@ pub(super) struct Link {
     /// Response tokens it has been shown and that still stand.
     pub(super) kept: usize,
     pub(super) asked: Asked,
+    /// It has been called for this round, and that has still to be taken up.
+    pub(super) called: Option<Called>,
     /// Fuel of its last call; none while one is suspended.
     pub(super) fuel: Option<u64>,
     /// How often that call has been resumed with values.
@@ -53,16 +56,21 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// The candidates that this policy sees: the likeliest `candidates` above its floor, at least one.
-    pub(super) fn view<'a>(&self, top: &'a TopK) -> (&'a [Token], &'a [f32]) {
+    /// How many candidates this policy sees: the likeliest `candidates` above its floor, at least one.
+    pub(super) fn seen(&self, top: &TopK) -> usize {
         let most = self.candidates.min(top.tokens.len());
         let above = |logit: f32| vassal_kernels::sampling::exp(logit - top.log_normalizer) >= self.floor;
-        let count = if self.floor > 0.0 {
+        if self.floor > 0.0 {
             top.logits[..most].iter().position(|&logit| !above(logit)).unwrap_or(most).max(most.min(1))
         } else {
             most
-        };
-        (&top.tokens[..count], &top.logits[..count])
+        }
+    }
+
+    /// These candidates, with their logits.
+    pub(super) fn view<'a>(&self, top: &'a TopK) -> (&'a [Token], &'a [f32]) {
+        let seen = self.seen(top);
+        (&top.tokens[..seen], &top.logits[..seen])
     }
 
     /// Which heads of the manifest are prefetched before the response's token `response`, as a bit set.
@@ -157,7 +165,7 @@ impl Chain {
     /// Forgets the answers of the round.
     pub(super) fn clear(&mut self) {
         for link in &mut self.links {
-            link.asked = Asked::Not;
+            (link.asked, link.called) = (Asked::Not, None);
         }
     }
 

@@ -4,19 +4,17 @@
 //! what they ask of heads, and settles what they decided. Where values are missing, the tokens they
 //! need are left in [`Round::wanted`], the next pass runs them as candidate rows, and the round goes on.
 
-use std::time::Instant;
-
 use vassal_kernels::{Device, Draw, TopKQuery};
 
+use super::calls::{Called, prefetched, show};
 use super::chain::{Asked, Link, Merged, Verdict, is_forbidden};
-use super::response::{Counters, Finish, Timing};
+use super::response::Finish;
 use super::sequence::{HeldRow, Round, RoundKind, Sequence};
-use super::slices::Slices;
 use super::trace::TraceKind;
 use super::values::known_values;
 use super::{Body, Engine, EngineError};
 use crate::request::FaultPolicy;
-use crate::sandbox::{Fault, Instance, Progress, Step, ValueAnswer, ValueRequest};
+use crate::sandbox::{Fault, Instance, Progress, ValueAnswer, ValueRequest};
 use crate::token::Token;
 
 /// How far a round came.
@@ -94,11 +92,11 @@ impl<D: Device> Engine<D> {
                 }
                 let progress = match link.asked.clone() {
                     Asked::Decided(_) => break,
-                    Asked::Unfinished => {
-                        let (link, counters) = (&mut sequence.chain.links[index], &mut sequence.counters);
-                        call(&mut self.slices, link, counters, &mut sequence.timing, Instance::proceed)
-                    }
-                    Asked::Not => self.show_step(sequence, round, index)?,
+                    Asked::Unfinished => self.call(sequence, index, Instance::proceed),
+                    Asked::Not => match sequence.chain.links[index].called.take() {
+                        Some(called) => self.count(sequence, index, called),
+                        None => self.show_step(sequence, round, index)?,
+                    },
                     Asked::Waiting(request) => self.answer(sequence, round, index, &request)?,
                 };
                 let step = sequence.step();
@@ -141,48 +139,39 @@ impl<D: Device> Engine<D> {
         round: &mut Round,
         index: usize,
     ) -> Result<Option<Progress>, EngineError> {
-        let link = &sequence.chain.links[index];
-        let prefetched = match round.kind {
-            RoundKind::Draw => link.prefetched(sequence.response().len(), &round.top),
-            RoundKind::Offer(_) | RoundKind::Ended => 0,
-        };
-        let (tokens, logits) = link.view(&round.top);
-        let (tokens, logits) = (tokens.to_vec(), logits.to_vec());
-        let heads: Vec<usize> = link
-            .heads
-            .iter()
-            .enumerate()
-            .filter(|(bit, _)| prefetched >> bit & 1 == 1)
-            .map(|(_, &head)| head)
-            .collect();
+        let (_, heads) = prefetched(sequence, round, index);
         let mut known = true;
-        for &head in &heads {
+        for head in heads {
+            let tokens = sequence.chain.links[index].view(&round.top).0.to_vec();
             known &= self.find_values(sequence.state.as_ref(), round, head, &tokens)?;
         }
         if !known {
             return Ok(None);
         }
-        let values: Vec<f32> = heads.iter().flat_map(|&head| known_values(round, head, &tokens)).collect();
         sequence.chain.links[index].resumed = 0;
         if let Some(fault) = sequence.injected_fault(index) {
             return Ok(Some(Progress::Faulted(fault)));
         }
+        let called = show(sequence, round, index);
+        Ok(called.and_then(|called| self.count(sequence, index, called)))
+    }
+
+    /// Goes on with a call. None where its slice was not enough.
+    fn call(
+        &mut self,
+        sequence: &mut Sequence,
+        index: usize,
+        call: impl FnOnce(&mut Instance) -> Option<Progress>,
+    ) -> Option<Progress> {
+        let instance = sequence.chain.links[index].instance.as_mut()?;
+        let called = Called::make(instance, call);
+        self.count(sequence, index, called)
+    }
+
+    /// Counts what a call took. None where its slice was not enough.
+    fn count(&mut self, sequence: &mut Sequence, index: usize, called: Called) -> Option<Progress> {
         let link = &mut sequence.chain.links[index];
-        let appended = &sequence.tokens[sequence.prompt_tokens + link.kept..];
-        let step = Step {
-            kept: link.kept as u32,
-            appended,
-            candidates: &tokens,
-            logits: &logits,
-            prefetched,
-            values: &values,
-            log_normalizer: round.top.log_normalizer,
-            entropy: round.top.entropy,
-            ended: round.kind == RoundKind::Ended,
-        };
-        link.kept = sequence.tokens.len() - sequence.prompt_tokens;
-        let (counters, timing) = (&mut sequence.counters, &mut sequence.timing);
-        Ok(call(&mut self.slices, link, counters, timing, |instance| instance.decide_sliced(&step)))
+        called.count(link, &mut self.slices, &mut sequence.counters, &mut sequence.timing)
     }
 
     /// Answers a suspended policy, once what it asked for is known.
@@ -228,8 +217,7 @@ impl<D: Device> Engine<D> {
         if let Some(fault) = sequence.injected_fault(index) {
             return Ok(Some(Progress::Faulted(fault)));
         }
-        let (link, counters) = (&mut sequence.chain.links[index], &mut sequence.counters);
-        Ok(call(&mut self.slices, link, counters, &mut sequence.timing, |instance| instance.resume_sliced(answer)))
+        Ok(self.call(sequence, index, |instance| instance.resume_sliced(answer)))
     }
 
     /// Stop, splice, or what to draw from.
@@ -367,29 +355,6 @@ impl<D: Device> Engine<D> {
         }
         Ok(Advance::Pending)
     }
-}
-
-/// Calls a policy, and counts what that took. None where its slice was not enough.
-fn call(
-    slices: &mut Slices,
-    link: &mut Link,
-    counters: &mut Counters,
-    timing: &mut Timing,
-    call: impl FnOnce(&mut Instance) -> Option<Progress>,
-) -> Option<Progress> {
-    let instance = link.instance.as_mut()?;
-    let (was_slow, start) = (instance.is_slow(), Instant::now());
-    let progress = call(instance);
-    let time = start.elapsed();
-    instance.took(time);
-    if was_slow || instance.is_slow() {
-        slices.took(time);
-    }
-    timing.policy_seconds += time.as_secs_f64();
-    let is_over = matches!(progress, Some(Progress::Decided(_) | Progress::Faulted(_)));
-    link.fuel = is_over.then(|| instance.fuel_used());
-    counters.fuel += link.fuel.unwrap_or(0);
-    progress
 }
 
 /// A policy stops the response, or refuses what is offered.

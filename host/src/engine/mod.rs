@@ -13,6 +13,7 @@
 //! A sequence's tokens do not depend on its neighbours: rows do not (the device's promise), draws are
 //! counter-based, and a policy sees its own sequence only. Not here: text templates, files, servers.
 
+mod calls;
 mod chain;
 mod decide;
 mod pages;

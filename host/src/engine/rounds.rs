@@ -5,16 +5,21 @@
 //! ([`Engine::advance_all`]): on a row each, a hundred sequences would pay a hundred hand-overs to its threads. How one
 //! sequence's round goes on is `decide.rs`'s.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use vassal_kernels::{Device, Draw, Drawn, TopK, TopKQuery};
 
+use super::calls::{can_show_early, show_early};
 use super::decide::{Advance, Steered};
 use super::pass::{Going, in_turn};
 use super::response::{DrawRecord, Finish};
 use super::sequence::{HeldRow, Round, RoundKind, Sequence, StateValues};
 use super::{Body, Engine, EngineError, Event, Head};
 use crate::token::Token;
+
+/// Fewer sequences are done by one thread before another has woken.
+const TOGETHER_MIN: usize = 8;
 
 impl<D: Device> Engine<D> {
     /// The logits after the last tokens of these sequences are known: their rounds of decisions begin.
@@ -56,8 +61,23 @@ impl<D: Device> Engine<D> {
         Ok(TopK { tokens: vec![token], logits: vec![logit], ..top })
     }
 
+    /// Calls the policies that need nothing more, on all threads.
+    fn show_all(&mut self, going: &[Going]) {
+        let running = self.running.iter_mut().enumerate().filter_map(|(index, one)| Some((index, one.as_mut()?)));
+        let waiting =
+            running.filter(|(index, one)| can_show_early(one) && going.iter().all(|row| row.sequence != *index));
+        let waiting: Vec<Mutex<&mut Sequence>> = waiting.map(|(_, sequence)| Mutex::new(sequence)).collect();
+        if waiting.len() < TOGETHER_MIN {
+            return;
+        }
+        self.device.pool().for_each(waiting.len(), &|item| {
+            show_early(&mut waiting[item].lock().unwrap_or_else(PoisonError::into_inner));
+        });
+    }
+
     /// Brings every round as far as it goes without more rows; what is drawn with a row goes on.
     pub(super) fn advance_all(&mut self, going: &mut Vec<Going>, events: &mut Vec<Event>) -> Result<(), EngineError> {
+        self.show_all(going);
         let mut draws = Vec::new();
         for index in in_turn(self.slices.next(), self.running.len()) {
             let Some(mut sequence) = self.running[index].take() else { continue };

@@ -144,6 +144,7 @@ impl<D: Device> Engine<D> {
             heads,
             kept: 0,
             asked: Asked::Not,
+            called: None,
             resumed: 0,
         });
         let link = chain.links.len() - 1;

@@ -25,8 +25,8 @@ use super::cache::{Cache, PANEL};
 use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, exp_of_difference, for_every_isa};
-use super::pool::Pool;
 use crate::device::{PAGE_TOKENS, Plan};
+use crate::pool::Pool;
 
 /// Rows of one sequence that share widened tiles.
 const TASK_ROWS: usize = 8;

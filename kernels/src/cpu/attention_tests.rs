@@ -9,9 +9,9 @@ use half::f16;
 use super::attend;
 use crate::cpu::cache::Cache;
 use crate::cpu::isa::Detected;
-use crate::cpu::pool::Pool;
 use crate::cpu::testing::{Random, best_isa, bits, every_isa};
 use crate::device::{CacheShape, ModelShape, PAGE_TOKENS, Plan, RopePairing, Row};
+use crate::pool::Pool;
 
 const HIDDEN: usize = 24;
 const LAYERS: usize = 2;

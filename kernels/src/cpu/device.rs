@@ -22,6 +22,7 @@ use crate::device::{
     TopK, TopKQuery,
 };
 use crate::format::Format;
+use crate::pool::Pool;
 
 /// What [`Device::norm_gate_up`] and [`Device::head`] use before the first cache brought a model's own.
 pub(super) const NORM_EPSILON_BEFORE_ANY_CACHE: f32 = 1e-5;
@@ -87,6 +88,10 @@ impl Device for Cpu {
     type Rows = Rows;
     type Cache = CpuCache;
     type Logits = Logits;
+
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
 
     fn info(&self) -> DeviceInfo {
         DeviceInfo { name: "cpu".into(), isa: self.isa.isa().name().into(), threads: self.pool.threads() }

@@ -11,8 +11,8 @@ use std::sync::Mutex;
 use super::cache::Cache;
 use super::isa::Detected;
 use super::lanes::{Simd, dot, for_every_isa};
-use super::pool::Pool;
 use crate::device::{LinearHead, OnePassHead, Plan, Row};
+use crate::pool::Pool;
 
 /// Rows that one task of the pool takes.
 const ROWS_PER_TASK: usize = 16;

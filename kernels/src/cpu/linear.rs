@@ -14,9 +14,9 @@ use std::ops::Range;
 
 use crate::cpu::isa::Detected;
 use crate::cpu::pack::{Matrix, TILE, quant_bytes};
-use crate::cpu::pool::Pool;
 use crate::cpu::quantize::Activations;
 use crate::cpu::tile::{self, Lanes, PANEL_ROWS_MAX};
+use crate::pool::Pool;
 
 /// Items for every thread: enough that one which starts late or is interrupted costs little.
 const ITEMS_A_THREAD: usize = 6;

@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use super::isa::{Detected, Isa};
 use super::linear;
 use super::pack::Matrix;
-use super::pool::Pool;
 use super::quantize::{Activations, Source};
 use super::reference;
 use crate::device::DeviceError;
 use crate::format::{BLOCK, Format};
+use crate::pool::Pool;
 
 /// A small generator (splitmix64), so that data is the same in every run.
 struct Random(u64);

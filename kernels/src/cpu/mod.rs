@@ -24,7 +24,6 @@ mod linear;
 mod linear_tests;
 mod norm;
 mod pack;
-mod pool;
 mod quantize;
 #[cfg(test)]
 mod reference;
@@ -46,8 +45,8 @@ pub use isa::Isa;
 pub use pack::Matrix;
 
 use crate::device::{DeviceError, Plan};
+use crate::pool::Pool;
 use isa::Detected;
-use pool::Pool;
 use quantize::Activations;
 
 /// The most threads that [`Cpu::new`] takes by itself: decoding is bound by memory long before.

@@ -12,8 +12,8 @@
 
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::isa::{Detected, Isa};
-use crate::cpu::pool::Pool;
 use crate::format::{BLOCK, Format};
+use crate::pool::Pool;
 
 /// u32 words that one row takes in one block of a quantised panel.
 pub(crate) const ROW_WORDS: usize = 12;

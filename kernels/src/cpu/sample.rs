@@ -16,11 +16,11 @@ use super::buffers::{LogitRow, Logits};
 use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, exp_of_difference, for_every_isa};
-use super::pool::Pool;
 use super::vocabulary::{
     Eights, Normalizer, biased, biased_one, clean, clean_one, largest, log_sum, scaled, scaled_one,
 };
 use crate::device::{DeviceError, Draw, Drawn};
+use crate::pool::Pool;
 use crate::sampling::{self, NucleusCut, WEIGHT_BITS};
 
 /// Tokens whose weights are summed together before the choice.

@@ -3,13 +3,13 @@
 //!
 //! Start at [`check`], which compares the token, its log-probabilities and the KL of one draw.
 
-use super::super::top_k::top_k;
 use super::super::buffers::Logits;
+use super::super::top_k::top_k;
 use super::sample;
 use crate::cpu::isa::Detected;
-use crate::cpu::pool::Pool;
 use crate::cpu::testing::{Random, best_isa, every_isa};
 use crate::device::{DeviceError, Draw, Drawn, TopKQuery, VocabularyBias};
+use crate::pool::Pool;
 use crate::sampling;
 
 const FORBIDDEN: f32 = f32::NEG_INFINITY;

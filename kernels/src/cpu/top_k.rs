@@ -11,9 +11,9 @@ use super::buffers::LogitRow;
 use super::disjoint::Disjoint;
 use super::isa::Detected;
 use super::lanes::{Simd, for_every_isa};
-use super::pool::Pool;
 use super::vocabulary::{Eights, Normalizer, biased, clean, clean_one, normalizer};
 use crate::device::{TopK, TopKQuery, VocabularyBias};
+use crate::pool::Pool;
 
 /// What is asked of each of `rows`: see [`crate::Device::top_k`]. Tokens at −∞ (or NaN) are never chosen, so fewer than
 /// `k` may come.

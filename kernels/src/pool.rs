@@ -35,7 +35,7 @@ const NUMBER: u64 = 0x1_0000;
 type Body = dyn Fn(usize) + Sync;
 
 /// Threads that run the items of one operation together. Dropping it ends them.
-pub(crate) struct Pool {
+pub struct Pool {
     shared: Arc<Shared>,
     /// Held while an operation runs.
     caller: Mutex<()>,
@@ -73,9 +73,9 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads` threads, the caller of [`Pool::for_each`] being one; at least 1, at most [`THREADS_MAX`].
+    /// A pool of `threads` threads, the caller of [`Pool::for_each`] being one; at least 1, at most 64.
     /// Where the system gives fewer threads, the pool has fewer.
-    pub(crate) fn new(threads: usize) -> Pool {
+    pub fn new(threads: usize) -> Pool {
         let wanted = threads.clamp(1, THREADS_MAX) - 1;
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
@@ -98,7 +98,7 @@ impl Pool {
     }
 
     /// Threads that take part, the caller included.
-    pub(crate) fn threads(&self) -> usize {
+    pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
@@ -107,7 +107,7 @@ impl Pool {
     /// # Panics
     /// With the payload of the first body that panicked, after all threads have left the operation; items
     /// not begun by then are not run.
-    pub(crate) fn for_each(&self, count: usize, body: &(dyn Fn(usize) + Sync)) {
+    pub fn for_each(&self, count: usize, body: &(dyn Fn(usize) + Sync)) {
         // A nested call, or one from a second thread, finds the lock taken and runs alone.
         let guard = if count > 1 && !self.workers.is_empty() {
             match self.caller.try_lock() {
