@@ -32,9 +32,9 @@ struct Attend {
     const u32* sequences;
     const u32* table_starts;
     const u32* pages;
-    // [R, A, splits, D' + 2]: o, then m and l.
+    // [rows from first_row on, A, splits, D' + 2]: o, then m and l.
     float* parts;
-    u32 tile_count, rows, heads, kv_heads, head_width, layers, layer, splits;
+    u32 tile_count, first_row, heads, kv_heads, head_width, layers, layer, splits;
     float scale;
 };
 
@@ -137,7 +137,7 @@ template <u32 WIDTH>
 inline void store_part(const Attend& p, const State<WIDTH>& state, Query query, u32 half, u32 split, u32 t) {
     float sum = quad_sum(state.sum[half]);
     if (!query.real) return;
-    float* part = p.parts + (((u64)query.row * p.heads + query.head) * p.splits + split) * (WIDTH + 2);
+    float* part = p.parts + (((u64)(query.row - p.first_row) * p.heads + query.head) * p.splits + split) * (WIDTH + 2);
 #pragma unroll
     for (u32 n = 0; n < WIDTH / 8; n++) {
         part[8 * n + 2 * t] = state.o[n][2 * half];
@@ -188,10 +188,10 @@ extern "C" __global__ void __launch_bounds__(128) attend_96(const Attend p) { at
 extern "C" __global__ void __launch_bounds__(128) attend_128(const Attend p) { attend<128>(p); }
 
 extern "C" __global__ void __launch_bounds__(128) merge_splits(const Attend p) {
-    u32 row = blockIdx.x, head = blockIdx.y * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    u32 row = p.first_row + blockIdx.x, head = blockIdx.y * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (head >= p.heads) return;
     u32 width = (p.head_width + 31) / 32 * 32, splits = (p.positions[row] + SPLIT - 1) / SPLIT;
-    const float* part = p.parts + ((u64)row * p.heads + head) * p.splits * (width + 2);
+    const float* part = p.parts + ((u64)blockIdx.x * p.heads + head) * p.splits * (width + 2);
     float largest = -INFINITY_F, sum = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (u32 split = 0; split < splits; split++, part += width + 2) {
         float here = part[width], most = fmaxf(largest, here);

@@ -35,8 +35,9 @@ struct Partial {
 struct Drawn {
     u64 weight, kept;
     double base_sum, before_sum, shift;
-    float base_largest, before_largest, largest;
-    u32 token, found, changed;
+    // The largest of the row at T = 1 and at T, before adjustment; z*; the drawn token's own logit.
+    float base_largest, before_largest, largest, logit;
+    u32 token, found, changed, unused;
 };
 
 struct Sample {
@@ -357,5 +358,8 @@ extern "C" __global__ void __launch_bounds__(1024) choose(const Sample p) {
                                    [cut](u64 w, u32 t) -> u64 { return cut.keeps(w, t) ? w : 0; });
         drawn.weight = chooser.weights[drawn.token];
     }
-    if (threadIdx.x == 0) p.drawn[blockIdx.x] = drawn;
+    if (threadIdx.x == 0) {
+        drawn.logit = drawn.found ? clean(p.logits[(u64)draw.slot * p.vocabulary + drawn.token]) : 0.0f;
+        p.drawn[blockIdx.x] = drawn;
+    }
 }

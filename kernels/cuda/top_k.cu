@@ -19,6 +19,7 @@ struct Query {
 struct Statistics {
     double sum, moment;
     float largest;
+    u32 unused;
 };
 
 struct TopK {
@@ -77,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(512) top_k_chunks(const TopK p) {
     moment = block_sum(moment, space);
     sort(keys, CHUNK);
     u64 list = (u64)blockIdx.y * p.chunks + chunk;
-    if (threadIdx.x == 0) p.partials[list] = {sum, moment, most};
+    if (threadIdx.x == 0) p.partials[list] = {sum, moment, most, 0};
     for (u32 i = threadIdx.x; i < query.k; i += CHUNK_THREADS) p.lists[list * p.stride + i] = keys[i];
 }
 
@@ -98,7 +99,7 @@ inline void merge_statistics(const TopK& p, double* space) {
     }
     sum = block_sum(sum, space);
     moment = block_sum(moment, space);
-    if (threadIdx.x == 0) p.statistics[blockIdx.x] = {sum, moment, most};
+    if (threadIdx.x == 0) p.statistics[blockIdx.x] = {sum, moment, most, 0};
 }
 
 extern "C" __global__ void __launch_bounds__(512) top_k_merge(const TopK p) {
@@ -128,8 +129,8 @@ extern "C" __global__ void __launch_bounds__(512) top_k_merge(const TopK p) {
         }
         sort(keys, 256);
     }
-    for (u32 i = threadIdx.x; i < query.k; i += CHUNK_THREADS) {
-        u64 key = keys[i], at = (u64)blockIdx.x * p.stride + i;
+    for (u32 i = threadIdx.x; i < p.stride; i += CHUNK_THREADS) {
+        u64 key = i < query.k ? keys[i] : 0, at = (u64)blockIdx.x * p.stride + i;
         // The token of no key is one that no vocabulary has.
         p.tokens[at] = token_of(key);
         p.found[at] = key ? clean(row[token_of(key)]) : 0.0f;
