@@ -10,6 +10,7 @@
 //! kernels run. README.md says what is supported.
 
 pub mod child;
+pub mod direct;
 mod decode;
 mod device;
 mod driver;
