@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::Cuda;
 use super::binaries::Kernel;
 use super::buffers::{CudaCache, Logits, Matrix, Rows, Vector, size};
 use super::checks::{check_below, check_equal, check_matrix, check_one_pass, check_within, refuse};
@@ -15,7 +16,6 @@ use super::parameters::{Commit, CopyRows, Embed};
 use super::plan::DevicePlan;
 use super::stage::Stage;
 use super::top_k::{CHUNK, TopKQuery};
-use super::Cuda;
 use crate::device::{
     CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead, Plan, Projections,
     TopK, VocabularyBias,
@@ -208,8 +208,7 @@ impl Device for Cuda {
         check_matrix(OPERATION, up, gate.n, gate.k)?;
         check_equal(OPERATION, "the gain", gate.k, gain.len)?;
         let activations = self.prepare(OPERATION, x, rows, 0, Some(gain))?;
-        let layers =
-            [gate, up].map(|matrix| Layer { matrix, bias: None, out: out.data.address(), kind: Kind::GateUp });
+        let layers = [gate, up].map(|matrix| Layer { matrix, bias: None, out: out.data.address(), kind: Kind::GateUp });
         self.linear(OPERATION, &activations, &layers, 0, None)
     }
 

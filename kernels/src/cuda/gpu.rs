@@ -182,12 +182,7 @@ impl Gpu {
     }
 
     /// Copies bytes to the start of scratch, which grows as needed; its address.
-    pub(super) fn write(
-        &self,
-        what: &'static str,
-        bytes: &[u8],
-        scratch: &mut Scratch,
-    ) -> Result<u64, DeviceError> {
+    pub(super) fn write(&self, what: &'static str, bytes: &[u8], scratch: &mut Scratch) -> Result<u64, DeviceError> {
         let address = scratch.reserve(self, what, bytes.len())?;
         if let (Some(memory), false) = (&mut scratch.0, bytes.is_empty()) {
             self.check(what, self.stream.memcpy_htod(bytes, &mut memory.slice))?;

@@ -4,6 +4,7 @@
 //! again by comparing every weight: a head that was changed in place is another head. The comparison costs some 20 µs
 //! a megabyte; the upload that it saves costs more.
 
+use super::Cuda;
 use super::binaries::Kernel;
 use super::buffers::{CudaCache, Matrix, Rows};
 use super::gpu::{Gpu, Memory};
@@ -11,7 +12,6 @@ use super::pack::code;
 use super::parameters::{Accumulate, Features, Project, ReadFeatures, Score, Values};
 use super::plan::DevicePlan;
 use super::stage::Stage;
-use super::Cuda;
 use crate::device::{DeviceError, LinearHead, OnePassHead};
 
 /// Heads of each kind that stay on the device.
@@ -116,8 +116,7 @@ impl Cuda {
         let [residual, mean, share] = self.heads.linear(&self.gpu, head)?;
         let out = self.scratch.output.reserve(&self.gpu, "values", 4 * plan.rows())?;
         let features = features(plan, x, cache, head.tap);
-        let parameters =
-            Values { features, residual, mean, share, out, remaining: head.remaining, bias: head.bias };
+        let parameters = Values { features, residual, mean, share, out, remaining: head.remaining, bias: head.bias };
         // SAFETY: as in `launch_accumulate`; the head's weights are as long as the rows are wide, out has one f32 a row.
         unsafe { self.gpu.launch("values", Kernel::Values, [plan.rows(), 1, 1], 256, &parameters)? };
         self.gpu.read_scratch("values", &self.scratch.output, 0, plan.rows())

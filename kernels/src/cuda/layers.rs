@@ -59,8 +59,7 @@ pub(super) struct Turning {
 
 impl Turning {
     /// No cache in this launch.
-    const NONE: Turning =
-        Turning { turns: 0, positions: 0, slots: 0, head_width: 2, kv_heads: 1, layers: 1, layer: 0 };
+    const NONE: Turning = Turning { turns: 0, positions: 0, slots: 0, head_width: 2, kv_heads: 1, layers: 1, layer: 0 };
 
     pub(super) fn new(plan: &DevicePlan, cache: &CudaCache, turns: u64, layer: usize) -> Turning {
         Turning {
@@ -200,8 +199,7 @@ impl Cuda {
             let reserve = |scratch: &mut Scratch, what| scratch.reserve(&self.gpu, what, bytes);
             (reserve(&mut self.scratch.keys, "keys of a pass")?, reserve(&mut self.scratch.values, "values of a pass")?)
         };
-        let kinds =
-            if interleaved { [Kind::Query, Kind::Key, Kind::Value] } else { [Kind::Store; 3] };
+        let kinds = if interleaved { [Kind::Query, Kind::Key, Kind::Value] } else { [Kind::Store; 3] };
         let outs = [q.data.address(), keys, values];
         let layers = [0, 1, 2].map(|i| Layer {
             matrix: matrices[i],

@@ -130,12 +130,10 @@ fn quantised_row(format: Format, row: usize, pairs: usize, source: &[u8], packed
                 packed.quants[at..at + 8].copy_from_slice(&quants[8 * t..8 * t + 8]);
                 continue;
             }
-            let nibble = |element: usize| {
-                u32::from(if element < 16 { quants[element] & 15 } else { quants[element - 16] >> 4 })
-            };
-            let word = (0..4).fold(0, |word, i| {
-                word | nibble(8 * t + 2 * i) << (4 * i) | nibble(8 * t + 2 * i + 1) << (4 * i + 16)
-            });
+            let nibble =
+                |element: usize| u32::from(if element < 16 { quants[element] & 15 } else { quants[element - 16] >> 4 });
+            let word = (0..4)
+                .fold(0, |word, i| word | nibble(8 * t + 2 * i) << (4 * i) | nibble(8 * t + 2 * i + 1) << (4 * i + 16));
             let at = unit_at(format, pairs, row, pair, 0, lane + t) + (half * 2 + upper) * 4;
             packed.quants[at..at + 4].copy_from_slice(&word.to_le_bytes());
         }

@@ -134,9 +134,11 @@ fn query_tiles(rows: &[Row], group: usize, rows_max: usize) -> (Vec<[u32; 4]>, V
         let mut start = first_row;
         for run in range.chunk_by(|a, b| a.sequence == b.sequence) {
             let queries = run.len() * group;
-            tiles.extend((0..queries).step_by(TILE_QUERIES).map(|first| {
-                [start as u32, queries as u32, first as u32, run[0].sequence]
-            }));
+            tiles.extend(
+                (0..queries)
+                    .step_by(TILE_QUERIES)
+                    .map(|first| [start as u32, queries as u32, first as u32, run[0].sequence]),
+            );
             start += run.len();
         }
         ranges.push(TileRange { rows: first_row..start, tiles: first_tile..tiles.len() });

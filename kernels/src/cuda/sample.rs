@@ -62,11 +62,7 @@ impl Batch {
 }
 
 impl Cuda {
-    pub(super) fn sample_batch(
-        &mut self,
-        logits: &Logits,
-        draws: &[Draw],
-    ) -> Result<Vec<Option<Drawn>>, DeviceError> {
+    pub(super) fn sample_batch(&mut self, logits: &Logits, draws: &[Draw]) -> Result<Vec<Option<Drawn>>, DeviceError> {
         for draw in draws {
             check_below(OPERATION, "slot", logits.slots, draw.slot as usize)?;
             let tokens = draw.deltas.iter().map(|(token, _)| token).chain(draw.only.iter().flatten());

@@ -46,11 +46,7 @@ impl Biases {
 }
 
 impl Cuda {
-    pub(super) fn top_k_batch(
-        &mut self,
-        logits: &Logits,
-        queries: &[TopKQuery<'_>],
-    ) -> Result<Vec<TopK>, DeviceError> {
+    pub(super) fn top_k_batch(&mut self, logits: &Logits, queries: &[TopKQuery<'_>]) -> Result<Vec<TopK>, DeviceError> {
         const OPERATION: &str = "top_k";
         for query in queries {
             check_below(OPERATION, "the slot", logits.slots, query.slot as usize)?;
@@ -108,7 +104,11 @@ impl Cuda {
         let tokens: Vec<u32> = self.gpu.read_scratch(OPERATION, output, out[1] as usize, count * stride)?;
         let found: Vec<f32> = self.gpu.read_scratch(OPERATION, output, out[2] as usize, count * stride)?;
         let rows = tokens.chunks_exact(stride).zip(found.chunks_exact(stride));
-        Ok(statistics.iter().zip(rows).map(|(statistics, (tokens, logits))| answer(statistics, tokens, logits)).collect())
+        Ok(statistics
+            .iter()
+            .zip(rows)
+            .map(|(statistics, (tokens, logits))| answer(statistics, tokens, logits))
+            .collect())
     }
 }
 
