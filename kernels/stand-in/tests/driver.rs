@@ -4,11 +4,12 @@
 //! uses them, and that provoked faults arrive as `cudarc`'s errors. What single instructions do is in
 //! the other files. Start at `a_program_copies_launches_captures_and_copies_back`.
 
+use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::sys::{CUfunction, CUmodule};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 use vassal_cuda_stand_in::{child, in_child, test_name};
 
 /// `y[i] = 2 x[i] + y[i]` for i < n, one element a thread.
@@ -45,43 +46,78 @@ $L_end:
 }
 ";
 
-fn start() -> (Arc<CudaContext>, Arc<CudaStream>, CudaFunction) {
+/// A loaded kernel; unloads its module, so that nothing is left.
+struct Kernel {
+    module: CUmodule,
+    function: CUfunction,
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // SAFETY: loaded in `load`, and dropped once. After an error that stays this fails too.
+        _ = unsafe { result::module::unload(self.module) };
+    }
+}
+
+fn load(text: &str) -> Result<Kernel, DriverError> {
+    let image = CString::new(text).expect("no zeros");
+    // SAFETY: PTX with a zero at its end.
+    let module = unsafe { result::module::load_data(image.as_ptr().cast()) }?;
+    // SAFETY: the module was just loaded.
+    let function = unsafe { result::module::get_function(module, CString::from(c"double")) }?;
+    Ok(Kernel { module, function })
+}
+
+fn start() -> (Arc<CudaContext>, Arc<CudaStream>, Kernel) {
     let context = CudaContext::new(0).expect("a device");
     let stream = context.new_stream().expect("a stream");
-    let module = context.load_module(Ptx::from_src(DOUBLE)).expect("a module");
-    let function = module.load_function("double").expect("a function");
-    (context, stream, function)
+    let kernel = load(DOUBLE).expect("a module");
+    (context, stream, kernel)
+}
+
+fn launch_as(
+    stream: &CudaStream,
+    kernel: &Kernel,
+    [blocks, threads, shared]: [u32; 3],
+    (mut x, mut y, mut n): (u64, u64, u32),
+) -> Result<(), DriverError> {
+    let mut params = [(&raw mut x).cast(), (&raw mut y).cast(), (&raw mut n).cast::<c_void>()];
+    let stream = stream.cu_stream();
+    // SAFETY: the kernel takes these parameters; a wrong value is what some tests are about.
+    unsafe {
+        result::launch_kernel(kernel.function, (blocks, 1, 1), (threads, 1, 1), shared, stream, &mut params)
+    }
 }
 
 fn launch(
     stream: &Arc<CudaStream>,
-    function: &CudaFunction,
-    x: &cudarc::driver::CudaSlice<f32>,
-    y: &mut cudarc::driver::CudaSlice<f32>,
+    kernel: &Kernel,
+    x: &CudaSlice<f32>,
+    y: &mut CudaSlice<f32>,
     n: u32,
 ) -> Result<(), DriverError> {
-    let config = LaunchConfig { grid_dim: (n.div_ceil(64), 1, 1), block_dim: (64, 1, 1), shared_mem_bytes: 0 };
-    // SAFETY: the kernel takes these parameters; a wrong `n` is what some tests are about.
-    unsafe { stream.launch_builder(function).arg(x).arg(y).arg(&n).launch(config) }.map(|_| ())
+    let (x, _x) = x.device_ptr(stream);
+    let (y, _y) = y.device_ptr(stream);
+    launch_as(stream, kernel, [n.div_ceil(64), 64, 0], (x, y, n))
 }
 
 #[test]
 fn a_program_copies_launches_captures_and_copies_back() {
     in_child!({
-        let (context, stream, function) = start();
+        let (context, stream, kernel) = start();
         // SAFETY: one stream only, so nothing needs events; captures must not wait for what is outside.
         unsafe { context.disable_event_tracking() };
         let count = 1000_usize;
         let values: Vec<f32> = (0..count).map(|i| i as f32).collect();
         let x = stream.clone_htod(&values).expect("a copy");
         let mut y = stream.alloc_zeros::<f32>(count).expect("memory");
-        launch(&stream, &function, &x, &mut y, count as u32).expect("a launch");
+        launch(&stream, &kernel, &x, &mut y, count as u32).expect("a launch");
         let first = stream.clone_dtoh(&y).expect("a copy");
         assert!(first.iter().zip(&values).all(|(y, x)| *y == 2.0 * x));
 
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
-        launch(&stream, &function, &x, &mut y, count as u32).expect("recorded");
-        launch(&stream, &function, &x, &mut y, count as u32).expect("recorded");
+        launch(&stream, &kernel, &x, &mut y, count as u32).expect("recorded");
+        launch(&stream, &kernel, &x, &mut y, count as u32).expect("recorded");
         let graph = stream.end_capture(CUgraphInstantiate_flags(0)).expect("a graph").expect("work in it");
         assert_eq!(stream.clone_dtoh(&y).expect("a copy"), first, "recorded work has not run");
         graph.launch().expect("a launch");
@@ -94,7 +130,7 @@ fn a_program_copies_launches_captures_and_copies_back() {
 #[test]
 fn pinned_memory_is_read_when_a_graph_runs() {
     in_child!({
-        let (context, stream, function) = start();
+        let (context, stream, kernel) = start();
         // SAFETY: one stream only.
         unsafe { context.disable_event_tracking() };
         // SAFETY: filled before it is read.
@@ -104,7 +140,7 @@ fn pinned_memory_is_read_when_a_graph_runs() {
         pinned.as_mut_slice().expect("no work").fill(1.0);
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a capture");
         stream.memcpy_htod(&pinned, &mut x).expect("recorded");
-        launch(&stream, &function, &x, &mut y, 64).expect("recorded");
+        launch(&stream, &kernel, &x, &mut y, 64).expect("recorded");
         let graph = stream.end_capture(CUgraphInstantiate_flags(0)).expect("a graph").expect("work in it");
         for value in [3.0, 5.0] {
             stream.synchronize().expect("no error");
@@ -118,10 +154,10 @@ fn pinned_memory_is_read_when_a_graph_runs() {
 #[test]
 fn an_out_of_bounds_access_is_found_and_its_error_stays() {
     let Some(outcome) = child::outcome(test_name!(), "", || {
-        let (_context, stream, function) = start();
+        let (_context, stream, kernel) = start();
         let x = stream.alloc_zeros::<f32>(100).expect("memory");
         let mut y = stream.alloc_zeros::<f32>(100).expect("memory");
-        launch(&stream, &function, &x, &mut y, 101).expect("launches are asynchronous");
+        launch(&stream, &kernel, &x, &mut y, 101).expect("launches are asynchronous");
         let error = stream.synchronize().expect_err("the error of the launch");
         assert_eq!(error.0, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
         let again = stream.alloc_zeros::<f32>(1).expect_err("the error stays");
@@ -161,8 +197,8 @@ fn no_device_and_an_old_driver_are_told_apart() {
 #[test]
 fn an_old_driver_refuses_new_ptx() {
     in_child!("driver=11080", {
-        let context = CudaContext::new(0).expect("a device");
-        let error = context.load_module(Ptx::from_src(DOUBLE)).expect_err("PTX 8.0 on a driver 11.8");
+        let _context = CudaContext::new(0).expect("a device");
+        let error = load(DOUBLE).err().expect("PTX 8.0 on a driver 11.8");
         assert_eq!(error.0, CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
     });
 }
@@ -184,17 +220,17 @@ fn memory_ends_where_the_setting_says() {
 #[test]
 fn the_nth_launch_fails_and_a_device_can_be_lost() {
     in_child!("fail-launch=2", {
-        let (_context, stream, function) = start();
+        let (_context, stream, kernel) = start();
         let x = stream.alloc_zeros::<f32>(8).expect("memory");
         let mut y = stream.alloc_zeros::<f32>(8).expect("memory");
-        launch(&stream, &function, &x, &mut y, 8).expect("a launch");
+        launch(&stream, &kernel, &x, &mut y, 8).expect("a launch");
         stream.synchronize().expect("the first is well");
-        launch(&stream, &function, &x, &mut y, 8).expect("asynchronous");
+        launch(&stream, &kernel, &x, &mut y, 8).expect("asynchronous");
         assert_eq!(stream.synchronize().expect_err("the second").0, CUresult::CUDA_ERROR_LAUNCH_FAILED);
         assert_eq!(stream.synchronize().expect_err("it stays").0, CUresult::CUDA_ERROR_LAUNCH_FAILED);
         child::reset();
         child::configure("lose-device=1");
-        launch(&stream, &function, &x, &mut y, 8).expect("asynchronous");
+        launch(&stream, &kernel, &x, &mut y, 8).expect("asynchronous");
         assert_eq!(stream.synchronize().expect_err("lost").0, CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE);
         child::reset();
     });
@@ -223,12 +259,9 @@ fn captures_refuse_what_hardware_refuses() {
 #[test]
 fn launches_beyond_limits_are_refused_with_a_reason() {
     let Some(outcome) = child::outcome(test_name!(), "", || {
-        let (_context, stream, function) = start();
-        let too_many = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1025, 1, 1), shared_mem_bytes: 0 };
-        let too_much = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 50_000 };
-        for config in [too_many, too_much] {
-            // SAFETY: refused before anything runs.
-            let refused = unsafe { stream.launch_builder(&function).arg(&0_u64).arg(&0_u64).arg(&0_u32).launch(config) };
+        let (_context, stream, kernel) = start();
+        for shape in [[1, 1025, 0], [1, 32, 50_000]] {
+            let refused = launch_as(&stream, &kernel, shape, (0, 0, 0));
             assert_eq!(refused.err().map(|error| error.0), Some(CUresult::CUDA_ERROR_INVALID_VALUE));
         }
     }) else {
@@ -242,9 +275,9 @@ fn launches_beyond_limits_are_refused_with_a_reason() {
 #[test]
 fn a_module_with_an_unknown_instruction_is_refused_with_its_line() {
     let Some(outcome) = child::outcome(test_name!(), "", || {
-        let context = CudaContext::new(0).expect("a device");
+        let _context = CudaContext::new(0).expect("a device");
         let text = DOUBLE.replace("fma.rn.f32 %f3", "fma.rn.frobnicate.f32 %f3");
-        let error = context.load_module(Ptx::from_src(text)).expect_err("refused");
+        let error = load(&text).err().expect("refused");
         assert_eq!(error.0, CUresult::CUDA_ERROR_INVALID_PTX);
     }) else {
         return;

@@ -243,20 +243,14 @@ impl<'a> Builder<'a> {
     fn statement(&mut self, statement: &Statement, depth: usize) -> Result<(), PtxError> {
         match statement {
             Statement::Block(inner) => self.block(inner, depth)?,
-            Statement::Registers { names, range, bits } => {
+            Statement::Registers { name, range, bits } => {
+                let names: Vec<String> = match range {
+                    Some(count) => (0..*count).map(|index| format!("{name}{index}")).collect(),
+                    None => vec![name.clone()],
+                };
                 for name in names {
-                    match range {
-                        Some(count) => {
-                            for index in 0..*count {
-                                let reg = self.fresh();
-                                self.declare(format!("{name}{index}"), Entity::Register { reg, bits: *bits });
-                            }
-                        }
-                        None => {
-                            let reg = self.fresh();
-                            self.declare(name.clone(), Entity::Register { reg, bits: *bits });
-                        }
-                    }
+                    let reg = self.fresh();
+                    self.declare(name, Entity::Register { reg, bits: *bits });
                 }
             }
             Statement::Variable(variable) if variable.space == Space::Shared => {}

@@ -66,17 +66,15 @@ impl Parser {
                 self.at += 1;
                 let kind = self.dot().unwrap_or_default();
                 let Some(bits) = bits_of(&kind) else { return self.error(format!("register type .{kind}")) };
-                let first = self.word()?;
-                if self.eat('<') {
-                    let range = self.int()? as u32;
-                    self.expect('>')?;
-                    self.expect(';')?;
-                    out.push(Statement::Registers { names: vec![first], range: Some(range), bits });
-                } else {
+                while !self.eat(';') {
+                    let name = self.word()?;
+                    let mut range = None;
+                    if self.eat('<') {
+                        range = Some(self.int()? as u32);
+                        self.expect('>')?;
+                    }
+                    out.push(Statement::Registers { name, range, bits });
                     self.eat(',');
-                    let mut names = self.names()?;
-                    names.insert(0, first);
-                    out.push(Statement::Registers { names, range: None, bits });
                 }
             }
             "shared" | "local" | "param" => {

@@ -79,8 +79,8 @@ pub(crate) struct Function {
 pub(crate) enum Statement {
     /// `{ ... }`, a scope for registers, variables and labels.
     Block(Vec<Statement>),
-    /// `.reg .b32 %r<10>;` or `.reg .pred p, q;`
-    Registers { names: Vec<String>, range: Option<u32>, bits: u32 },
+    /// `.reg .b32 %r<10>;` or `.reg .pred p;`
+    Registers { name: String, range: Option<u32>, bits: u32 },
     /// `.shared`, `.local` or `.param` inside a body.
     Variable(Variable),
     Label(String),
