@@ -111,7 +111,10 @@ pub fn outcome(name: &str, settings: &str, body: impl FnOnce()) -> Option<Outcom
     // What is left behind lies in the temporary folder, and harms nobody.
     _ = std::fs::remove_dir_all(&folder);
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("1 passed") || text.contains("1 failed") || !output.status.success(), "no test {name}:\n{text}");
+    assert!(
+        text.contains("1 passed") || text.contains("1 failed") || !output.status.success(),
+        "no test {name}:\n{text}"
+    );
     Some(Outcome {
         passed: output.status.success(),
         output: text,

@@ -10,9 +10,9 @@
 //! kernels run. README.md says what is supported.
 
 pub mod child;
-pub mod direct;
 mod decode;
 mod device;
+pub mod direct;
 mod driver;
 mod machine;
 mod number;

@@ -89,7 +89,8 @@ pub(crate) fn widen(bits: u32, format: Format) -> f64 {
     } else if field == 0 {
         f64::from(mantissa) * power_of_two(1 - bias - format.mantissa_bits as i32)
     } else {
-        f64::from(mantissa | 1 << format.mantissa_bits) * power_of_two(field as i32 - bias - format.mantissa_bits as i32)
+        f64::from(mantissa | 1 << format.mantissa_bits)
+            * power_of_two(field as i32 - bias - format.mantissa_bits as i32)
     };
     if negative { -magnitude } else { magnitude }
 }

@@ -61,10 +61,20 @@ fn found(body: &str, kind: Kind, words: &[&str]) {
 #[test]
 fn bounds_of_global_memory() {
     clean("st.global.u32 [%yt], %t;");
-    found("st.global.u32 [%yt+4], %t;", Kind::OutOfBounds, &["thread [63, 0, 0]", "256..260", "kernel k", "block [0, 0, 0]"]);
+    found(
+        "st.global.u32 [%yt+4], %t;",
+        Kind::OutOfBounds,
+        &["thread [63, 0, 0]", "256..260", "kernel k", "block [0, 0, 0]"],
+    );
     found("ld.global.u32 %r1, [%xt+-4];", Kind::OutOfBounds, &["thread [0, 0, 0]"]);
-    clean("setp.lt.u32 p, %t, 16; shl.b32 %r1, %t, 4; cvt.u64.u32 %d1, %r1; add.s64 %d1, %x, %d1; @p ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%d1];");
-    found("shl.b32 %r1, %t, 4; cvt.u64.u32 %d1, %r1; add.s64 %d1, %x, %d1; ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%d1];", Kind::OutOfBounds, &["thread [16, 0, 0]", "16 bytes"]);
+    clean(
+        "setp.lt.u32 p, %t, 16; shl.b32 %r1, %t, 4; cvt.u64.u32 %d1, %r1; add.s64 %d1, %x, %d1; @p ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%d1];",
+    );
+    found(
+        "shl.b32 %r1, %t, 4; cvt.u64.u32 %d1, %r1; add.s64 %d1, %x, %d1; ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%d1];",
+        Kind::OutOfBounds,
+        &["thread [16, 0, 0]", "16 bytes"],
+    );
     found("mov.u64 %d1, 0; ld.global.u8 %r1, [%d1];", Kind::OutOfBounds, &["address 0x0"]);
 }
 
@@ -72,7 +82,11 @@ fn bounds_of_global_memory() {
 fn alignment() {
     clean("ld.global.u16 %r1, [%xt+2];");
     found("ld.global.u32 %r1, [%xt+2];", Kind::Misaligned, &["4 bytes"]);
-    found("setp.lt.u32 p, %t, 8; @p ld.global.v2.u32 {%r1, %r2}, [%xt];", Kind::Misaligned, &["thread [1, 0, 0]", "8 bytes"]);
+    found(
+        "setp.lt.u32 p, %t, 8; @p ld.global.v2.u32 {%r1, %r2}, [%xt];",
+        Kind::Misaligned,
+        &["thread [1, 0, 0]", "8 bytes"],
+    );
     found("mov.u32 %r1, s; st.shared.u32 [%r1+1], %t;", Kind::Misaligned, &["shared"]);
 }
 
@@ -152,21 +166,43 @@ fn named_barriers_order_only_who_meets() {
     };
     clean(&halves("bar.arrive 1, 64;", "bar.sync 1, 64;"));
     found(&halves("bar.sync 1, 32;", "bar.sync 2, 32;"), Kind::Race, &[]);
+    // Who arrives without waiting may not write again what the others now read.
+    found(&halves("bar.arrive 1, 64; @q st.shared.u32 [%r1], 8;", "bar.sync 1, 64;"), Kind::Race, &[]);
 }
 
 #[test]
 fn divergence_at_barriers() {
     clean("setp.lt.u32 p, %t, 32; @p bra $L; mov.u32 %r1, 1; $L: bar.sync 0;");
-    found("setp.lt.u32 p, %t, 32; @p ret; bar.sync 0;", Kind::BarrierDivergence, &["32 threads wait at barrier 0", "32 of 64 threads have exited"]);
-    found("setp.lt.u32 p, %t, 7; @p bra $L; bar.sync 0; bra.uni $E; $L: bar.sync 0; $E:", Kind::BarrierDivergence, &["7 threads wait", "57 threads wait"]);
-    found("setp.lt.u32 p, %t, 32; @p bra $L; bar.sync 1; bra.uni $E; $L: bar.sync 2; $E:", Kind::BarrierDivergence, &["barrier 1", "barrier 2"]);
+    found(
+        "setp.lt.u32 p, %t, 32; @p ret; bar.sync 0;",
+        Kind::BarrierDivergence,
+        &["32 threads wait at barrier 0", "32 of 64 threads have exited"],
+    );
+    found(
+        "setp.lt.u32 p, %t, 7; @p bra $L; bar.sync 0; bra.uni $E; $L: bar.sync 0; $E:",
+        Kind::BarrierDivergence,
+        &["7 threads wait", "57 threads wait"],
+    );
+    found(
+        "setp.lt.u32 p, %t, 32; @p bra $L; bar.sync 1; bra.uni $E; $L: bar.sync 2; $E:",
+        Kind::BarrierDivergence,
+        &["barrier 1", "barrier 2"],
+    );
 }
 
 #[test]
 fn divergence_in_warps() {
     clean("setp.lt.u32 p, %t, 40; @p bra $L; mov.u32 %r1, 1; $L: shfl.sync.bfly.b32 %r2, %t, 1, 31, 0xffffffff;");
-    found("setp.lt.u32 p, %t, 40; @p bra $L; shfl.sync.bfly.b32 %r2, %t, 1, 31, 0xffffffff; $L:", Kind::WarpDivergence, &["have exited"]);
-    found("setp.lt.u32 p, %t, 40; @p bra $L; shfl.sync.bfly.b32 %r2, %t, 1, 31, 0xffff0000; $L:", Kind::WarpDivergence, &["does not name this lane"]);
+    found(
+        "setp.lt.u32 p, %t, 40; @p bra $L; shfl.sync.bfly.b32 %r2, %t, 1, 31, 0xffffffff; $L:",
+        Kind::WarpDivergence,
+        &["have exited"],
+    );
+    found(
+        "setp.lt.u32 p, %t, 40; @p bra $L; shfl.sync.bfly.b32 %r2, %t, 1, 31, 0xffff0000; $L:",
+        Kind::WarpDivergence,
+        &["does not name this lane"],
+    );
     // Lanes 8 to 31 of the second warp, and only they, take part.
     clean("setp.lt.u32 p, %t, 40; @p bra $L; shfl.sync.up.b32 %r2, %t, 0, 0, 0xffffff00; $L:");
 }

@@ -7,8 +7,8 @@
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::sys::{CUfunction, CUmodule};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 use vassal_cuda_stand_in::{child, in_child, test_name};
 
@@ -84,9 +84,7 @@ fn launch_as(
     let mut params = [(&raw mut x).cast(), (&raw mut y).cast(), (&raw mut n).cast::<c_void>()];
     let stream = stream.cu_stream();
     // SAFETY: the kernel takes these parameters; a wrong value is what some tests are about.
-    unsafe {
-        result::launch_kernel(kernel.function, (blocks, 1, 1), (threads, 1, 1), shared, stream, &mut params)
-    }
+    unsafe { result::launch_kernel(kernel.function, (blocks, 1, 1), (threads, 1, 1), shared, stream, &mut params) }
 }
 
 fn launch(

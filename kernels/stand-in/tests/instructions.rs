@@ -95,12 +95,16 @@ fn module(snippet: &str) -> String {
 
 /// Runs `snippet` for all inputs and compares with `expected`.
 fn check(snippet: &str, expected: impl Fn(u64, u64, u64) -> u64) {
+    check_module(&module(snippet), snippet, expected);
+}
+
+fn check_module(text: &str, snippet: &str, expected: impl Fn(u64, u64, u64) -> u64) {
     let inputs = inputs();
     let bytes: Vec<u8> = inputs.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
     let mut direct = Direct::new();
     let (x, y) = (direct.upload(&bytes), direct.reserve(8 * THREADS as u64));
     let shape = Shape { grid: [1, 1, 1], block: [THREADS as u32, 1, 1], dynamic_shared_bytes: 0 };
-    direct.run(&module(snippet), "k", shape, &[&x.to_le_bytes(), &y.to_le_bytes()]).expect(snippet);
+    direct.run(text, "k", shape, &[&x.to_le_bytes(), &y.to_le_bytes()]).expect(snippet);
     let out = direct.download(y, 8 * THREADS);
     for ([a, b, c], have) in inputs.iter().zip(out.chunks_exact(8)) {
         let have = u64::from_le_bytes(have.try_into().expect("8 bytes"));
@@ -136,19 +140,16 @@ fn integer_arithmetic() {
     });
     check("mad.lo.u64 %d, %da, %db, %dc;", |a, b, c| a.wrapping_mul(b).wrapping_add(c));
     check32("mad.lo.s32 %r, %ra, %rb, %rc;", |a, b, c| a.wrapping_mul(b).wrapping_add(c));
-    check32("div.s32 %r, %ra, %rb;", |a, b, _| {
-        if b == 0 { !0 } else { (a as i32).wrapping_div(b as i32) as u32 }
-    });
+    check32("div.s32 %r, %ra, %rb;", |a, b, _| if b == 0 { !0 } else { (a as i32).wrapping_div(b as i32) as u32 });
     check("rem.u64 %d, %da, %db;", |a, b, _| if b == 0 { !0 } else { a % b });
     check32("min.s32 %r, %ra, %rb;", |a, b, _| (a as i32).min(b as i32) as u32);
     check32("max.u32 %r, %ra, %rb;", |a, b, _| a.max(b));
     check32("abs.s32 %r, %ra;", |a, _, _| (a as i32).wrapping_abs() as u32);
     check32("neg.s32 %r, %ra;", |a, _, _| a.wrapping_neg());
     check32("sad.u32 %r, %ra, %rb, %rc;", |a, b, c| c.wrapping_add(a.abs_diff(b)));
-    check(
-        "add.cc.u32 %r, %ra, %rb; addc.u32 %s, 0, 0; mov.b64 %d, {%r, %s};",
-        |a, b, _| u64::from(a as u32) + u64::from(b as u32),
-    );
+    check("add.cc.u32 %r, %ra, %rb; addc.u32 %s, 0, 0; mov.b64 %d, {%r, %s};", |a, b, _| {
+        u64::from(a as u32) + u64::from(b as u32)
+    });
     check(
         "sub.cc.u32 %r, %ra, %rb; mov.b64 {%ra, %s}, %da; mov.b64 {%ra, %rc}, %db; subc.u32 %s, %s, %rc; mov.b64 %d, {%r, %s};",
         |a, b, _| a.wrapping_sub(b),
@@ -165,9 +166,7 @@ fn bits_and_bytes() {
     check32("shf.l.wrap.b32 %r, %ra, %rb, %rc;", |a, b, c| {
         ((u64::from(b) << 32 | u64::from(a)) << (c & 31) >> 32) as u32
     });
-    check32("shf.r.clamp.b32 %r, %ra, %rb, %rc;", |a, b, c| {
-        ((u64::from(b) << 32 | u64::from(a)) >> c.min(32)) as u32
-    });
+    check32("shf.r.clamp.b32 %r, %ra, %rb, %rc;", |a, b, c| ((u64::from(b) << 32 | u64::from(a)) >> c.min(32)) as u32);
     check32("lop3.b32 %r, %ra, %rb, %rc, 0x96;", |a, b, c| a ^ b ^ c);
     check32("lop3.b32 %r, %ra, %rb, %rc, 0xea;", |a, b, c| (a & b) | c);
     check32("prmt.b32 %r, %ra, %rb, 0x5410;", |a, b, _| a & 0xffff | b << 16);
@@ -207,12 +206,16 @@ fn comparisons_and_selections() {
         let (a, b) = (f32::from_bits(a), f32::from_bits(b));
         u32::from(a < b || a > b)
     });
-    check32("setp.eq.s32 q, %rc, 0; setp.lt.and.u32 p|q, %ra, %rb, !q; selp.u32 %r, 1, 0, p; selp.u32 %s, 2, 0, q; or.b32 %r, %r, %s;", |a, b, c| {
-        u32::from(a < b && c != 0) | u32::from(a >= b && c != 0) << 1
-    });
-    check32("mov.u32 %r, 5; setp.eq.u32 p, %ra, 0; @!p mov.u32 %r, 6; @p bra $L; add.u32 %r, %r, 10; $L:", |a, _, _| {
-        if a == 0 { 5 } else { 16 }
-    });
+    check32(
+        "setp.eq.s32 q, %rc, 0; setp.lt.and.u32 p|q, %ra, %rb, !q; selp.u32 %r, 1, 0, p; selp.u32 %s, 2, 0, q; or.b32 %r, %r, %s;",
+        |a, b, c| u32::from(a < b && c != 0) | u32::from(a >= b && c != 0) << 1,
+    );
+    check32(
+        "mov.u32 %r, 5; setp.eq.u32 p, %ra, 0; @!p mov.u32 %r, 6; @p bra $L; add.u32 %r, %r, 10; $L:",
+        |a, _, _| {
+            if a == 0 { 5 } else { 16 }
+        },
+    );
     check32("set.lt.u32.s32 %r, %ra, %rb;", |a, b, _| if (a as i32) < (b as i32) { !0 } else { 0 });
 }
 
@@ -225,9 +228,12 @@ fn floats_to_the_bit() {
     check_float("div.rn.f32 %f, %fa, %fb;", |a, b, _| a / b);
     check_float("sqrt.rn.f32 %f, %fa;", |a, _, _| a.sqrt());
     check_float("rcp.rn.f32 %f, %fa;", |a, _, _| 1.0 / a);
-    check_float("max.f32 %f, %fa, %fb;", |a, b, _| {
-        if a == b { if a.is_sign_positive() { a } else { b } } else { a.max(b) }
-    });
+    check_float(
+        "max.f32 %f, %fa, %fb;",
+        |a, b, _| {
+            if a == b { if a.is_sign_positive() { a } else { b } } else { a.max(b) }
+        },
+    );
     check_float("min.NaN.f32 %f, %fa, 0f3F800000;", |a, _, _| if a.is_nan() { a } else { a.min(1.0) });
     check_float("add.ftz.f32 %f, %fa, 0f00000000;", |a, _, _| if a.is_subnormal() { 0.0 * a } else { a + 0.0 });
     check_float("fma.rn.sat.f32 %f, %fa, 0f3F800000, 0f00000000;", |a, _, _| {
@@ -333,4 +339,39 @@ fn halves() {
         };
         exact(a >> 16) << 16 | exact(a & 0xffff)
     });
+}
+
+#[test]
+fn branches_by_table() {
+    check32(
+        "rem.u32 %s, %ra, 3; mov.u32 %r, 9; brx.idx %s, $table; $table: .branchtargets $A, $B, $C;
+        $A: mov.u32 %r, 10; bra $E; $B: mov.u32 %r, 20; bra $E; $C: mov.u32 %r, 30; $E:",
+        |a, _, _| 10 * (a % 3 + 1),
+    );
+}
+
+#[test]
+fn device_functions_are_expanded_with_their_own_registers() {
+    let call = |index: &str| {
+        format!(
+            "{{ .param .b32 first; .param .b32 second; .param .b32 back;
+            st.param.b32 [first+0], %ra; st.param.b32 [second+0], {index};
+            call.uni (back), mix, (first, second);
+            ld.param.b32 %r, [back+0]; }}"
+        )
+    };
+    let function = ".func (.param .b32 result) mix(.param .b32 a, .param .b32 b)
+        { .reg .b32 %r<4>; .reg .pred p;
+        ld.param.u32 %r1, [a]; ld.param.u32 %r2, [b]; setp.lt.u32 p, %r1, %r2; @p bra $out;
+        sub.u32 %r3, %r1, %r2; st.param.b32 [result+0], %r3; ret;
+        $out: st.param.b32 [result+0], 77; ret; }";
+    let body = format!("{} mov.u32 %s, %r; setp.eq.u32 p, %rb, 0; {} add.u32 %r, %r, %s;", call("%rb"), call("5"));
+    check_module(
+        &module(&format!("{body} cvt.u64.u32 %d, %r;")).replace(".visible", &format!("{function} .visible")),
+        &body,
+        |a, b, _| {
+            let mix = |a: u32, b: u32| if a < b { 77 } else { a - b };
+            mix(a as u32, b as u32).wrapping_add(mix(a as u32, 5)).into()
+        },
+    );
 }

@@ -19,8 +19,22 @@ const INTEGRAL_ROUNDS: [(&str, Round); 4] =
 
 /// Parts that belong to the name of an operation rather than to its type or rounding.
 const NAME_PARTS: [&str; 16] = [
-    "lo", "hi", "wide", "approx", "full", "NaN", "l", "r", "wrap", "clamp", "finite", "infinite", "number",
-    "notanumber", "normal", "subnormal",
+    "lo",
+    "hi",
+    "wide",
+    "approx",
+    "full",
+    "NaN",
+    "l",
+    "r",
+    "wrap",
+    "clamp",
+    "finite",
+    "infinite",
+    "number",
+    "notanumber",
+    "normal",
+    "subnormal",
 ];
 
 impl Builder<'_> {
@@ -29,8 +43,9 @@ impl Builder<'_> {
         match instruction.name.as_str() {
             "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "prefetch" | "prefetchu" | "createpolicy" | "fence"
             | "membar" | "isspacep" | "applypriority" | "discard" => self.memory(instruction),
-            "bra" | "brx" | "ret" | "exit" | "trap" | "brkpt" | "bar" | "barrier" | "nanosleep"
-            | "griddepcontrol" => self.control(instruction),
+            "bra" | "brx" | "ret" | "exit" | "trap" | "brkpt" | "bar" | "barrier" | "nanosleep" | "griddepcontrol" => {
+                self.control(instruction)
+            }
             "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" | "ldmatrix" | "stmatrix" | "movmatrix"
             | "mma" => self.collective(instruction),
             "mov" => self.mov(instruction),
@@ -244,7 +259,8 @@ impl Builder<'_> {
         let set = if instruction.name == "set" { Some(parts.kind()?) } else { None };
         let kind = parts.kind()?;
         parts.finish()?;
-        let (Some(accept), Some(order)) = (float::accepted(comparison, kind.is_float()), float::order(kind, ftz)) else {
+        let (Some(accept), Some(order)) = (float::accepted(comparison, kind.is_float()), float::order(kind, ftz))
+        else {
             return Err(instruction.error("comparison is not implemented"));
         };
         let [results, left, right, rest @ ..] = instruction.operands.as_slice() else {
@@ -301,7 +317,8 @@ impl Builder<'_> {
             }
         };
         let name = instruction.name.as_str();
-        let carry = Carry { subtract: name.starts_with("sub"), bits: kind.bits(), reads: name.ends_with('c'), writes, flag };
+        let carry =
+            Carry { subtract: name.starts_with("sub"), bits: kind.bits(), reads: name.ends_with('c'), writes, flag };
         let mut sources = Vec::new();
         for source in instruction.operands.iter().skip(1) {
             sources.push(self.source(instruction, source, kind)?);
@@ -385,7 +402,16 @@ fn two(name: &str, kind: Type, ftz: bool, round: Round) -> Option<W2> {
 
 fn three(name: &str, kind: Type, ftz: bool, round: Round) -> Option<super::lanes::W3> {
     match kind {
-        _ if name == "selp" && kind.is_float() => integer::three(name, if kind.bits() == 64 { Type::B64 } else if kind.bits() == 32 { Type::B32 } else { Type::B16 }),
+        _ if name == "selp" && kind.is_float() => integer::three(
+            name,
+            if kind.bits() == 64 {
+                Type::B64
+            } else if kind.bits() == 32 {
+                Type::B32
+            } else {
+                Type::B16
+            },
+        ),
         _ if kind.is_half() => half::three(name, kind),
         _ if kind.is_float() => float::three(name, kind, ftz, round),
         _ => integer::three(name, kind),

@@ -130,8 +130,7 @@ impl<'a> Builder<'a> {
                     let Some(address) = globals.get(&variable.name) else {
                         return self.error(format!("variable {} has no address", variable.name));
                     };
-                    let entity =
-                        if space == Space::Const { Entity::Const(*address) } else { Entity::Global(*address) };
+                    let entity = if space == Space::Const { Entity::Const(*address) } else { Entity::Global(*address) };
                     self.scopes[0].insert(variable.name.clone(), entity);
                 }
             }
@@ -309,7 +308,8 @@ impl<'a> Builder<'a> {
         let module = self.module;
         let callee = module.functions.iter().find(|function| function.name == name && function.body.is_some());
         let Some(Function { body: Some(body), params, returns, .. }) = callee else {
-            return self.error(format!("function {name} is not in the module, and calls out of it are not implemented"));
+            return self
+                .error(format!("function {name} is not in the module, and calls out of it are not implemented"));
         };
         if depth >= CALLS_MAX {
             return self.error(format!("calls nest at most {CALLS_MAX} deep, and recursion is not implemented"));

@@ -100,7 +100,11 @@ impl Conversion {
             Source::Integer(value) => keep(value),
             // The value of NaN is PTX's: the middle of a 64-bit range, else zero.
             Source::Float(x) if x.is_nan() => {
-                if bits == 64 || self.from == Type::F64 { 1 << (bits - 1) } else { 0 }
+                if bits == 64 || self.from == Type::F64 {
+                    1 << (bits - 1)
+                } else {
+                    0
+                }
             }
             Source::Float(x) => keep((integral(x, self.round) as i128).clamp(least, most)),
         }

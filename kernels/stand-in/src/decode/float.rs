@@ -6,24 +6,34 @@
 
 use super::Type;
 use super::lanes::{Bits, W1, W2, W3, lanes};
-use crate::number::{
-    F32, Round, bf16_value, f16_value, f32_bits, flush, fma_to_odd, narrow, sum_to_odd,
-};
+use crate::number::{F32, Round, bf16_value, f16_value, f32_bits, flush, fma_to_odd, narrow, sum_to_odd};
 
 /// A function on f32, with subnormals flushed on the way in and out where `$ftz`.
 macro_rules! f32_lanes {
     ($ftz:expr, |$a:ident| $value:expr) => {
         if $ftz {
-            lanes!(|x| { let $a = flush(f32::of(x)); f32_bits(flush($value)) })
+            lanes!(|x| {
+                let $a = flush(f32::of(x));
+                f32_bits(flush($value))
+            })
         } else {
-            lanes!(|x| { let $a = f32::of(x); f32_bits($value) })
+            lanes!(|x| {
+                let $a = f32::of(x);
+                f32_bits($value)
+            })
         }
     };
     ($ftz:expr, |$a:ident, $b:ident| $value:expr) => {
         if $ftz {
-            lanes!(|x, y| { let ($a, $b) = (flush(f32::of(x)), flush(f32::of(y))); f32_bits(flush($value)) })
+            lanes!(|x, y| {
+                let ($a, $b) = (flush(f32::of(x)), flush(f32::of(y)));
+                f32_bits(flush($value))
+            })
         } else {
-            lanes!(|x, y| { let ($a, $b) = (f32::of(x), f32::of(y)); f32_bits($value) })
+            lanes!(|x, y| {
+                let ($a, $b) = (f32::of(x), f32::of(y));
+                f32_bits($value)
+            })
         }
     };
     ($ftz:expr, |$a:ident, $b:ident, $c:ident| $value:expr) => {
@@ -33,7 +43,10 @@ macro_rules! f32_lanes {
                 f32_bits(flush($value))
             })
         } else {
-            lanes!(|x, y, z| { let ($a, $b, $c) = (f32::of(x), f32::of(y), f32::of(z)); f32_bits($value) })
+            lanes!(|x, y, z| {
+                let ($a, $b, $c) = (f32::of(x), f32::of(y), f32::of(z));
+                f32_bits($value)
+            })
         }
     };
 }

@@ -102,19 +102,25 @@ pub(super) fn two(name: &str, kind: Type) -> Option<W2> {
         }),
         "mul24.lo" => match kind {
             Type::U32 => Some(lanes!(|a, b| ((a & 0xff_ffff) * (b & 0xff_ffff)) & 0xffff_ffff)),
-            Type::S32 => {
-                Some(lanes!(|a, b| ((i32::of(a) << 8 >> 8).wrapping_mul(i32::of(b) << 8 >> 8)).bits()))
-            }
+            Type::S32 => Some(lanes!(|a, b| ((i32::of(a) << 8 >> 8).wrapping_mul(i32::of(b) << 8 >> 8)).bits())),
             _ => None,
         },
-        "div" => each_type!(kind, T, lanes!(|a, b| match T::of(b) {
-            0 => (!0 as T).bits(),
-            b => T::of(a).wrapping_div(b).bits(),
-        })),
-        "rem" => each_type!(kind, T, lanes!(|a, b| match T::of(b) {
-            0 => (!0 as T).bits(),
-            b => T::of(a).wrapping_rem(b).bits(),
-        })),
+        "div" => each_type!(
+            kind,
+            T,
+            lanes!(|a, b| match T::of(b) {
+                0 => (!0 as T).bits(),
+                b => T::of(a).wrapping_div(b).bits(),
+            })
+        ),
+        "rem" => each_type!(
+            kind,
+            T,
+            lanes!(|a, b| match T::of(b) {
+                0 => (!0 as T).bits(),
+                b => T::of(a).wrapping_rem(b).bits(),
+            })
+        ),
         "min" => each_type!(kind, T, lanes!(|a, b| T::of(a).min(T::of(b)).bits())),
         "max" => each_type!(kind, T, lanes!(|a, b| T::of(a).max(T::of(b)).bits())),
         "and" if kind == Type::Pred => Some(lanes!(|a, b| a & b & 1)),
@@ -124,12 +130,16 @@ pub(super) fn two(name: &str, kind: Type) -> Option<W2> {
         "or" => each_type!(kind, T, lanes!(|a, b| (T::of(a) | T::of(b)).bits())),
         "xor" => each_type!(kind, T, lanes!(|a, b| (T::of(a) ^ T::of(b)).bits())),
         "shl" => each_type!(kind, T, lanes!(|a, b| T::of(a).checked_shl(b as u32).unwrap_or(0).bits())),
-        "shr" => each_type!(kind, T, lanes!(|a, b| {
-            // Beyond the width a shift gives what shifting on and on would: zero or the sign.
-            let (a, last) = (T::of(a), T::BITS - 1);
-            let by = b as u32;
-            if by > last { (a >> last >> 1_u32.min(last)).bits() } else { (a >> by).bits() }
-        })),
+        "shr" => each_type!(
+            kind,
+            T,
+            lanes!(|a, b| {
+                // Beyond the width a shift gives what shifting on and on would: zero or the sign.
+                let (a, last) = (T::of(a), T::BITS - 1);
+                let by = b as u32;
+                if by > last { (a >> last >> 1_u32.min(last)).bits() } else { (a >> by).bits() }
+            })
+        ),
         _ => None,
     }
 }
@@ -137,7 +147,9 @@ pub(super) fn two(name: &str, kind: Type) -> Option<W2> {
 /// Instructions with three sources.
 pub(super) fn three(name: &str, kind: Type) -> Option<W3> {
     match name {
-        "mad.lo" => each_type!(kind, T, lanes!(|a, b, c| T::of(a).wrapping_mul(T::of(b)).wrapping_add(T::of(c)).bits())),
+        "mad.lo" => {
+            each_type!(kind, T, lanes!(|a, b, c| T::of(a).wrapping_mul(T::of(b)).wrapping_add(T::of(c)).bits()))
+        }
         "mad.hi" => Some(match kind {
             Type::U32 => lanes!(|a, b, c| (((a & 0xffff_ffff) * (b & 0xffff_ffff) >> 32) + c) & 0xffff_ffff),
             Type::S32 => lanes!(|a, b, c| ((i64::from(i32::of(a)) * i64::from(i32::of(b)) >> 32) as i32)
@@ -174,7 +186,9 @@ pub(super) fn three(name: &str, kind: Type) -> Option<W3> {
             _ => return None,
         }),
         "shf.l.wrap" => Some(lanes!(|a, b, c| funnel(a, b) << (c & 31) >> 32)),
-        "shf.l.clamp" => Some(lanes!(|a, b, c| ((u128::from(funnel(a, b)) << (c as u32).min(32)) >> 32) as u64 & 0xffff_ffff)),
+        "shf.l.clamp" => {
+            Some(lanes!(|a, b, c| ((u128::from(funnel(a, b)) << (c as u32).min(32)) >> 32) as u64 & 0xffff_ffff))
+        }
         "shf.r.wrap" => Some(lanes!(|a, b, c| funnel(a, b) >> (c & 31) & 0xffff_ffff)),
         "shf.r.clamp" => Some(lanes!(|a, b, c| funnel(a, b) >> (c as u32).min(32) & 0xffff_ffff)),
         "prmt" => Some(lanes!(|a, b, c| permute(a, b, c))),

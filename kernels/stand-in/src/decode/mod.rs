@@ -223,16 +223,53 @@ pub(crate) enum VoteMode {
 /// Instructions that several lanes of a warp execute together.
 #[derive(Clone, Debug)]
 pub(crate) enum Together {
-    Shuffle { mode: ShuffleMode, result: Reg, valid: Reg, value: Reg, lane: Reg, clamp: Reg },
-    Vote { mode: VoteMode, result: Reg, value: Reg, negated: bool },
-    MatchAny { result: Reg, value: Reg },
-    MatchAll { result: Reg, same: Reg, value: Reg },
-    Reduce { op: AtomicOp, kind: Type, result: Reg, value: Reg },
+    Shuffle {
+        mode: ShuffleMode,
+        result: Reg,
+        valid: Reg,
+        value: Reg,
+        lane: Reg,
+        clamp: Reg,
+    },
+    Vote {
+        mode: VoteMode,
+        result: Reg,
+        value: Reg,
+        negated: bool,
+    },
+    MatchAny {
+        result: Reg,
+        value: Reg,
+    },
+    MatchAll {
+        result: Reg,
+        same: Reg,
+        value: Reg,
+    },
+    Reduce {
+        op: AtomicOp,
+        kind: Type,
+        result: Reg,
+        value: Reg,
+    },
     /// `bar.warp.sync`.
     Sync,
-    LoadMatrix { transposed: bool, registers: Vec<Reg>, address: Reg, offset: i64 },
-    StoreMatrix { transposed: bool, registers: Vec<Reg>, address: Reg, offset: i64 },
-    MoveMatrix { result: Reg, value: Reg },
+    LoadMatrix {
+        transposed: bool,
+        registers: Vec<Reg>,
+        address: Reg,
+        offset: i64,
+    },
+    StoreMatrix {
+        transposed: bool,
+        registers: Vec<Reg>,
+        address: Reg,
+        offset: i64,
+    },
+    MoveMatrix {
+        result: Reg,
+        value: Reg,
+    },
     Multiply(Multiply),
 }
 
@@ -279,7 +316,13 @@ pub(crate) enum Op {
     Three(W3, Reg, [Reg; 3]),
     Four(W4, Reg, [Reg; 4]),
     /// A bit of `accept`, chosen by the outcome of `order`.
-    Compare { order: W2, accept: u8, result: Reg, left: Reg, right: Reg },
+    Compare {
+        order: W2,
+        accept: u8,
+        result: Reg,
+        left: Reg,
+        right: Reg,
+    },
     Convert(Box<Conversion>, Reg, Reg),
     Carry(Carry, Reg, [Reg; 2]),
     Load(Box<Access>),
@@ -293,11 +336,26 @@ pub(crate) enum Op {
     /// A collective with the register that names its lanes; `None`: those of the whole warp.
     Together(Box<Together>, Option<Reg>),
     ActiveMask(Reg),
-    Elect { result: Reg, chosen: Reg, mask: Reg },
-    Barrier { kind: BarrierKind, id: Reg, count: Option<Reg> },
+    Elect {
+        result: Reg,
+        chosen: Reg,
+        mask: Reg,
+    },
+    Barrier {
+        kind: BarrierKind,
+        id: Reg,
+        count: Option<Reg>,
+    },
     Branch(u32),
-    Switch { index: Reg, targets: Box<[u32]> },
-    IsSpace { space: Where, result: Reg, address: Reg },
+    Switch {
+        index: Reg,
+        targets: Box<[u32]>,
+    },
+    IsSpace {
+        space: Where,
+        result: Reg,
+        address: Reg,
+    },
     Clock(Reg),
     Exit,
     Trap,

@@ -40,7 +40,8 @@ impl Builder<'_> {
                 parts.finish()?;
                 let (result, valid) = self.pair(instruction, results)?;
                 let value = self.source(instruction, value, Type::B32)?;
-                let (lane, clamp) = (self.source(instruction, lane, Type::B32)?, self.source(instruction, clamp, Type::B32)?);
+                let (lane, clamp) =
+                    (self.source(instruction, lane, Type::B32)?, self.source(instruction, clamp, Type::B32)?);
                 self.together(instruction, Together::Shuffle { mode, result, valid, value, lane, clamp }, Some(mask))
             }
             ("vote", [result, value, mask]) => {
@@ -75,7 +76,10 @@ impl Builder<'_> {
                 let op = parts.choose(&ATOMIC_OPS);
                 let kind = parts.kind()?;
                 parts.finish()?;
-                let known = matches!(op, Some(AtomicOp::Add | AtomicOp::Min | AtomicOp::Max | AtomicOp::And | AtomicOp::Or | AtomicOp::Xor));
+                let known = matches!(
+                    op,
+                    Some(AtomicOp::Add | AtomicOp::Min | AtomicOp::Max | AtomicOp::And | AtomicOp::Or | AtomicOp::Xor)
+                );
                 let (Some(op), true, 32, false) = (op, known, kind.bits(), kind.is_float()) else {
                     return Err(instruction.error("reduction is not implemented"));
                 };

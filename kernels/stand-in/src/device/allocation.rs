@@ -150,8 +150,7 @@ impl Allocation {
     }
 
     fn is_valid(&self, offset: u64) -> bool {
-        self.valid.is_empty()
-            || self.valid[(offset / 64) as usize].load(Ordering::Relaxed) >> (offset % 64) & 1 == 1
+        self.valid.is_empty() || self.valid[(offset / 64) as usize].load(Ordering::Relaxed) >> (offset % 64) & 1 == 1
     }
 
     #[inline]

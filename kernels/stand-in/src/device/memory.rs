@@ -96,7 +96,9 @@ impl Memory {
 
     /// What lies around an address that is in no allocation, in words.
     pub(crate) fn describe(&self, address: u64, bytes: u64) -> String {
-        if let Some((base, freed)) = self.freed.range(..=address).next_back().filter(|(base, size)| address - **base < **size) {
+        if let Some((base, freed)) =
+            self.freed.range(..=address).next_back().filter(|(base, size)| address - **base < **size)
+        {
             return format!("inside {freed} bytes at {base:#x} that were freed");
         }
         match self.live.range(..=address).next_back() {

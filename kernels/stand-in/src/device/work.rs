@@ -24,16 +24,44 @@ unsafe impl Send for HostPointer {}
 /// One piece of work.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
-    Launch { kernel: Arc<Kernel>, launch: Launch },
+    Launch {
+        kernel: Arc<Kernel>,
+        launch: Launch,
+    },
     /// To the device, from bytes that were taken at the call.
-    CopyBytes { to: u64, bytes: Vec<u8> },
+    CopyBytes {
+        to: u64,
+        bytes: Vec<u8>,
+    },
     /// To the device, from memory that is read when the work runs: pinned, or in a graph.
-    CopyIn { to: u64, from: HostPointer, bytes: u64 },
-    CopyOut { to: HostPointer, from: u64, bytes: u64 },
-    CopyDevice { to: u64, from: u64, bytes: u64 },
-    Fill { to: u64, pattern: [u8; 4], width: u64, count: u64 },
-    Free { address: u64 },
-    Host { function: unsafe extern "C" fn(*mut c_void), data: HostPointer },
+    CopyIn {
+        to: u64,
+        from: HostPointer,
+        bytes: u64,
+    },
+    CopyOut {
+        to: HostPointer,
+        from: u64,
+        bytes: u64,
+    },
+    CopyDevice {
+        to: u64,
+        from: u64,
+        bytes: u64,
+    },
+    Fill {
+        to: u64,
+        pattern: [u8; 4],
+        width: u64,
+        count: u64,
+    },
+    Free {
+        address: u64,
+    },
+    Host {
+        function: unsafe extern "C" fn(*mut c_void),
+        data: HostPointer,
+    },
     /// A place in the order, for events: the time at which it was reached.
     Mark(Arc<Mutex<Option<Instant>>>),
 }

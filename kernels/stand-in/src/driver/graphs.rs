@@ -8,8 +8,8 @@ use std::ffi::{c_char, c_int, c_uint, c_ulonglong};
 
 use super::objects::{Capture, enqueue, objects};
 use super::{
-    CAPTURE_INVALIDATED, CAPTURE_UNJOINED, CAPTURE_UNMATCHED, CAPTURE_UNSUPPORTED, Code, INVALID_HANDLE,
-    INVALID_VALUE, exported, give, ready,
+    CAPTURE_INVALIDATED, CAPTURE_UNJOINED, CAPTURE_UNMATCHED, CAPTURE_UNSUPPORTED, Code, INVALID_HANDLE, INVALID_VALUE,
+    exported, give, ready,
 };
 
 fn end(stream: u64) -> Result<u64, Code> {

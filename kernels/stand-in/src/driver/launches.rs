@@ -119,7 +119,8 @@ fn limits(kernel: &Kernel, grid: [u32; 3], block: [u32; 3], shared: u32, granted
         return refuse(INVALID_VALUE, Kind::Launch, text);
     }
     if !within(block, BLOCK_MAX) || threads > THREADS_MAX {
-        let text = format!("kernel {name}: block {block:?}, accepted is 1 to {BLOCK_MAX:?}, at most {THREADS_MAX} threads");
+        let text =
+            format!("kernel {name}: block {block:?}, accepted is 1 to {BLOCK_MAX:?}, at most {THREADS_MAX} threads");
         return refuse(INVALID_VALUE, Kind::Launch, text);
     }
     if threads > u64::from(kernel.max_threads) {

@@ -6,7 +6,7 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 
-use super::objects::{enqueue, run_now, objects};
+use super::objects::{enqueue, objects, run_now};
 use super::{Code, INVALID_VALUE, OUT_OF_MEMORY, exported, give, ready, refuse};
 use crate::device::allocation::Purpose;
 use crate::device::device;

@@ -33,7 +33,10 @@ fn build(text: &str) -> Result<Module, (Code, String)> {
     let tree = ptx::parse(text).map_err(invalid)?;
     if tree.version > settings.ptx_version() {
         let (have, want) = (settings.ptx_version(), tree.version);
-        let text = format!("PTX version {}.{}, but a driver {} reads at most {}.{}", want.0, want.1, settings.driver, have.0, have.1);
+        let text = format!(
+            "PTX version {}.{}, but a driver {} reads at most {}.{}",
+            want.0, want.1, settings.driver, have.0, have.1
+        );
         return Err((UNSUPPORTED_PTX_VERSION, text));
     }
     if tree.target > settings.sm {

@@ -7,9 +7,7 @@ use std::ffi::{c_int, c_uint};
 use std::sync::PoisonError;
 
 use super::objects::{Event, Stream, enqueue, objects};
-use super::{
-    CAPTURE_ISOLATION, CAPTURE_MERGE, CAPTURED_EVENT, Code, INVALID_HANDLE, NOT_READY, exported, give, ready,
-};
+use super::{CAPTURE_ISOLATION, CAPTURE_MERGE, CAPTURED_EVENT, Code, INVALID_HANDLE, NOT_READY, exported, give, ready};
 use crate::device::device;
 use crate::device::work::Work;
 

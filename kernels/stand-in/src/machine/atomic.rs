@@ -64,8 +64,20 @@ pub(super) fn combine(op: AtomicOp, kind: Type, old: u64, value: u64) -> u64 {
         (AtomicOp::Max, _) if kind.is_signed() => keep(signed(old).max(signed(value)) as u64),
         (AtomicOp::Min, _) => old.min(value),
         (AtomicOp::Max, _) => old.max(value),
-        (AtomicOp::Inc, _) => if old >= value { 0 } else { old + 1 },
-        (AtomicOp::Dec, _) => if old == 0 || old > value { value } else { old - 1 },
+        (AtomicOp::Inc, _) => {
+            if old >= value {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (AtomicOp::Dec, _) => {
+            if old == 0 || old > value {
+                value
+            } else {
+                old - 1
+            }
+        }
         (AtomicOp::Exchange | AtomicOp::CompareExchange, _) => value,
     }
 }

@@ -113,7 +113,9 @@ impl Block<'_> {
         };
         for (index, warp) in self.warps.iter().enumerate() {
             for waiting in warp.waiting.iter().filter(|waiting| waiting.id == id) {
-                met.push(index);
+                if value_of(waiting.place) != BarrierKind::Arrive {
+                    met.push(index);
+                }
                 if let BarrierKind::Count { value, negated, .. }
                 | BarrierKind::And { value, negated, .. }
                 | BarrierKind::Or { value, negated, .. } = value_of(waiting.place)
@@ -128,9 +130,8 @@ impl Block<'_> {
             }
         }
         met.dedup();
-        space.shared.meet(&met);
-        for index in met {
-            let warp = &mut self.warps[index];
+        space.shared.meet(id, &met);
+        for warp in &mut self.warps {
             let (done, rest): (Vec<_>, Vec<_>) = warp.waiting.drain(..).partition(|waiting| waiting.id == id);
             warp.waiting = rest;
             for Waiting { place, mask, .. } in done {
@@ -240,7 +241,8 @@ fn run_group(
                 return Ok(());
             }
         }
-        let meets = !warp.groups.is_empty() && (*place >= limit || warp.groups.iter().any(|other| other.place == *place));
+        let meets =
+            !warp.groups.is_empty() && (*place >= limit || warp.groups.iter().any(|other| other.place == *place));
         if *budget == 0 || meets {
             put(warp, *place, mask, false);
             return Ok(());

@@ -172,4 +172,3 @@ pub(super) fn multiply(warp: &mut Warp, what: &Multiply) {
         }
     }
 }
-

@@ -46,6 +46,8 @@ pub(super) struct Shared {
     /// `seen[w * warps + v]`: the epoch of warp v that warp w was told.
     seen: Vec<u32>,
     warps: usize,
+    /// What warps knew when they arrived at a barrier without waiting: (barrier, epochs).
+    arrived: Vec<(u32, Vec<u32>)>,
 }
 
 impl Shared {
@@ -63,19 +65,32 @@ impl Shared {
         fill(&mut self.epoch, warps, 1);
         fill(&mut self.seen, warps * warps, 0);
         self.warps = warps;
+        self.arrived.clear();
     }
 
-    /// The barrier: what any of these warps was told, all of them know, and new epochs begin.
-    pub(super) fn meet(&mut self, warps: &[usize]) {
+    fn row(&self, warp: usize) -> std::ops::Range<usize> {
+        warp * self.warps..(warp + 1) * self.warps
+    }
+
+    /// A warp arrives at a barrier and goes on: it tells what it did before, and is told nothing.
+    pub(super) fn arrive(&mut self, id: u32, warp: usize) {
+        self.meet_lanes(warp);
+        self.arrived.push((id, self.seen[self.row(warp)].to_vec()));
+    }
+
+    /// A barrier completes: what these warps and those that arrived knew, these warps know from now on.
+    pub(super) fn meet(&mut self, id: u32, warps: &[usize]) {
+        let mut told = vec![0; self.warps];
+        let mut tell = |row: &[u32]| told.iter_mut().zip(row).for_each(|(told, epoch)| *told = (*told).max(*epoch));
         for &warp in warps {
-            self.epoch[warp] += 1;
-            self.seen[warp * self.warps + warp] = self.epoch[warp];
+            self.meet_lanes(warp);
+            tell(&self.seen[self.row(warp)]);
         }
-        let told: Vec<u32> = (0..self.warps)
-            .map(|other| warps.iter().map(|warp| self.seen[warp * self.warps + other]).max().unwrap_or(0))
-            .collect();
+        self.arrived.iter().filter(|(arrived, _)| *arrived == id).for_each(|(_, row)| tell(row));
+        self.arrived.retain(|(arrived, _)| *arrived != id);
         for &warp in warps {
-            self.seen[warp * self.warps..(warp + 1) * self.warps].copy_from_slice(&told);
+            let row = self.row(warp);
+            self.seen[row].copy_from_slice(&told);
         }
     }
 

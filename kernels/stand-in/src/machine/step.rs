@@ -41,7 +41,13 @@ fn guarded(warp: &Warp, inst: &Inst, mask: u32) -> u32 {
 
 /// Executes the instruction at `place` for the lanes of `group`.
 #[inline]
-pub(super) fn step(space: &mut Spaces<'_>, warp: &mut Warp, inst: &Inst, place: u32, group: u32) -> Result<Flow, Fault> {
+pub(super) fn step(
+    space: &mut Spaces<'_>,
+    warp: &mut Warp,
+    inst: &Inst,
+    place: u32,
+    group: u32,
+) -> Result<Flow, Fault> {
     let mask = guarded(warp, inst, group);
     space.work.thread_instructions += u64::from(mask.count_ones());
     space.clock += 1;
@@ -71,7 +77,7 @@ pub(super) fn step(space: &mut Spaces<'_>, warp: &mut Warp, inst: &Inst, place: 
             Flow::Leave(mask)
         }
         Op::Trap => return Err(Fault::new(Kind::Trap, mask.trailing_zeros(), "the kernel trapped")),
-        Op::Barrier { kind, id, count, .. } => barrier(warp, *kind, (*id, *count), place, mask)?,
+        Op::Barrier { kind, id, count, .. } => barrier(space, warp, *kind, (*id, *count), place, mask)?,
         Op::Together(what, named) => {
             let left = together::together(space, warp, what, *named, mask, inst.line)?;
             if left == 0 { Flow::Next } else { Flow::Block(left) }
@@ -84,6 +90,7 @@ pub(super) fn step(space: &mut Spaces<'_>, warp: &mut Warp, inst: &Inst, place: 
 }
 
 fn barrier(
+    space: &mut Spaces<'_>,
     warp: &mut Warp,
     kind: BarrierKind,
     (id, count): (u32, Option<u32>),
@@ -99,12 +106,17 @@ fn barrier(
         return Err(Fault::new(Kind::BarrierDivergence, first, detail));
     }
     if id_value > 15 || count.is_some() && (count_value == 0 || count_value % 32 != 0) {
-        let detail = format!("barrier {id_value} with count {count_value}: 0 to 15, and a multiple of 32, are accepted");
+        let detail =
+            format!("barrier {id_value} with count {count_value}: 0 to 15, and a multiple of 32, are accepted");
         return Err(Fault::new(Kind::BarrierDivergence, first, detail));
     }
     warp.waiting.push(Waiting { place, mask, id: id_value, count: count_value });
+    if kind != BarrierKind::Arrive {
+        return Ok(Flow::Leave(mask));
+    }
     // Who only arrives goes on at once; the entry stays until the barrier is complete.
-    Ok(if kind == BarrierKind::Arrive { Flow::Next } else { Flow::Leave(mask) })
+    space.shared.arrive(id_value, warp.index as usize);
+    Ok(Flow::Next)
 }
 
 #[inline]

@@ -32,7 +32,11 @@ pub(super) fn together(
         left &= !set;
         if set & !mask != 0 {
             let lane = (set & !mask).trailing_zeros();
-            return Err(Fault::new(Kind::WarpDivergence, lane, format!("the mask {mask:#010x} does not name this lane")));
+            return Err(Fault::new(
+                Kind::WarpDivergence,
+                lane,
+                format!("the mask {mask:#010x} does not name this lane"),
+            ));
         }
         // A mask may name lanes that a short last warp does not have.
         let gone = mask & warp.all & !warp.alive;
@@ -76,7 +80,10 @@ fn execute(space: &mut Spaces<'_>, warp: &mut Warp, what: &Together, set: u32, l
                 warp.registers[*result as usize][lane] = folded.unwrap_or(0);
             }
         }
-        Together::LoadMatrix { .. } | Together::StoreMatrix { .. } | Together::MoveMatrix { .. } | Together::Multiply(_)
+        Together::LoadMatrix { .. }
+        | Together::StoreMatrix { .. }
+        | Together::MoveMatrix { .. }
+        | Together::Multiply(_)
             if set != u32::MAX =>
         {
             let detail = format!("a matrix instruction needs all 32 lanes, got {set:#010x}");
@@ -125,7 +132,8 @@ fn shuffle(warp: &mut Warp, what: &Together, set: u32) -> Result<(), Fault> {
 
 fn vote(warp: &mut Warp, mode: VoteMode, result: Reg, (value, negated): (Reg, bool), set: u32) {
     let values = warp.registers[value as usize];
-    let ballot = lanes_of(set).filter(|lane| (values[*lane] & 1 == 1) != negated).fold(0_u32, |ballot, lane| ballot | 1 << lane);
+    let ballot =
+        lanes_of(set).filter(|lane| (values[*lane] & 1 == 1) != negated).fold(0_u32, |ballot, lane| ballot | 1 << lane);
     let out = match mode {
         VoteMode::All => u64::from(ballot == set),
         VoteMode::Any => u64::from(ballot != 0),

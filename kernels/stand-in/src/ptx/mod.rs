@@ -80,12 +80,19 @@ pub(crate) enum Statement {
     /// `{ ... }`, a scope for registers, variables and labels.
     Block(Vec<Statement>),
     /// `.reg .b32 %r<10>;` or `.reg .pred p;`
-    Registers { name: String, range: Option<u32>, bits: u32 },
+    Registers {
+        name: String,
+        range: Option<u32>,
+        bits: u32,
+    },
     /// `.shared`, `.local` or `.param` inside a body.
     Variable(Variable),
     Label(String),
     /// `name: .branchtargets a, b;`
-    Targets { name: String, labels: Vec<String> },
+    Targets {
+        name: String,
+        labels: Vec<String>,
+    },
     Instruction(Instruction),
 }
 
