@@ -130,11 +130,11 @@ fn integer_arithmetic() {
     check32("add.s32 %r, %ra, %rb;", |a, b, _| a.wrapping_add(b));
     check32("sub.u32 %r, %ra, -7;", |a, _, _| a.wrapping_add(7));
     check32("mul.lo.s32 %r, %ra, %rb;", |a, b, _| a.wrapping_mul(b));
-    check32("mul.hi.u32 %r, %ra, %rb;", |a, b, _| (u64::from(a) * u64::from(b) >> 32) as u32);
-    check32("mul.hi.s32 %r, %ra, %rb;", |a, b, _| (i64::from(a as i32) * i64::from(b as i32) >> 32) as u32);
+    check32("mul.hi.u32 %r, %ra, %rb;", |a, b, _| ((u64::from(a) * u64::from(b)) >> 32) as u32);
+    check32("mul.hi.s32 %r, %ra, %rb;", |a, b, _| ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32);
     check("mul.wide.s32 %d, %ra, %rb;", |a, b, _| (i64::from(a as i32) * i64::from(b as i32)) as u64);
     check("mul.wide.u32 %d, %ra, %rb;", |a, b, _| u64::from(a as u32) * u64::from(b as u32));
-    check("mul.hi.u64 %d, %da, %db;", |a, b, _| (u128::from(a) * u128::from(b) >> 64) as u64);
+    check("mul.hi.u64 %d, %da, %db;", |a, b, _| ((u128::from(a) * u128::from(b)) >> 64) as u64);
     check("mad.wide.s32 %d, %ra, %rb, %dc;", |a, b, c| {
         (i64::from(a as i32) * i64::from(b as i32)).wrapping_add(c as i64) as u64
     });
@@ -204,7 +204,7 @@ fn comparisons_and_selections() {
     });
     check32("setp.ne.f32 p, %fa, %fb; selp.u32 %r, 1, 0, p;", |a, b, _| {
         let (a, b) = (f32::from_bits(a), f32::from_bits(b));
-        u32::from(a < b || a > b)
+        u32::from(a.partial_cmp(&b).is_some_and(std::cmp::Ordering::is_ne))
     });
     check32(
         "setp.eq.s32 q, %rc, 0; setp.lt.and.u32 p|q, %ra, %rb, !q; selp.u32 %r, 1, 0, p; selp.u32 %s, 2, 0, q; or.b32 %r, %r, %s;",

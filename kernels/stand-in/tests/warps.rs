@@ -80,7 +80,7 @@ fn shuffles() {
         shfl.sync.idx.b32 %d3, %a0, 9, 0x181f, 0xffffffff;
         selp.u32 %d4, 1, 0, p;",
     );
-    for lane in 0..32 {
+    for (lane, have) in out.iter().enumerate() {
         // 0x181f: segments of 8 lanes.
         let segment = lane & 24;
         let expected = [
@@ -90,7 +90,7 @@ fn shuffles() {
             value(segment | 1),
             u32::from(lane >= 3),
         ];
-        assert_eq!(out[lane], expected, "lane {lane}");
+        assert_eq!(*have, expected, "lane {lane}");
     }
 }
 
@@ -146,11 +146,7 @@ fn atomics() {
         red.shared.add.f32 [%r0+8], 0f3FC00000;
         bar.sync 0;
         ld.shared.u32 %d2, [%r0]; ld.shared.u32 %d3, [%r0+4]; ld.shared.u32 %d4, [%r0+8];
-        atom.global.cas.b32 %d5, [%y+16], %d4, 7;
-        mov.u32 %d4, %d5;"
-            .replace("atom.global.cas.b32 %d5, [%y+16], %d4, 7;", "st.global.u32 [%y], 5; atom.global.cas.b32 %d5, [%y], 5, 7; ld.global.u32 %d5, [%y];")
-            .replace("mov.u32 %d4, %d5;", "")
-            .as_str(),
+        st.global.u32 [%y], 5; atom.global.cas.b32 %d5, [%y], 5, 7; ld.global.u32 %d5, [%y];",
     );
     for (lane, have) in out.iter().enumerate() {
         let before: u32 = (0..lane as u32).sum();
@@ -205,11 +201,11 @@ fn product(kind: &str, sum_kind: &str, depth: usize) {
         .map(|lane| {
             let (group, thread) = (lane >> 2, lane % 4);
             let mut registers = vec![0_u32; a_count + b_count + 4];
-            for register in 0..a_count {
+            for (register, bits_of_it) in registers.iter_mut().enumerate().take(a_count) {
                 for part in 0..per {
                     let row = if register % 2 == 0 { group } else { group + 8 };
                     let k = thread * per + part + if register >= 2 { 4 * per } else { 0 };
-                    registers[register] |= encode(kind, a[row][k]) << (bits * part);
+                    *bits_of_it |= encode(kind, a[row][k]) << (bits * part);
                 }
             }
             for register in 0..b_count {
@@ -265,7 +261,7 @@ fn matrices_are_loaded_stored_and_transposed() {
     let inputs: Vec<Vec<u32>> = (0..32)
         .map(|lane| {
             let base = lane / 8 * 100 + lane % 8 * 10;
-            (0..4).map(|pair| base + 2 * pair | (base + 2 * pair + 1) << 16).collect()
+            (0..4).map(|pair| (base + 2 * pair) | ((base + 2 * pair + 1) << 16)).collect()
         })
         .collect();
     let out = warp(

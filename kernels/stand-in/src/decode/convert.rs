@@ -63,7 +63,7 @@ impl Conversion {
             }
         }
         let source = self.source(bits);
-        if self.to.is_float() { self.to_float(source) } else { self.to_integer(source) }
+        if self.to.is_float() { self.float_bits(source) } else { self.integer_bits(source) }
     }
 
     fn source(&self, bits: u64) -> Source {
@@ -87,7 +87,7 @@ impl Conversion {
         Source::Float(x)
     }
 
-    fn to_integer(&self, source: Source) -> u64 {
+    fn integer_bits(&self, source: Source) -> u64 {
         let bits = self.to.bits();
         let (least, most) = if self.to.is_signed() {
             (-(1_i128 << (bits - 1)), (1_i128 << (bits - 1)) - 1)
@@ -110,7 +110,7 @@ impl Conversion {
         }
     }
 
-    fn to_float(&self, source: Source) -> u64 {
+    fn float_bits(&self, source: Source) -> u64 {
         let mut x = match source {
             // In two exact parts, so that a narrower format sees one rounding of the whole.
             Source::Integer(value) if self.to == Type::F64 && self.round == Round::Nearest => value as f64,

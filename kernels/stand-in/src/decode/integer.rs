@@ -86,11 +86,11 @@ pub(super) fn two(name: &str, kind: Type) -> Option<W2> {
         "mul.lo" => each_type!(kind, T, lanes!(|a, b| T::of(a).wrapping_mul(T::of(b)).bits())),
         "mul.hi" => Some(match kind {
             Type::U16 => lanes!(|a, b| ((a & 0xffff) * (b & 0xffff)) >> 16),
-            Type::S16 => lanes!(|a, b| ((i32::from(i16::of(a)) * i32::from(i16::of(b)) >> 16) as i16).bits()),
-            Type::U32 => lanes!(|a, b| (a & 0xffff_ffff) * (b & 0xffff_ffff) >> 32),
-            Type::S32 => lanes!(|a, b| ((i64::from(i32::of(a)) * i64::from(i32::of(b)) >> 32) as i32).bits()),
-            Type::U64 => lanes!(|a, b| (u128::from(a) * u128::from(b) >> 64) as u64),
-            Type::S64 => lanes!(|a, b| (i128::from(a as i64) * i128::from(b as i64) >> 64) as u64),
+            Type::S16 => lanes!(|a, b| (((i32::from(i16::of(a)) * i32::from(i16::of(b))) >> 16) as i16).bits()),
+            Type::U32 => lanes!(|a, b| ((a & 0xffff_ffff) * (b & 0xffff_ffff)) >> 32),
+            Type::S32 => lanes!(|a, b| (((i64::from(i32::of(a)) * i64::from(i32::of(b))) >> 32) as i32).bits()),
+            Type::U64 => lanes!(|a, b| ((u128::from(a) * u128::from(b)) >> 64) as u64),
+            Type::S64 => lanes!(|a, b| ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64),
             _ => return None,
         }),
         "mul.wide" => Some(match kind {
@@ -151,11 +151,11 @@ pub(super) fn three(name: &str, kind: Type) -> Option<W3> {
             each_type!(kind, T, lanes!(|a, b, c| T::of(a).wrapping_mul(T::of(b)).wrapping_add(T::of(c)).bits()))
         }
         "mad.hi" => Some(match kind {
-            Type::U32 => lanes!(|a, b, c| (((a & 0xffff_ffff) * (b & 0xffff_ffff) >> 32) + c) & 0xffff_ffff),
-            Type::S32 => lanes!(|a, b, c| ((i64::from(i32::of(a)) * i64::from(i32::of(b)) >> 32) as i32)
+            Type::U32 => lanes!(|a, b, c| ((((a & 0xffff_ffff) * (b & 0xffff_ffff)) >> 32) + c) & 0xffff_ffff),
+            Type::S32 => lanes!(|a, b, c| (((i64::from(i32::of(a)) * i64::from(i32::of(b))) >> 32) as i32)
                 .wrapping_add(i32::of(c))
                 .bits()),
-            Type::U64 => lanes!(|a, b, c| ((u128::from(a) * u128::from(b) >> 64) as u64).wrapping_add(c)),
+            Type::U64 => lanes!(|a, b, c| (((u128::from(a) * u128::from(b)) >> 64) as u64).wrapping_add(c)),
             _ => return None,
         }),
         "mad.wide" => Some(match kind {

@@ -15,6 +15,7 @@ mod integer;
 pub(crate) mod lanes;
 mod memory;
 mod operand;
+mod results;
 mod warp;
 
 pub(crate) use builder::kernel;

@@ -122,10 +122,10 @@ fn special(name: &str) -> Option<Special> {
 impl Builder<'_> {
     /// The register of a name, with its width.
     pub(super) fn register(&self, instruction: &Instruction, operand: &Operand) -> Result<(Reg, u32), PtxError> {
-        if let Operand::Name(name) = operand {
-            if let Some(Entity::Register { reg, bits }) = self.find(name) {
-                return Ok((*reg, *bits));
-            }
+        if let Operand::Name(name) = operand
+            && let Some(Entity::Register { reg, bits }) = self.find(name)
+        {
+            return Ok((*reg, *bits));
         }
         Err(instruction.error(format!("{operand:?} is not a register")))
     }

@@ -28,22 +28,7 @@ impl Builder<'_> {
             _ => {}
         }
         match (instruction.name.as_str(), operands) {
-            ("shfl", [results, value, lane, clamp, mask]) => {
-                let modes = [
-                    ("up", ShuffleMode::Up),
-                    ("down", ShuffleMode::Down),
-                    ("bfly", ShuffleMode::Butterfly),
-                    ("idx", ShuffleMode::Index),
-                ];
-                let Some(mode) = parts.choose(&modes) else { return Err(instruction.error("mode is not implemented")) };
-                parts.take("b32");
-                parts.finish()?;
-                let (result, valid) = self.pair(instruction, results)?;
-                let value = self.source(instruction, value, Type::B32)?;
-                let (lane, clamp) =
-                    (self.source(instruction, lane, Type::B32)?, self.source(instruction, clamp, Type::B32)?);
-                self.together(instruction, Together::Shuffle { mode, result, valid, value, lane, clamp }, Some(mask))
-            }
+            ("shfl", _) => self.shuffle(instruction, parts),
             ("vote", [result, value, mask]) => {
                 let modes = [
                     ("all", VoteMode::All),
@@ -90,6 +75,25 @@ impl Builder<'_> {
             ("mma", _) => self.multiply(instruction, parts),
             _ => self.matrix(instruction, parts),
         }
+    }
+
+    fn shuffle(&mut self, instruction: &Instruction, mut parts: Parts<'_>) -> Result<(), PtxError> {
+        let [results, value, lane, clamp, mask] = instruction.operands.as_slice() else {
+            return Err(instruction.error("takes a result, a value, a lane, a clamp and a mask"));
+        };
+        let modes = [
+            ("up", ShuffleMode::Up),
+            ("down", ShuffleMode::Down),
+            ("bfly", ShuffleMode::Butterfly),
+            ("idx", ShuffleMode::Index),
+        ];
+        let Some(mode) = parts.choose(&modes) else { return Err(instruction.error("mode is not implemented")) };
+        parts.take("b32");
+        parts.finish()?;
+        let (result, valid) = self.pair(instruction, results)?;
+        let value = self.source(instruction, value, Type::B32)?;
+        let (lane, clamp) = (self.source(instruction, lane, Type::B32)?, self.source(instruction, clamp, Type::B32)?);
+        self.together(instruction, Together::Shuffle { mode, result, valid, value, lane, clamp }, Some(mask))
     }
 
     pub(super) fn warp_sync(&mut self, instruction: &Instruction) -> Result<(), PtxError> {

@@ -45,7 +45,7 @@ pub(super) fn shared_bytes_max(settings: &Settings) -> u64 {
 /// The number of registers and threads is the same for all that we play.
 fn attribute(number: c_int, settings: &Settings) -> Option<c_int> {
     Some(match number {
-        1 | 2 | 3 => 1024,                                // threads a block, and its first two dimensions
+        1..=3 => 1024,                                    // threads a block, and its first two dimensions
         4 => 64,                                          // third dimension
         5 => c_int::MAX,                                  // blocks in x
         6 | 7 => 65_535,                                  // blocks in y and z
@@ -69,7 +69,7 @@ fn attribute(number: c_int, settings: &Settings) -> Option<c_int> {
         40 => 3,                      // copy engines
         75 => (settings.sm / 10) as c_int, // compute capability
         76 => (settings.sm % 10) as c_int, //
-        78 | 79 | 80 => 1,            // stream priorities, caching of globals and locals
+        78..=80 => 1,                 // stream priorities, caching of globals and locals
         81 => shared_bytes_max(settings) as c_int + 1024, // shared memory a multiprocessor
         88 | 89 | 95 | 96 => 0,       // pageable and concurrent managed access, cooperative launches
         97 => shared_bytes_max(settings) as c_int, // shared memory a block that opts in

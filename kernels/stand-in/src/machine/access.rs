@@ -57,7 +57,7 @@ impl<'a> Spaces<'a> {
 
     /// The allocation that holds the range, which must be aligned to its size.
     fn global(&mut self, address: u64, bytes: usize, lane: u32) -> Result<&Allocation, Fault> {
-        if address % bytes as u64 != 0 {
+        if !address.is_multiple_of(bytes as u64) {
             return Err(Fault::at(Kind::Misaligned, lane, address, format!("{bytes} bytes of global memory")));
         }
         if !self.last.as_ref().is_some_and(|last| last.contains(address, bytes as u64)) {
@@ -102,7 +102,7 @@ impl<'a> Spaces<'a> {
             let detail = format!("{bytes} bytes of {have} bytes of parameters");
             return Err(Fault::at(Kind::OutOfBounds, lane, at, detail));
         }
-        if at % bytes != 0 {
+        if !at.is_multiple_of(bytes) {
             return Err(Fault::at(Kind::Misaligned, lane, at, format!("{bytes} bytes of parameters")));
         }
         out.copy_from_slice(&self.launch.params[at as usize..at as usize + out.len()]);

@@ -62,10 +62,10 @@ pub(super) fn store(
     let addresses = warp.registers[address as usize];
     for (matrix, register) in registers.iter().enumerate() {
         let values = gather(&warp.registers[*register as usize]);
-        for row in 0..8 {
+        for (row, own) in values.iter().enumerate() {
             let mut bytes = [0; 16];
             for column in 0..8 {
-                let value = if transposed { values[column][row] } else { values[row][column] };
+                let value = if transposed { values[column][row] } else { own[column] };
                 bytes[2 * column..2 * column + 2].copy_from_slice(&value.to_le_bytes());
             }
             let lane = matrix * 8 + row;

@@ -107,7 +107,7 @@ impl Shared {
             return true;
         }
         let (mine, theirs) = (who.thread as usize / 32, thread as usize / 32);
-        (before >> 32) as u32 + 1 <= self.seen[mine * self.warps + theirs] || before & 1 == 1 && who.atomic
+        ((before >> 32) as u32) < self.seen[mine * self.warps + theirs] || before & 1 == 1 && who.atomic
     }
 
     fn race(&self, at: usize, before: Stamp, wrote: bool, writes: bool, who: Who) -> Fault {
@@ -128,7 +128,7 @@ impl Shared {
             let detail = format!("{bytes} bytes of shared memory, of which the block has {}", self.data.len());
             return Err(Fault::at(Kind::OutOfBounds, lane, address, detail));
         }
-        if address % bytes as u64 != 0 {
+        if !address.is_multiple_of(bytes as u64) {
             return Err(Fault::at(Kind::Misaligned, lane, address, format!("{bytes} bytes of shared memory")));
         }
         Ok(address as usize..address as usize + bytes)

@@ -92,7 +92,7 @@ impl Warp {
             let detail = format!("{bytes} bytes of local memory, of which a thread has {each}");
             return Err(Fault::at(Kind::OutOfBounds, lane, at, detail));
         }
-        if at % bytes as u64 != 0 {
+        if !at.is_multiple_of(bytes as u64) {
             return Err(Fault::at(Kind::Misaligned, lane, at, format!("{bytes} bytes of local memory")));
         }
         let start = (u64::from(lane) * each + at) as usize;
@@ -171,8 +171,8 @@ fn value_of(special: Special, warp: u32, lane: u32, space: &Spaces<'_>) -> u64 {
         Special::Warps => (block[0] * block[1] * block[2]).div_ceil(32),
         Special::LanesEqual => 1 << lane,
         Special::LanesLess => (1 << lane) - 1,
-        Special::LanesLessEqual => (1 << lane) - 1 | 1 << lane,
-        Special::LanesGreater => !((1 << lane) - 1 | 1 << lane),
+        Special::LanesLessEqual => ((1 << lane) - 1) | (1 << lane),
+        Special::LanesGreater => !(((1 << lane) - 1) | (1 << lane)),
         Special::LanesGreaterEqual => !((1 << lane) - 1),
         Special::DynamicSharedBytes => dynamic,
         Special::TotalSharedBytes => space.kernel.shared_bytes as u32 + dynamic,
