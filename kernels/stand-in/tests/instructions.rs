@@ -178,6 +178,7 @@ fn bits_and_bytes() {
     check("clz.b64 %r, %da; cvt.u64.u32 %d, %r;", |a, _, _| a.leading_zeros().into());
     check32("brev.b32 %r, %ra;", |a, _, _| a.reverse_bits());
     check32("bfind.u32 %r, %ra;", |a, _, _| a.checked_ilog2().unwrap_or(!0));
+    check32("bfind.shiftamt.u32 %r, %ra;", |a, _, _| if a == 0 { !0 } else { a.leading_zeros() });
     check32("bfe.u32 %r, %ra, %rb, %rc;", |a, b, c| {
         let (at, count) = (b & 0xff, c & 0xff);
         let value = a.checked_shr(at).unwrap_or(0);
@@ -219,6 +220,22 @@ fn comparisons_and_selections() {
     check32("set.lt.u32.s32 %r, %ra, %rb;", |a, b, _| if (a as i32) < (b as i32) { !0 } else { 0 });
 }
 
+/// The f32 at or below the exact sum of `a` and `b`, from its nearest f64 and f32.
+fn rounded_down(a: f32, b: f32, wide: f64, near: f32) -> f32 {
+    if near == 0.0 && (a.is_sign_negative() || b.is_sign_negative()) {
+        return -0.0;
+    }
+    if !near.is_finite() {
+        let finite = a.is_finite() && b.is_finite() && near > 0.0;
+        return if finite { f32::MAX } else { near };
+    }
+    // What the sum of f64 left out (two-sum), or what the f32 did.
+    let part = wide - f64::from(a);
+    let rest = (f64::from(a) - (wide - part)) + (f64::from(b) - part);
+    let above = f64::from(near) > wide || f64::from(near) == wide && rest < 0.0;
+    if above { near.next_down() } else { near }
+}
+
 #[test]
 fn floats_to_the_bit() {
     check_float("add.f32 %f, %fa, %fb;", |a, b, _| a + b);
@@ -247,6 +264,7 @@ fn floats_to_the_bit() {
         }
         if f64::from(near).abs() > exact.abs() { f32::from_bits(near.to_bits() - 1) } else { near }
     });
+    check_float("add.rm.f32 %f, %fa, %fb;", |a, b, _| rounded_down(a, b, f64::from(a) + f64::from(b), a + b));
     check("add.f64 %e, %ea, %eb; mov.b64 %d, %e;", |a, b, _| (f64::from_bits(a) + f64::from_bits(b)).to_bits());
     check("fma.rn.f64 %e, %ea, %eb, %ec; mov.b64 %d, %e;", |a, b, c| {
         f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits()

@@ -14,7 +14,7 @@ use crate::ptx::{Instruction, Operand, PtxError};
 pub(super) const ROUNDS: [(&str, Round); 4] =
     [("rn", Round::Nearest), ("rz", Round::Zero), ("rm", Round::Down), ("rp", Round::Up)];
 /// Parts that belong to the name of an operation rather than to its type or rounding.
-const NAME_PARTS: [&str; 16] = [
+const NAME_PARTS: [&str; 17] = [
     "lo",
     "hi",
     "wide",
@@ -31,6 +31,7 @@ const NAME_PARTS: [&str; 16] = [
     "notanumber",
     "normal",
     "subnormal",
+    "shiftamt",
 ];
 
 impl Builder<'_> {

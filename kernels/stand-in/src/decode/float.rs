@@ -6,7 +6,7 @@
 
 use super::Type;
 use super::lanes::{Bits, W1, W2, W3, lanes};
-use crate::number::{F32, Round, bf16_value, f16_value, f32_bits, flush, fma_to_odd, narrow, sum_to_odd};
+use crate::number::{F32, Round, bf16_value, f16_value, f32_bits, flush, narrow, sum_to_odd};
 
 /// A function on f32, with subnormals flushed on the way in and out where `$ftz`.
 macro_rules! f32_lanes {
@@ -51,16 +51,32 @@ macro_rules! f32_lanes {
     };
 }
 
-/// f32 results of an exact f64 expression in the three directed modes.
+/// f32 results of an exact f64 expression in the three directed modes; `$mode` is the mode in it.
 macro_rules! directed {
-    ($round:expr, |$($a:ident),+| $value:expr) => {
-        match $round {
-            Round::Zero => Some(lanes!(|$($a),+| { $(let $a = f64::from(f32::of($a));)+ narrow($value, F32, Round::Zero).bits() })),
-            Round::Down => Some(lanes!(|$($a),+| { $(let $a = f64::from(f32::of($a));)+ narrow($value, F32, Round::Down).bits() })),
-            Round::Up => Some(lanes!(|$($a),+| { $(let $a = f64::from(f32::of($a));)+ narrow($value, F32, Round::Up).bits() })),
+    (@mode $mode:ident, $value_of:expr, |$($a:ident),+| $value:expr) => {
+        Some(lanes!(|$($a),+| {
+            $(let $a = f64::from($value_of(f32::of($a)));)+
+            $value_of(f32::from_bits(narrow($value, F32, Round::$mode))).bits()
+        }))
+    };
+    ($round:expr, $ftz:expr, |$($a:ident),+| $value:expr) => {
+        match ($round, $ftz) {
+            (Round::Zero, false) => directed!(@mode Zero, std::convert::identity, |$($a),+| $value),
+            (Round::Zero, true) => directed!(@mode Zero, flush, |$($a),+| $value),
+            (Round::Up, false) => directed!(@mode Up, std::convert::identity, |$($a),+| $value),
+            (Round::Up, true) => directed!(@mode Up, flush, |$($a),+| $value),
+            (Round::Down, false) => directed!(@mode Down, std::convert::identity, |$($a),+| $value),
+            (Round::Down, true) => directed!(@mode Down, flush, |$($a),+| $value),
             _ => None,
         }
     };
+}
+
+/// An exact sum for a directed mode: a zero of two signs is negative where rounding goes down.
+fn exact_sum(a: f64, b: f64, round: Round) -> f64 {
+    let sum = sum_to_odd(a, b);
+    let negative = a.is_sign_negative() || b.is_sign_negative();
+    if sum == 0.0 && round == Round::Down && negative { -0.0 } else { sum }
 }
 
 /// Instructions with one source.
@@ -113,9 +129,11 @@ fn minimum(a: f32, b: f32) -> f32 {
 pub(super) fn two(name: &str, kind: Type, ftz: bool, round: Round) -> Option<W2> {
     if round != Round::Nearest {
         return match (name, kind) {
-            ("add", Type::F32) if !ftz => directed!(round, |a, b| sum_to_odd(a, b)),
-            ("sub", Type::F32) if !ftz => directed!(round, |a, b| sum_to_odd(a, -b)),
-            ("mul", Type::F32) if !ftz => directed!(round, |a, b| a * b),
+            ("add", Type::F32) if round == Round::Down => directed!(round, ftz, |a, b| exact_sum(a, b, Round::Down)),
+            ("add", Type::F32) => directed!(round, ftz, |a, b| exact_sum(a, b, Round::Up)),
+            ("sub", Type::F32) if round == Round::Down => directed!(round, ftz, |a, b| exact_sum(a, -b, Round::Down)),
+            ("sub", Type::F32) => directed!(round, ftz, |a, b| exact_sum(a, -b, Round::Up)),
+            ("mul", Type::F32) => directed!(round, ftz, |a, b| a * b),
             _ => None,
         };
     }
@@ -149,16 +167,8 @@ pub(super) fn three(name: &str, kind: Type, ftz: bool, round: Round) -> Option<W
     match (name, kind, round) {
         ("fma", Type::F32, Round::Nearest) => Some(f32_lanes!(ftz, |a, b, c| a.mul_add(b, c))),
         ("fma", Type::F64, Round::Nearest) => Some(lanes!(|a, b, c| f64::of(a).mul_add(f64::of(b), f64::of(c)).bits())),
-        ("fma", Type::F32, _) if ftz => match round {
-            // The code of expf rounds one fma down, and fast math flushes it too.
-            Round::Down => Some(lanes!(|a, b, c| {
-                let value = |bits| f64::from(flush(f32::of(bits)));
-                let bits = narrow(fma_to_odd(value(a), value(b), value(c)), F32, Round::Down);
-                flush(f32::from_bits(bits)).bits()
-            })),
-            _ => None,
-        },
-        ("fma", Type::F32, _) => directed!(round, |a, b, c| fma_to_odd(a, b, c)),
+        ("fma", Type::F32, Round::Down) => directed!(round, ftz, |a, b, c| exact_sum(a * b, c, Round::Down)),
+        ("fma", Type::F32, _) => directed!(round, ftz, |a, b, c| exact_sum(a * b, c, Round::Up)),
         _ => None,
     }
 }

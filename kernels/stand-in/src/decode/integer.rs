@@ -63,6 +63,12 @@ pub(super) fn one(name: &str, kind: Type) -> Option<W1> {
         "popc" => each_type!(kind, T, lanes!(|a| u64::from(T::of(a).count_ones()))),
         "clz" => each_type!(kind, T, lanes!(|a| u64::from(T::of(a).leading_zeros()))),
         "brev" => each_type!(kind, T, lanes!(|a| T::of(a).reverse_bits().bits())),
+        // The shift that brings the bit found to the top.
+        "bfind.shiftamt" => match kind {
+            Type::U32 => Some(lanes!(|a| (if a as u32 == 0 { u32::MAX } else { (a as u32).leading_zeros() }).bits())),
+            Type::U64 => Some(lanes!(|a| (if a == 0 { u32::MAX } else { a.leading_zeros() }).bits())),
+            _ => None,
+        },
         "bfind" => match kind {
             Type::U32 => Some(lanes!(|a| 31_u32.wrapping_sub(u32::of(a).leading_zeros()).bits())),
             Type::U64 => Some(lanes!(|a| 63_u32.wrapping_sub(a.leading_zeros()).bits())),
