@@ -99,12 +99,18 @@ pub fn outcome(name: &str, settings: &str, body: impl FnOnce()) -> Option<Outcom
     }
     let folder = folder();
     let report = folder.join("findings");
+    // The folder comes first, and what the caller's path has stays behind it.
+    let mut path = folder.clone().into_os_string();
+    if let Some(have) = std::env::var_os("LD_LIBRARY_PATH").filter(|have| !have.is_empty()) {
+        path.push(":");
+        path.push(have);
+    }
     let output = Command::new(std::env::current_exe().expect("the test binary has a path"))
         .args([name, "--exact", "--nocapture", "--include-ignored"])
         .env(CHILD, name)
         .env(SETTINGS, settings)
         .env(REPORT, &report)
-        .env("LD_LIBRARY_PATH", &folder)
+        .env("LD_LIBRARY_PATH", path)
         .output()
         .expect("the child starts");
     let findings = std::fs::read_to_string(&report).unwrap_or_default();

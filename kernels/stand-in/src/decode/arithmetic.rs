@@ -66,7 +66,7 @@ impl Builder<'_> {
                 name = format!("{name}.{part}");
             }
         }
-        let (ftz, saturate) = (parts.take("ftz"), parts.take("sat"));
+        let (mut ftz, saturate) = (parts.take("ftz"), parts.take("sat"));
         let round = parts.choose(&ROUNDS).unwrap_or(Round::Nearest);
         let kind = parts.kind()?;
         parts.finish()?;
@@ -86,6 +86,9 @@ impl Builder<'_> {
         }
         let result = self.result(instruction, result)?;
         let half = kind.is_half();
+        if half && ftz && name == "ex2.approx" {
+            (name, ftz) = ("ex2.approx.ftz".into(), false);
+        }
         if half && (ftz || saturate || round != Round::Nearest) {
             return Err(instruction.error("rounding, .ftz and .sat of f16 and bf16 are not implemented"));
         }

@@ -6,7 +6,7 @@
 
 use super::Type;
 use super::lanes::{Bits, W1, W2, W3, lanes};
-use crate::number::{BF16, F16, Format, Round, fma_to_odd, narrow, sum_to_odd, widen};
+use crate::number::{BF16, F16, Format, Round, flush, fma_to_odd, narrow, sum_to_odd, widen};
 
 fn value(bits: u64, format: Format) -> f64 {
     widen(bits as u32 & 0xffff, format)
@@ -59,6 +59,10 @@ pub(super) fn one(name: &str, kind: Type) -> Option<W1> {
         "abs" if pair => Some(lanes!(|a| a & 0x7fff_7fff)),
         "abs" => Some(lanes!(|a| a & 0x7fff)),
         "ex2.approx" => halves!(kind, |a| a.exp2()),
+        // PTX has this of bf16 with flushing only, in which f32's smallest normal is the bound too.
+        "ex2.approx.ftz" if matches!(kind, Type::Bf16 | Type::Bf16x2) => {
+            halves!(kind, |a| f64::from(flush(flush(a as f32).exp2())))
+        }
         "tanh.approx" => halves!(kind, |a| a.tanh()),
         _ => None,
     }

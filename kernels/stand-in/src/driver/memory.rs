@@ -9,19 +9,26 @@ use std::ffi::{c_int, c_uint, c_void};
 use super::objects::{enqueue, objects, run_now};
 use super::{Code, INVALID_VALUE, OUT_OF_MEMORY, exported, give, ready, refuse};
 use crate::device::allocation::Purpose;
-use crate::device::device;
 use crate::device::finding::Kind;
 use crate::device::work::{HostPointer, Work};
+use crate::device::{State, device};
 
 fn allocate(bytes: usize) -> Result<u64, Code> {
     ready()?;
     if bytes == 0 {
         return Err(INVALID_VALUE);
     }
+    let short = |state: &State| bytes as u64 > state.settings.memory_bytes.saturating_sub(state.memory.used());
     let mut state = device().lock();
-    let free = state.settings.memory_bytes.saturating_sub(state.memory.used());
-    if bytes as u64 > free {
-        return Err(OUT_OF_MEMORY);
+    if short(&state) {
+        // Frees may be under way.
+        drop(state);
+        let newest = device().newest();
+        device().wait(newest)?;
+        state = device().lock();
+        if short(&state) {
+            return Err(OUT_OF_MEMORY);
+        }
     }
     state.memory.allocate(bytes as u64).ok_or(OUT_OF_MEMORY)
 }
