@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::shared::{Shared, Who};
 use super::warp::Warp;
 use super::{Fault, LOCAL_WINDOW, Launch, SHARED_WINDOW, WINDOW_BYTES, Work};
+use crate::decode::lanes::Lanes;
 use crate::decode::{Access, Kernel, Where};
 use crate::device::allocation::{Allocation, Refusal};
 use crate::device::finding::Kind;
@@ -23,6 +24,10 @@ pub(super) struct Spaces<'a> {
     pub(super) clock: u64,
     pub(super) deadline: Instant,
     pub(super) work: Work,
+    /// Warps of the last block, for their room.
+    pub(super) warps: Vec<Warp>,
+    /// Registers as a warp starts with them, special ones aside.
+    pub(super) template: Vec<Lanes>,
     memory: Memory,
     /// The allocation that was hit last: neighbouring lanes and instructions tend to hit it again.
     last: Option<Arc<Allocation>>,
@@ -51,8 +56,19 @@ pub(super) fn resolve(space: Where, address: u64) -> (Where, u64) {
 
 impl<'a> Spaces<'a> {
     pub(super) fn new(kernel: &'a Kernel, launch: &'a Launch, memory: Memory, deadline: Instant) -> Self {
-        let (shared, work) = (Shared::default(), Work::default());
-        Self { kernel, launch, shared, block: [0; 3], clock: 0, deadline, work, memory, last: None }
+        Self {
+            kernel,
+            launch,
+            shared: Shared::default(),
+            block: [0; 3],
+            clock: 0,
+            deadline,
+            work: Work::default(),
+            warps: Vec::new(),
+            template: super::warp::template(kernel),
+            memory,
+            last: None,
+        }
     }
 
     /// The allocation that holds the range, which must be aligned to its size.

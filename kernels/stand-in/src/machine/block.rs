@@ -23,18 +23,18 @@ pub(super) fn run(kernel: &Kernel, launch: &Launch, block: [u32; 3], space: &mut
     space.block = block;
     let bytes = kernel.shared_bytes as usize + launch.dynamic_shared_bytes as usize;
     space.shared.reset(bytes, count);
-    let mut warps: Vec<Warp> = Vec::new();
-    for index in 0..count as u32 {
-        let mut warp = Warp::default();
-        warp.start(index, threads, space);
-        warps.push(warp);
+    // The warps of the block before lend their room.
+    let mut warps = std::mem::take(&mut space.warps);
+    warps.resize_with(count, Warp::default);
+    for (index, warp) in warps.iter_mut().enumerate() {
+        warp.start(index as u32, threads, space);
     }
     let mut block = Block { kernel, threads, warps, fair: vec![false; count] };
     while block.warps.iter().any(|warp| warp.alive != 0) {
         let mut moved = false;
         for index in 0..count {
             moved |= block.turn(space, index)?;
-            moved |= block.release(space);
+            moved |= block.release(space, index);
         }
         if !moved {
             return Err(block.stuck(space));
@@ -44,6 +44,7 @@ pub(super) fn run(kernel: &Kernel, launch: &Launch, block: [u32; 3], space: &mut
             return Err(Finding::new(Kind::Timeout, text));
         }
     }
+    space.warps = block.warps;
     Ok(())
 }
 
@@ -77,31 +78,36 @@ impl Block<'_> {
         Ok(moved)
     }
 
-    /// Lets go every barrier that all its threads have reached; says whether there was one.
-    fn release(&mut self, space: &mut Spaces<'_>) -> bool {
+    /// Lets go every barrier that the arrival of this warp completed; says whether there was one.
+    fn release(&mut self, space: &mut Spaces<'_>, index: usize) -> bool {
+        let ids = self.warps[index].waiting.iter().fold(0_u32, |ids, waiting| ids | 1 << waiting.id);
         let mut any = false;
-        for id in 0..16 {
-            let (mut arrived, mut first) = (0, None);
-            for waiting in self.warps.iter().flat_map(|warp| &warp.waiting).filter(|waiting| waiting.id == id) {
-                arrived += waiting.mask.count_ones();
-                first.get_or_insert(*waiting);
-            }
-            let Some(Waiting { place, count, .. }) = first else { continue };
-            // A count is in whole warps: a short last warp counts as one.
-            let wanted = if count == 0 { self.threads } else { count.min(self.threads) };
-            let together = self.warps.iter().flat_map(|warp| &warp.waiting).filter(|waiting| waiting.id == id);
-            // A barrier for all must be the same instruction for all.
-            let agree = count != 0 || together.clone().all(|waiting| waiting.place == place);
-            let one_place_a_warp = self.warps.iter().all(|warp| {
-                let mut places = warp.waiting.iter().filter(|waiting| waiting.id == id).map(|waiting| waiting.place);
-                places.next().is_none_or(|first| places.all(|place| place == first))
-            });
-            if arrived >= wanted && agree && one_place_a_warp {
+        for id in lanes_of(ids).map(|id| id as u32) {
+            if self.is_complete(id) {
                 self.let_go(space, id);
                 any = true;
             }
         }
         any
+    }
+
+    fn is_complete(&self, id: u32) -> bool {
+        let (mut arrived, mut first) = (0, None);
+        for waiting in self.warps.iter().flat_map(|warp| &warp.waiting).filter(|waiting| waiting.id == id) {
+            arrived += waiting.mask.count_ones();
+            first.get_or_insert(*waiting);
+        }
+        let Some(Waiting { place, count, .. }) = first else { return false };
+        // A count is in whole warps: a short last warp counts as one.
+        let wanted = if count == 0 { self.threads } else { count.min(self.threads) };
+        if arrived < wanted {
+            return false;
+        }
+        // The lanes of a warp meet at one instruction, and at a barrier for all so do the warps.
+        self.warps.iter().all(|warp| {
+            let mut places = warp.waiting.iter().filter(|waiting| waiting.id == id).map(|waiting| waiting.place);
+            places.next().is_none_or(|own| (count != 0 || own == place) && places.all(|other| other == own))
+        })
     }
 
     fn let_go(&mut self, space: &mut Spaces<'_>, id: u32) {

@@ -6,7 +6,7 @@
 use super::shared::Who;
 use super::{Fault, access::Lane, access::Spaces, copies::Copies};
 use crate::decode::lanes::Lanes;
-use crate::decode::{Init, Special};
+use crate::decode::{Init, Kernel, Special};
 use crate::device::finding::Kind;
 
 /// What an uninitialised register holds: NaN as f32 and as f64, and easy to recognise.
@@ -47,6 +47,15 @@ pub(super) struct Warp {
     local_written: Vec<bool>,
 }
 
+/// Registers as every warp starts with them; special ones are its own.
+pub(super) fn template(kernel: &Kernel) -> Vec<Lanes> {
+    let start = |init: &Init| match *init {
+        Init::Constant(bits) => [bits; 32],
+        Init::Poison | Init::Special(_) => [POISON; 32],
+    };
+    kernel.registers.iter().map(start).collect()
+}
+
 /// The lanes of a mask, in order.
 pub(super) fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
@@ -75,11 +84,12 @@ impl Warp {
         self.local_written.clear();
         self.local_written.resize(local, false);
         self.registers.clear();
-        self.registers.extend(space.kernel.registers.iter().map(|init| match *init {
-            Init::Poison => [POISON; 32],
-            Init::Constant(bits) => [bits; 32],
-            Init::Special(special) => std::array::from_fn(|lane| value_of(special, index, lane as u32, space)),
-        }));
+        self.registers.extend_from_slice(&space.template);
+        for (register, init) in self.registers.iter_mut().zip(&space.kernel.registers) {
+            if let Init::Special(special) = *init {
+                *register = std::array::from_fn(|lane| value_of(special, index, lane as u32, space));
+            }
+        }
     }
 
     pub(super) fn who(&self, lane: usize, line: u32, atomic: bool) -> Lane {
