@@ -256,6 +256,24 @@ fn matrix_products() {
 }
 
 #[test]
+fn products_summed_in_f16_are_those_of_f32_rounded() {
+    let mut random = Random(11);
+    let mut pair = || encode("f16", random.small()) | encode("f16", random.small()) << 16;
+    let inputs: Vec<Vec<u32>> = (0..32).map(|_| (0..6).map(|_| pair()).collect()).collect();
+    let out = warp(
+        &inputs,
+        4,
+        "mov.u32 %r0, 0;
+        mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%d0, %d1}, {%a0, %a1, %a2, %a3}, {%a4, %a5}, {%r0, %r0};
+        mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
+            {%a6, %a7, %a8, %a9}, {%a0, %a1, %a2, %a3}, {%a4, %a5}, {%r0, %r0, %r0, %r0};
+        cvt.rn.f16x2.f32 %d2, %a7, %a6; cvt.rn.f16x2.f32 %d3, %a9, %a8;",
+    );
+    assert!(out.iter().all(|have| have[..2] == have[2..]));
+    assert!(out.iter().any(|have| have[0] != 0), "the sums are not all zero");
+}
+
+#[test]
 fn matrices_are_loaded_stored_and_transposed() {
     // Lane l writes row l of four 8 x 8 matrices: element c of row r of matrix m is 100 m + 10 r + c.
     let inputs: Vec<Vec<u32>> = (0..32)

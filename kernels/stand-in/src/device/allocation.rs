@@ -48,6 +48,23 @@ pub(crate) enum Refusal {
 
 const ALIGN: usize = 256;
 
+/// Copies bytes; the sizes of single accesses without a call.
+#[inline(always)]
+pub(crate) fn copy_bytes(to: &mut [u8], from: &[u8]) {
+    fn fixed<const N: usize>(to: &mut [u8], from: &[u8]) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+            *to = *from;
+        }
+    }
+    match from.len() {
+        4 => fixed::<4>(to, from),
+        16 => fixed::<16>(to, from),
+        2 => fixed::<2>(to, from),
+        8 => fixed::<8>(to, from),
+        _ => to.copy_from_slice(from),
+    }
+}
+
 impl Allocation {
     fn layout(bytes: u64) -> Option<Layout> {
         Layout::from_size_align(usize::try_from(bytes.max(1)).ok()?, ALIGN).ok()
@@ -98,10 +115,19 @@ impl Allocation {
     #[inline]
     pub(crate) fn read_unchecked(&self, address: u64, out: &mut [u8]) {
         assert!(self.contains(address, out.len() as u64));
-        // SAFETY: the range was just checked, and `out` is the caller's own memory.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.data.add((address - self.base) as usize), out.as_mut_ptr(), out.len())
-        };
+        // SAFETY: the range was just checked, so the pointer stays inside.
+        let from = unsafe { self.data.add((address - self.base) as usize) };
+        // The host may write a word of pinned memory while a kernel waits for it, so words are read whole.
+        if out.len() == 4 && from.cast::<u32>().is_aligned() {
+            // SAFETY: four bytes in the range, aligned.
+            out.copy_from_slice(&unsafe { from.cast::<u32>().read_volatile() }.to_ne_bytes());
+        } else if out.len() == 8 && from.cast::<u64>().is_aligned() {
+            // SAFETY: eight bytes in the range, aligned.
+            out.copy_from_slice(&unsafe { from.cast::<u64>().read_volatile() }.to_ne_bytes());
+        } else {
+            // SAFETY: the range was just checked, and `out` is the caller's own memory.
+            unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        }
     }
 
     /// Copies bytes out. The range must be inside.

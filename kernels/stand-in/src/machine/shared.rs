@@ -8,6 +8,7 @@
 //! a byte, the latest and the latest of another thread. Start at [`Shared::read`].
 
 use super::Fault;
+use crate::device::allocation::copy_bytes;
 use crate::device::finding::Kind;
 
 /// Epoch in the upper half, then 20 bits of line, 10 of thread, one for atomics; 0 is nobody.
@@ -173,7 +174,7 @@ impl Shared {
             }
             self.reader[at] = mine;
         }
-        out.copy_from_slice(&self.data[range]);
+        copy_bytes(out, &self.data[range]);
         Ok(())
     }
 
@@ -205,7 +206,7 @@ impl Shared {
         }
         self.claim(&range, who)?;
         self.state[range.clone()].fill(WRITTEN);
-        self.data[range].copy_from_slice(from);
+        copy_bytes(&mut self.data[range], from);
         Ok(())
     }
 
