@@ -165,14 +165,18 @@ impl Allocation {
         if self.valid.is_empty() {
             return None;
         }
-        let offset = address - self.base;
-        // Aligned accesses of a kernel lie in one word.
-        if offset % 64 + bytes <= 64 {
-            let word = self.valid[(offset / 64) as usize].load(Ordering::Relaxed) >> (offset % 64);
-            let missing = !word & low_bits(bytes);
-            return if missing == 0 { None } else { Some(address + u64::from(missing.trailing_zeros())) };
+        let (mut at, end) = (address - self.base, address - self.base + bytes);
+        while at < end {
+            // An aligned access of a kernel lies in one word.
+            let here = (64 - at % 64).min(end - at);
+            let word = self.valid[(at / 64) as usize].load(Ordering::Relaxed) >> (at % 64);
+            let missing = !word & low_bits(here);
+            if missing != 0 {
+                return Some(self.base + at + u64::from(missing.trailing_zeros()));
+            }
+            at += here;
         }
-        (offset..offset + bytes).find(|at| !self.is_valid(*at)).map(|at| self.base + at)
+        None
     }
 
     fn is_valid(&self, offset: u64) -> bool {
@@ -199,6 +203,9 @@ impl Allocation {
     pub(crate) fn copy_from(&self, to: u64, from: &Self, source: u64, bytes: u64) {
         let mut buffer = vec![0; bytes as usize];
         from.read_unchecked(source, &mut buffer);
+        if from.first_invalid(source, bytes).is_none() {
+            return self.write_unchecked(to, &buffer);
+        }
         let validity: Vec<bool> = (0..bytes).map(|at| from.is_valid(source - from.base + at)).collect();
         self.write_unchecked(to, &buffer);
         for (at, _) in validity.iter().enumerate().filter(|(_, valid)| !**valid) {

@@ -91,7 +91,7 @@ impl Device {
             Work::CopyOut { to, from, bytes } => self.copy_out(to, from, bytes),
             Work::CopyDevice { to, from, bytes } => self.copy_device(to, from, bytes),
             Work::Fill { to, pattern, width, count } => {
-                let bytes: Vec<u8> = (0..width * count).map(|at| pattern[(at % width) as usize]).collect();
+                let bytes = pattern[..width as usize].repeat(count as usize);
                 self.copy_bytes(to, &bytes)
             }
         };
