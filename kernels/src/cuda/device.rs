@@ -169,7 +169,7 @@ impl Device for Cuda {
         self.norm_epsilon = model.norm_epsilon;
         self.in_pass(OPERATION, |cuda, plan| {
             let activations = cuda.prepare(OPERATION, x, rows, 0, Some(gain))?;
-            cuda.qkv(plan, &activations, matrices, weights.biases, cache, layer, q)
+            cuda.qkv(plan, &activations, weights, cache, layer, q)
         })
     }
 

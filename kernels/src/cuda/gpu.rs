@@ -128,14 +128,14 @@ impl Gpu {
             Some(Ok(loaded)) => Ok(loaded),
             _ => image(ptx.as_bytes()),
         };
-        let loaded = self.check("open", loaded)?;
+        let loaded = self.check(module.name, loaded)?;
         self.modules.push(loaded);
         for kernel in module.kernels {
             let name = CString::new(kernel.name()).unwrap_or_default();
             // SAFETY: the module has just been loaded.
             let function = unsafe { result::module::get_function(loaded, name) };
             debug_assert_eq!(self.functions.len(), *kernel as usize, "kernels in order of modules");
-            let function = self.check("open", function)?;
+            let function = self.check(module.name, function)?;
             self.functions.push(function);
         }
         Ok(())

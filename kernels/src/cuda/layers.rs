@@ -11,7 +11,7 @@ use super::pack::{PAIR, TILE, code};
 use super::parameters::{Attend, Job, Linear, Prepare, RopeStore};
 use super::stage::offsets;
 use super::{Cuda, plan::DevicePlan};
-use crate::device::{DeviceError, RopePairing};
+use crate::device::{DeviceError, Projections, RopePairing};
 
 /// What linear.cu does with a job's results.
 #[derive(Debug, Clone, Copy)]
@@ -183,13 +183,14 @@ impl Cuda {
         &mut self,
         plan: &DevicePlan,
         activations: &Activations,
-        matrices: [&Matrix; 3],
-        biases: Option<[&Vector; 3]>,
+        weights: Projections<'_, Cuda>,
         cache: &mut CudaCache,
         layer: usize,
         q: &Rows,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "norm_qkv_store";
+        let Projections { query, key, value, biases } = weights;
+        let matrices = [query, key, value];
         let turns = cache.turns(&self.gpu, plan.bounds.positions)?;
         let interleaved = cache.model.rope_pairing == RopePairing::Interleaved;
         let bytes = size(&[4, plan.rows(), cache.model.kv_heads, cache.model.head_width])?;

@@ -66,7 +66,7 @@ fn order_reversed(line: &str) -> Option<String> {
 }
 
 fn sum_subtracted(line: &str) -> Option<String> {
-    replaced(line, "add.f32", "sub.f32")
+    replaced(line, "add.rn.f32", "sub.rn.f32")
 }
 
 fn atomic_overwrites(line: &str) -> Option<String> {
@@ -109,7 +109,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant { what: "a row sees its own page's key", entry: "attend_32", edit: mask_widened, nth: 0, probe: "pass" },
     Mutant { what: "dimensions change places", entry: "attend_32", edit: operands_swapped, nth: 0, probe: "pass" },
     Mutant { what: "keys change places", entry: "attend_32", edit: operands_swapped, nth: 9, probe: "pass" },
-    Mutant { what: "own scores miss lanes", entry: "merge_splits", edit: shuffle_repeated, nth: 0, probe: "pass" },
+    Mutant { what: "own scores miss lanes", entry: "merge_splits", edit: shuffle_repeated, nth: 1, probe: "pass" },
     Mutant { what: "an output goes next door", entry: "merge_splits", edit: word_store_shifted, nth: 0, probe: "pass" },
     Mutant { what: "a key goes next door", entry: "rope_store", edit: half_store_shifted, nth: 2, probe: "pass" },
     Mutant { what: "sums fall", entry: "accumulate", edit: sum_subtracted, nth: 0, probe: "features" },

@@ -67,14 +67,15 @@ fn check_drawn(got: &Option<Drawn>, expected: &Option<Drawn>, draw: &Draw) {
         return;
     };
     assert_eq!(got.token, expected.token, "{draw:?}");
-    for (name, got, expected) in [
-        ("log-probability", got.log_probability, expected.log_probability),
-        ("base log-probability", got.base_log_probability, expected.base_log_probability),
-        ("KL", got.kl, expected.kl),
+    // The CPU takes differences of z in f32 where a vocabulary is biased: KL is off by the rounding of z.
+    let most = draw.deltas.iter().map(|(_, delta)| delta.abs()).filter(|delta| delta.is_finite()).fold(100.0, f32::max);
+    let rounding = if draw.temperature > 0.0 { 1e-7 * most / draw.temperature } else { 0.0 };
+    for (name, got, expected, bound) in [
+        ("log-probability", got.log_probability, expected.log_probability, 1e-4),
+        ("base log-probability", got.base_log_probability, expected.base_log_probability, 1e-4),
+        ("KL", got.kl, expected.kl, 1e-4 + rounding),
     ] {
-        // The CPU takes differences of z in f32, which at a temperature of 1e-30 is all that is left of a KL.
-        let relative = if (1e-3..1e3).contains(&draw.temperature) { 1e-6 } else { 1e-3 };
-        let close = (got - expected).abs() <= 1e-4 + relative * expected.abs();
+        let close = (got - expected).abs() <= bound + 1e-6 * expected.abs();
         assert!(close || got == expected, "{name} {got} is not {expected} of {draw:?}");
     }
     assert!(expected.kl.to_bits() != 0 || got.kl.to_bits() == 0, "KL is exactly 0 where nothing changes: {draw:?}");
