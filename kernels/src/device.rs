@@ -54,6 +54,36 @@ pub enum DeviceError {
         /// Bytes free.
         available_bytes: u64,
     },
+    /// There is no driver for the kind of device that was asked for.
+    #[error("there is no CUDA driver on this machine (libcuda was not found)")]
+    NoDriver,
+    /// The driver does not know what the kernels need.
+    #[error(
+        "the CUDA driver supports CUDA {}.{}, at least {}.{} is needed",
+        found / 1000, found % 1000 / 10, needed / 1000, needed % 1000 / 10
+    )]
+    DriverTooOld {
+        /// The driver's version, as it counts: 1000 times the major number plus 10 times the minor.
+        found: i32,
+        /// The oldest version that will do.
+        needed: i32,
+    },
+    /// No device has this number.
+    #[error("there is no CUDA device {ordinal}: the driver has {devices}")]
+    NoDevice {
+        /// Which was asked for, from 0.
+        ordinal: usize,
+        /// How many there are.
+        devices: usize,
+    },
+    /// The device is gone: only another process, or none, will find it again.
+    #[error("the device was lost in {operation}: {message}")]
+    Lost {
+        /// The operation during which it showed.
+        operation: &'static str,
+        /// The driver's words.
+        message: String,
+    },
     /// The device itself failed; sequences in flight are lost.
     #[error("device failure in {operation}: {message}")]
     Failed {

@@ -2,7 +2,8 @@
 //!
 //! [`device::Device`] is everything the engine asks of the machine that owns the base model: weights,
 //! passes over rows, caches, logits, draws. [`cpu::Cpu`] is the implementation that every machine can
-//! run; it finds its instruction set at run time and gives the same bits on all of them. [`Format`]
+//! run; it finds its instruction set at run time and gives the same bits on all of them. [`cuda::Cuda`] is the one for
+//! NVIDIA cards; its driver is looked for when a card is opened. [`Format`]
 //! names the weight formats that devices take.
 //!
 //! This crate knows no files, tokenizers, sequences or policies: matrices come as bytes, rows as plain
@@ -13,6 +14,7 @@
 pub const KERNELS_VERSION: u32 = 1;
 
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod format;
 mod pool;

@@ -1,0 +1,86 @@
+//! An NVIDIA card as a device.
+//!
+//! [`Cuda`] owns one card, its kernels and the scratch of a pass; `device.rs` implements [`crate::Device`] on it. The
+//! kernels are CUDA C++ in `kernels/cuda/`, compiled ahead (`binaries.rs`): no toolkit is needed to build or run, and the
+//! driver is looked for when a card is opened. `layers.rs`, `heads.rs`, `top_k.rs` and `sample.rs` launch them behind
+//! checked shapes; `gpu.rs` is all that talks to the driver.
+//!
+//! What holds: a row's numbers do not depend on its neighbours, for every order of summation follows from the weights'
+//! shape and the row's position alone; a draw equals the CPU's given the same logits. Logits are not the CPU's to
+//! the bit: activations are f16 here, 8-bit blocks there.
+
+mod binaries;
+mod buffers;
+mod checks;
+mod device;
+mod gpu;
+mod heads;
+mod layers;
+mod pack;
+mod parameters;
+mod plan;
+mod sample;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod top_k;
+
+pub use buffers::{CudaCache, Logits, Matrix, Rows, Vector};
+
+use crate::device::DeviceError;
+use gpu::{Gpu, Scratch};
+use plan::DevicePlan;
+
+/// What norms outside any pass use before the first cache brought a model's own epsilon; as on the CPU.
+const NORM_EPSILON_BEFORE_ANY_CACHE: f32 = 1e-5;
+
+/// An NVIDIA card of compute capability 8.0 or later.
+pub struct Cuda {
+    gpu: Gpu,
+    /// The rows of the pass, between `begin` and `end`.
+    plan: Option<DevicePlan>,
+    norm_epsilon: f32,
+    heads: heads::Held,
+    scratch: Scratches,
+}
+
+/// Device memory that operations use and leave.
+#[derive(Default)]
+struct Scratches {
+    /// The plan's arrays, and attention's query tiles.
+    plan: Scratch,
+    tiles: Scratch,
+    /// Activations of a linear layer: f16, inverse scales, sums of blocks.
+    activations: Scratch,
+    /// Keys and values of a pass before RoPE, `[R, KV * D]` each, where RoPE pairs halves.
+    keys: Scratch,
+    values: Scratch,
+    /// Splits of attention.
+    parts: Scratch,
+    /// What an operation sends, works on, and gives back.
+    input: Scratch,
+    work: Scratch,
+    output: Scratch,
+}
+
+impl Cuda {
+    /// Opens a card by its ordinal, from 0, and loads the kernels.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoDriver`], [`DeviceError::DriverTooOld`] and [`DeviceError::NoDevice`] where there is no card to open;
+    /// [`DeviceError::Shape`] where its compute capability is too low; [`DeviceError::Failed`] where the driver refuses.
+    pub fn open(ordinal: usize) -> Result<Cuda, DeviceError> {
+        Cuda::open_with(ordinal, &|module| module.ptx.to_owned())
+    }
+
+    /// Opens a card with other PTX than that built ahead.
+    fn open_with(ordinal: usize, ptx: &dyn Fn(&binaries::Module) -> String) -> Result<Cuda, DeviceError> {
+        Ok(Cuda {
+            gpu: Gpu::open(ordinal, ptx)?,
+            plan: None,
+            norm_epsilon: NORM_EPSILON_BEFORE_ANY_CACHE,
+            heads: heads::Held::default(),
+            scratch: Scratches::default(),
+        })
+    }
+}
