@@ -15,12 +15,13 @@ use super::pack::{self, PAIR, code};
 use super::parameters::{Commit, CopyRows, Embed};
 use super::plan::DevicePlan;
 use super::stage::Stage;
-use super::top_k::{CHUNK, TopKQuery};
+use super::top_k::CHUNK;
 use crate::device::{
     CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead, Plan, Projections,
-    TopK, VocabularyBias,
+    TopK, TopKQuery,
 };
 use crate::format::Format;
+use crate::pool::Pool;
 
 /// Chunks of a vocabulary that one block chooses among: a thread each.
 const CHUNKS_MAX: usize = 1024;
@@ -73,6 +74,10 @@ impl Device for Cuda {
     type Rows = Rows;
     type Cache = CudaCache;
     type Logits = Logits;
+
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
 
     fn info(&self) -> DeviceInfo {
         let (name, isa, threads) = self.gpu.describe();
@@ -364,15 +369,8 @@ impl Device for Cuda {
         self.linear(OPERATION, &activations, &[layer], base + offsets[1], None)
     }
 
-    fn top_k(
-        &mut self,
-        logits: &Logits,
-        slot: u32,
-        k: usize,
-        vocabulary: &[VocabularyBias],
-    ) -> Result<TopK, DeviceError> {
-        let found = self.top_k_batch(logits, &[TopKQuery { slot, k, vocabulary }])?;
-        found.into_iter().next().map_or_else(|| refuse("top_k", "answers", 1, 0), Ok)
+    fn top_k(&mut self, logits: &Logits, queries: &[TopKQuery<'_>]) -> Result<Vec<TopK>, DeviceError> {
+        self.top_k_batch(logits, queries)
     }
 
     fn sample(&mut self, logits: &Logits, draws: &[Draw]) -> Result<Vec<Option<Drawn>>, DeviceError> {

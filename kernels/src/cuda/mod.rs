@@ -28,15 +28,20 @@ mod top_k;
 pub use buffers::{CudaCache, Logits, Matrix, Rows, Vector};
 
 use crate::device::DeviceError;
+use crate::pool::Pool;
 use gpu::{Gpu, Scratch};
 use plan::DevicePlan;
 
 /// What norms outside any pass use before the first cache brought a model's own epsilon; as on the CPU.
 const NORM_EPSILON_BEFORE_ANY_CACHE: f32 = 1e-5;
 
+/// The most threads for the host's own work: policies of a batch are called on them, some microseconds each.
+const THREADS_MAX: usize = 8;
+
 /// An NVIDIA card of compute capability 8.0 or later.
 pub struct Cuda {
     gpu: Gpu,
+    pool: Pool,
     /// The rows of the pass, between `begin` and `end`.
     plan: Option<DevicePlan>,
     norm_epsilon: f32,
@@ -77,6 +82,7 @@ impl Cuda {
     fn open_with(ordinal: usize, ptx: &dyn Fn(&binaries::Module) -> String) -> Result<Cuda, DeviceError> {
         Ok(Cuda {
             gpu: Gpu::open(ordinal, ptx)?,
+            pool: Pool::new(std::thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX))),
             plan: None,
             norm_epsilon: NORM_EPSILON_BEFORE_ANY_CACHE,
             heads: heads::Held::default(),

@@ -8,21 +8,13 @@ use super::buffers::{Logits, size};
 use super::checks::{check_below, check_within};
 use super::parameters::{Bias, Query, Statistics, TopK as Parameters};
 use super::stage::{Stage, offsets};
-use crate::device::{CANDIDATES_MAX, DeviceError, TopK, VocabularyBias};
+use crate::device::{CANDIDATES_MAX, DeviceError, TopK, TopKQuery, VocabularyBias};
 
 /// Tokens of a chunk, as vocabulary.cuh has it.
 pub(super) const CHUNK: usize = 2048;
 
 /// Queries or draws of one launch: a grid has no more.
 pub(super) const BATCH_MAX: usize = 65_535;
-
-/// What is asked of one row of logits.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TopKQuery<'a> {
-    pub(super) slot: u32,
-    pub(super) k: usize,
-    pub(super) vocabulary: &'a [VocabularyBias],
-}
 
 /// Biases of a batch as the kernels take them.
 #[derive(Default)]

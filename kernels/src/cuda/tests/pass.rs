@@ -11,7 +11,7 @@ use half::f16;
 use super::{Random, bits, cpu, cuda, model};
 use crate::device::{
     CacheShape, Device, DeviceError, Draw, LinearHead, ModelShape, OnePassHead, PAGE_TOKENS, Plan, Projections,
-    RopePairing, Row,
+    RopePairing, Row, TopKQuery,
 };
 use crate::format::Format;
 
@@ -281,8 +281,8 @@ fn what_does_not_fit_is_refused() {
         refusal(cuda.copy_rows(&x, &[0, 1], &mut other, 0));
         refusal(cuda.copy_rows(&x, &[2], &mut other, 0));
         refusal(cuda.copy_rows(&x, &[0], &mut other, usize::MAX));
-        refusal(cuda.top_k(&logits, 2, 4, &[]).map(|_| ()));
-        refusal(cuda.top_k(&logits, 0, 257, &[]).map(|_| ()));
+        refusal(cuda.top_k(&logits, &[TopKQuery { slot: 2, k: 4, vocabulary: &[] }]).map(|_| ()));
+        refusal(cuda.top_k(&logits, &[TopKQuery { slot: 0, k: 257, vocabulary: &[] }]).map(|_| ()));
         refusal(cuda.sample(&logits, &[Draw { slot: 2, ..Draw::default() }]).map(|_| ()));
         refusal(cuda.sample(&logits, &[Draw { only: Some(vec![50]), ..Draw::default() }]).map(|_| ()));
         refusal(cuda.matrix(Format::Q8_0, 2, 33, &[0; 68]).map(|_| ()));

@@ -6,7 +6,7 @@
 use vassal_cuda_stand_in::in_child;
 
 use super::{Random, cpu, cpu_logits, cuda, cuda_logits};
-use crate::device::{Device, Draw, Drawn, TopK, VocabularyBias};
+use crate::device::{Device, Draw, Drawn, TopK, TopKQuery, VocabularyBias};
 
 const FORBIDDEN: f32 = f32::NEG_INFINITY;
 
@@ -134,7 +134,8 @@ fn a_whole_vocabulary_is_drawn_from_as_on_the_cpu() {
         for ((got, expected), draw) in got.iter().zip(&expected).zip(&draws) {
             check_drawn(got, expected, draw);
         }
-        check_top(&cuda.top_k(&on_cuda, 0, 256, &[]).unwrap(), &cpu.top_k(&on_cpu, 0, 256, &[]).unwrap());
+        let query = [TopKQuery { slot: 0, k: 256, vocabulary: &[] }];
+        check_top(&cuda.top_k(&on_cuda, &query).unwrap()[0], &cpu.top_k(&on_cpu, &query).unwrap()[0]);
     });
 }
 
@@ -153,7 +154,6 @@ fn check_top(got: &TopK, expected: &TopK) {
 }
 
 pub(super) fn check_likeliest(rounds: usize) {
-    use crate::cuda::top_k::TopKQuery;
     let (mut cuda, mut cpu, mut random) = (cuda(), cpu(), Random(3));
     for round in 0..rounds {
         let vocabulary = VOCABULARIES[round % VOCABULARIES.len()];
@@ -165,15 +165,14 @@ pub(super) fn check_likeliest(rounds: usize) {
         let biases = [bias(vocabulary, &mut random), bias(vocabulary, &mut random)];
         let query = |slot, k, count| TopKQuery { slot, k, vocabulary: &biases[..count] };
         let queries = [query(0, 20, 0), query(1, [0, 1, 256][round % 3], 1), query(0, 7, 2)];
-        let found = cuda.top_k_batch(&on_cuda, &queries).unwrap();
-        for (got, query) in found.iter().zip(&queries) {
-            check_top(got, &cpu.top_k(&on_cpu, query.slot, query.k, query.vocabulary).unwrap());
+        let found = cuda.top_k(&on_cuda, &queries).unwrap();
+        for (got, expected) in found.iter().zip(&cpu.top_k(&on_cpu, &queries).unwrap()) {
+            check_top(got, expected);
         }
-        let alone = cuda.top_k(&on_cuda, 1, queries[1].k, queries[1].vocabulary).unwrap();
-        assert_eq!(alone, found[1], "a query alone");
+        assert_eq!(cuda.top_k(&on_cuda, &queries[1..2]).unwrap(), found[1..2], "a query alone");
     }
     let nothing = cuda_logits(&cuda, &[f32::NAN; 20], 20);
-    let found = cuda.top_k(&nothing, 0, 5, &[]).unwrap();
+    let found = cuda.top_k(&nothing, &[TopKQuery { slot: 0, k: 5, vocabulary: &[] }]).unwrap().remove(0);
     assert!(found.tokens.is_empty() && found.log_normalizer == FORBIDDEN && found.entropy == 0.0);
 }
 
