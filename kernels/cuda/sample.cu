@@ -11,7 +11,7 @@
 // Integer sums are the same in any order, so the token is the CPU's given the same logits, to the bit. Sums in f64
 // have one order; the host makes log-probabilities and KL of them as cpu/sample.rs does.
 // Shapes: logits [slots, V] f32; scratch z f32 and weights u64 [draws, V], partials and chunk sums [draws, chunks].
-// Bytes: 4V read, 4V + 8V written, 12V read again a draw; a nucleus reads its 8V seven times more, from L2.
+// Bytes: 4V read, 12V written, 8V read again a draw; a nucleus reads its 8V of weights eight times and 16V once, from L2.
 // CPU twin: cpu/sample.rs.
 #include "vocabulary.cuh"
 
@@ -91,7 +91,7 @@ inline void adjusted(const Sample& p, const Draw& draw, const float* row, u32 fi
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(512) adjust(const Sample p) {
+extern "C" __global__ void __launch_bounds__(512, 2) adjust(const Sample p) {
     __shared__ float chunk[CHUNK];
     __shared__ double space[CHUNK_THREADS];
     Draw draw = p.draws[blockIdx.y];
@@ -314,7 +314,7 @@ inline void merge_partials(const Sample& p, u64* space, Drawn& drawn) {
     drawn.before_sum = block_sum(before_sum, (double*)space);
 }
 
-extern "C" __global__ void __launch_bounds__(1024) choose(const Sample p) {
+extern "C" __global__ void __launch_bounds__(1024, 1) choose(const Sample p) {
     __shared__ u64 space[CHOOSE_THREADS];
     Draw draw = p.draws[blockIdx.x];
     u64 best = best_of(p, blockIdx.x, space);

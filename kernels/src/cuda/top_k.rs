@@ -6,7 +6,7 @@ use super::Cuda;
 use super::binaries::Kernel;
 use super::buffers::{Logits, size};
 use super::checks::{check_below, check_within};
-use super::parameters::{Bias, Query, Statistics, TopK as Parameters};
+use super::parameters::{Bias, Query, Statistics, TopK as Parameters, from_bytes};
 use super::stage::{Stage, offsets};
 use crate::device::{CANDIDATES_MAX, DeviceError, TopK, TopKQuery, VocabularyBias};
 
@@ -70,8 +70,11 @@ impl Cuda {
             offsets([size(&[8, count, chunks, stride])?, size(&[size_of::<Statistics>(), count, chunks])?]);
         let base = self.scratch.work.reserve(&self.gpu, OPERATION, work_bytes)?;
         let [lists, partials] = work.map(|offset| base + offset);
-        let (out, out_bytes) = offsets([statistics_bytes, 4 * count * stride, 4 * count * stride]);
-        let base = self.scratch.output.reserve(&self.gpu, OPERATION, out_bytes)?;
+        // Without gaps, so that every byte of the one copy back was written.
+        let found_bytes = size(&[4, count, stride])?;
+        let out_bytes = statistics_bytes + 2 * found_bytes;
+        let statistics = self.scratch.output.reserve(&self.gpu, OPERATION, out_bytes)?;
+        let tokens = statistics + statistics_bytes as u64;
         let parameters = Parameters {
             logits: logits.data.address(),
             queries: query_list,
@@ -79,9 +82,9 @@ impl Cuda {
             words,
             lists,
             partials,
-            tokens: base + out[1],
-            found: base + out[2],
-            statistics: base + out[0],
+            tokens,
+            found: tokens + found_bytes as u64,
+            statistics,
             vocabulary: logits.vocabulary as u32,
             chunks: chunks as u32,
             stride: stride as u32,
@@ -91,10 +94,11 @@ impl Cuda {
         unsafe { self.gpu.launch(OPERATION, Kernel::TopKChunks, [chunks, count, 1], 512, &parameters)? };
         // SAFETY: as above.
         unsafe { self.gpu.launch(OPERATION, Kernel::TopKMerge, [count, 1, 1], 512, &parameters)? };
-        let output = &self.scratch.output;
-        let statistics: Vec<Statistics> = self.gpu.read_scratch(OPERATION, output, out[0] as usize, count)?;
-        let tokens: Vec<u32> = self.gpu.read_scratch(OPERATION, output, out[1] as usize, count * stride)?;
-        let found: Vec<f32> = self.gpu.read_scratch(OPERATION, output, out[2] as usize, count * stride)?;
+        let back: Vec<u8> = self.gpu.read_scratch(OPERATION, &self.scratch.output, 0, out_bytes)?;
+        let (statistics, found) = back.split_at(statistics_bytes);
+        let (tokens, found) = found.split_at(found_bytes);
+        let (statistics, tokens): (Vec<Statistics>, Vec<u32>) = (from_bytes(statistics), from_bytes(tokens));
+        let found: Vec<f32> = from_bytes(found);
         let rows = tokens.chunks_exact(stride).zip(found.chunks_exact(stride));
         Ok(statistics
             .iter()
