@@ -40,7 +40,7 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
     ("kernels/src/cpu/device.rs", 550, "one method an operation of the device trait, in its order"),
     ("kernels/src/cpu/lanes.rs", 450, "each operation of eight lanes twice, side by side"),
     ("kernels/src/cpu/sample.rs", 475, "one draw, stage by stage"),
-    ("kernels/src/device.rs", 450, "the device trait: mostly documentation"),
+    ("kernels/src/device.rs", 475, "the device trait: mostly documentation"),
     ("tests/compare/llama_cpp.py", 450, "one script that can be copied to another machine"),
     ("tests/loader.rs", 600, "a catalogue of broken files, each beside its error"),
 ];

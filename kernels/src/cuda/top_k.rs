@@ -1,6 +1,7 @@
 //! Launches of top-k: a batch of queries goes up in one copy, and what they found comes back in one.
 //!
-//! The logarithms are taken here, in f64, as `cpu/vocabulary.rs` does with the same sums.
+//! The kernels choose and sum; the logarithms are taken here, in f64, as `cpu/vocabulary.rs` does with the same sums. What a
+//! query asks for is the trait's [`crate::Device::top_k`].
 
 use super::Cuda;
 use super::binaries::Kernel;
