@@ -2,7 +2,7 @@
 //!
 //! Scopes are those of the text: a body, a block of inline assembly, an expanded call. Parameters of
 //! an expanded device function are the caller's `.param` variables under other names, in local memory.
-//! What an instruction means is in the sibling modules; they call [`Builder::emit`]. Start at
+//! What an instruction means is in the sibling modules; they call [`Builder::push`]. Start at
 //! [`kernel`].
 
 use std::collections::HashMap;
