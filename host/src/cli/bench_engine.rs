@@ -56,7 +56,7 @@ pub(super) struct EngineArguments {
     #[arg(long, value_name = "FILE")]
     slow: Option<PathBuf>,
     /// Rounds in which what is compared takes turns.
-    #[arg(long, default_value_t = 5, value_parser = between(1, 1_000))]
+    #[arg(long, default_value_t = 9, value_parser = between(1, 1_000))]
     rounds: usize,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
@@ -168,29 +168,28 @@ struct Throughput {
     sequences: usize,
     with: f64,
     without: f64,
+    ratio: f64,
 }
 
 impl Throughput {
     fn json(&self) -> Value {
         json!({
             "model": self.model, "sequences": self.sequences, "policy_tokens_per_second": self.with,
-            "base_tokens_per_second": self.without, "ratio": self.with / self.without,
+            "base_tokens_per_second": self.without, "ratio": self.ratio,
         })
     }
 
     fn text(&self) -> String {
         format!(
             "{:>3} sequences of {}, tokens/s: {:.0} with a policy each, {:.0} without ({:.3} x)\n",
-            self.sequences,
-            self.model,
-            self.with,
-            self.without,
-            self.with / self.without
+            self.sequences, self.model, self.with, self.without, self.ratio
         )
     }
 }
 
-/// Throughput of many sequences on a host's model, with a policy each and without.
+/// Throughput of many sequences on a host's model, with a policy each and without, by the median step of a run; the ratio
+/// is the median of those of runs that followed one another. What other work the machine has comes and goes, and so weighs
+/// least.
 fn throughput(
     host: &mut Host,
     model: &'static str,
@@ -206,13 +205,13 @@ fn throughput(
             let run = timed(host, requests, &[])?;
             // The first round warms up.
             if round > 0 {
-                let steps = &run.steps[WARM_STEPS..];
-                rates.push((sequences * steps.len()) as f64 / steps.iter().sum::<f64>() * 1e3);
+                rates.push(sequences as f64 / median(run.steps[WARM_STEPS..].to_vec()) * 1e3);
             }
         }
     }
+    let ratio = median(rates[0].iter().zip(&rates[1]).map(|(with, without)| with / without).collect());
     let [with, without] = rates.map(median);
-    Ok(Throughput { model, sequences, with, without })
+    Ok(Throughput { model, sequences, with, without, ratio })
 }
 
 /// Throughput of the model itself, whose steps are as long as they really are.
