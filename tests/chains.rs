@@ -32,7 +32,7 @@ fn notes(response: &Response) -> Vec<&str> {
 }
 
 #[test]
-fn stop_wins_over_splice_and_splice_over_steer() {
+pub(crate) fn stop_wins_over_splice_and_splice_over_steer() {
     let splices = "3! splice 2 70,71";
     let steers = "* only 60";
     let response = run(|tiny| vec![tiny.scripted(steers), tiny.scripted(splices), tiny.scripted("5 stop enough")]);
@@ -45,7 +45,7 @@ fn stop_wins_over_splice_and_splice_over_steer() {
 
 /// Found by the fuzz target `decision`: far below it, all logits above 0 had been drawn alike.
 #[test]
-fn the_lowest_temperature_is_greedy_under_the_greatest_deltas() {
+pub(crate) fn the_lowest_temperature_is_greedy_under_the_greatest_deltas() {
     let drawn = |temperature| {
         let mut tiny = Setup::with_heads().open();
         let biases = || tiny.scripted("* bias 70:10000,71:10000,72:10000");
@@ -59,7 +59,7 @@ fn the_lowest_temperature_is_greedy_under_the_greatest_deltas() {
 }
 
 #[test]
-fn required_policies_rank_before_the_requests() {
+pub(crate) fn required_policies_rank_before_the_requests() {
     let first = |a: &'static str, b: &'static str| run(move |tiny| vec![tiny.scripted(a), required(tiny.scripted(b))]);
     assert_eq!(first("2 stop request", "2 stop required").finish, stopped("required"));
     assert_eq!(
@@ -73,7 +73,7 @@ fn required_policies_rank_before_the_requests() {
 }
 
 #[test]
-fn two_vas_add_up_to_one_with_both_dials() {
+pub(crate) fn two_vas_add_up_to_one_with_both_dials() {
     let both = run(|tiny| vec![tiny.policy("vas", &[("sentiment", "0.9"), ("simplicity", "-0.7")])]);
     let apart = run(|tiny| {
         vec![
@@ -89,7 +89,7 @@ fn two_vas_add_up_to_one_with_both_dials() {
 }
 
 #[test]
-fn mask_wins_over_keep_and_masks_intersect() {
+pub(crate) fn mask_wins_over_keep_and_masks_intersect() {
     let kept = run(|tiny| vec![tiny.policy("vas", &[("tail", "keep")])]);
     let masked = |policies: &dyn Fn(&Tiny) -> Vec<PolicyUse>| {
         let mut tiny = Setup::with_heads().open();
@@ -116,7 +116,7 @@ fn mask_wins_over_keep_and_masks_intersect() {
 }
 
 #[test]
-fn insertions_are_offered_one_at_a_time_and_cut_before_the_first_that_is_forbidden() {
+pub(crate) fn insertions_are_offered_one_at_a_time_and_cut_before_the_first_that_is_forbidden() {
     let insert = |tiny: &Tiny, text: &[u8]| {
         let tokens: Vec<String> = text.iter().map(|byte| tiny.byte(*byte).to_string()).collect();
         tiny.scripted(&format!("4! splice 0 {}", tokens.join(",")))
@@ -143,7 +143,7 @@ fn insertions_are_offered_one_at_a_time_and_cut_before_the_first_that_is_forbidd
 }
 
 #[test]
-fn a_required_policy_sees_each_inserted_token_as_the_only_candidate() {
+pub(crate) fn a_required_policy_sees_each_inserted_token_as_the_only_candidate() {
     let response = run(|tiny| {
         vec![
             required(tiny.scripted("2 show\n3 show\n4 show\n5 show")),
@@ -167,7 +167,7 @@ fn a_required_policy_sees_each_inserted_token_as_the_only_candidate() {
 }
 
 #[test]
-fn a_required_stop_refuses_an_inserted_token() {
+pub(crate) fn a_required_stop_refuses_an_inserted_token() {
     let refuse = "2 show\n3! keep\n3! splice 0 90\n3 stop no";
     let response = run(|tiny| vec![required(tiny.scripted(refuse)), tiny.scripted("3! splice 0 80,81")]);
     // At length 3: asked for a draw it keeps; the offer of 80 it answers with a splice, which an offer cannot be.
@@ -179,7 +179,7 @@ fn a_required_stop_refuses_an_inserted_token() {
 }
 
 #[test]
-fn where_nothing_is_left_the_policies_that_forbade_are_named() {
+pub(crate) fn where_nothing_is_left_the_policies_that_forbade_are_named() {
     let q = |tiny: &Tiny| tiny.byte(b'q').to_string();
     let response = run(|tiny| {
         vec![
@@ -202,7 +202,7 @@ fn where_nothing_is_left_the_policies_that_forbade_are_named() {
 }
 
 #[test]
-fn the_step_budget_ends_a_rewind_that_goes_on_for_ever() {
+pub(crate) fn the_step_budget_ends_a_rewind_that_goes_on_for_ever() {
     let response = run(|tiny| vec![tiny.scripted("5 splice 3 -")]);
     assert_eq!(response.finish, Finish::StepBudget { steps: 4 * 24 });
     assert_eq!(response.counters.steps, 4 * 24 + 1);
@@ -212,14 +212,14 @@ fn the_step_budget_ends_a_rewind_that_goes_on_for_ever() {
 }
 
 #[test]
-fn the_step_budget_bounds_the_rows_of_insertions_that_are_taken_back() {
+pub(crate) fn the_step_budget_bounds_the_rows_of_insertions_that_are_taken_back() {
     let churn = run(|tiny| vec![tiny.scripted("8 splice 8 1,1,1,1,1,1,1,1\n0 splice 0 1,1,1,1,1,1,1,1")]);
     assert_eq!(churn.finish, Finish::StepBudget { steps: 4 * 24 });
     assert!(churn.counters.pending_rows <= 4 * 24 + 8, "{:?}", churn.counters);
 }
 
 #[test]
-fn a_splice_at_the_end_goes_on_and_a_stop_at_the_end_has_its_reason() {
+pub(crate) fn a_splice_at_the_end_goes_on_and_a_stop_at_the_end_has_its_reason() {
     let response = run(|tiny| vec![tiny.scripted("end! show\nend! splice 4 70,71\nend show")]);
     assert_eq!(response.finish, Finish::TokenLimit);
     assert_eq!(response.tokens.len(), 24);
@@ -237,7 +237,7 @@ fn a_splice_at_the_end_goes_on_and_a_stop_at_the_end_has_its_reason() {
 }
 
 #[test]
-fn an_end_of_text_token_ends_the_response_and_is_shown_to_every_policy() {
+pub(crate) fn an_end_of_text_token_ends_the_response_and_is_shown_to_every_policy() {
     // Nothing but the insertion ends this text before its limit.
     let run = |script: &str| {
         let mut tiny = Setup::with_heads().open();
@@ -270,7 +270,7 @@ fn an_end_of_text_token_ends_the_response_and_is_shown_to_every_policy() {
 }
 
 #[test]
-fn a_fault_ends_the_response_or_only_the_policy() {
+pub(crate) fn a_fault_ends_the_response_or_only_the_policy() {
     let panics = |tiny: &Tiny, fault_policy| PolicyUse { fault_policy, ..tiny.scripted("* note here\n3 panic") };
     let aborted = run(|tiny| vec![panics(tiny, FaultPolicy::Abort), tiny.policy("vas", &[("sentiment", "0.9")])]);
     let Finish::Faulted(fault) = &aborted.finish else { panic!("{:?}", aborted.finish) };
@@ -286,7 +286,7 @@ fn a_fault_ends_the_response_or_only_the_policy() {
 }
 
 #[test]
-fn a_policy_that_fails_in_start_ends_the_response_or_is_left_out() {
+pub(crate) fn a_policy_that_fails_in_start_ends_the_response_or_is_left_out() {
     let refuses =
         |tiny: &Tiny, fault_policy| PolicyUse { fault_policy, ..tiny.policy("hostile", &[("mode", "start-panic")]) };
     let aborted = run(|tiny| vec![refuses(tiny, FaultPolicy::Abort)]);
@@ -298,7 +298,7 @@ fn a_policy_that_fails_in_start_ends_the_response_or_is_left_out() {
 }
 
 #[test]
-fn a_request_cannot_turn_a_tenants_dial() {
+pub(crate) fn a_request_cannot_turn_a_tenants_dial() {
     let tiny = Setup::with_heads().open();
     let guard = tiny.policy("guard", &[("phrases", "zebra")]);
     let manifest = &guard.policy.manifest;
@@ -312,7 +312,7 @@ fn a_request_cannot_turn_a_tenants_dial() {
 }
 
 #[test]
-fn what_evaluate_and_current_say_is_what_heads_say_of_the_sequence() {
+pub(crate) fn what_evaluate_and_current_say_is_what_heads_say_of_the_sequence() {
     let mut tiny = Setup::with_heads().open();
     let script = "4 evaluate 0 33,210\n4 current 0\n4 evaluate 1 33\nend evaluate 0 33\nend current 0";
     let request = tiny.request(PROMPT, vec![tiny.scripted(script)]);

@@ -10,7 +10,7 @@ use vassal::engine::{Engine, Event, Finish, Response, SequenceId};
 use vassal::model::heads::HeadWeights;
 use vassal::request::{PolicyUse, Request, ValidRequest};
 use vassal::token::Token;
-use vassal_kernels::cpu::Cpu;
+use vassal_kernels::AnyDevice;
 
 use crate::support::{PROMPT, Setup, Tiny, bits, look_ahead, noise};
 
@@ -18,7 +18,7 @@ use crate::support::{PROMPT, Setup, Tiny, bits, look_ahead, noise};
 type Sent = HashMap<SequenceId, Vec<(usize, String)>>;
 
 /// Runs what was submitted to its end.
-fn drive(engine: &mut Engine<Cpu>) -> (Sent, HashMap<SequenceId, Response>) {
+fn drive(engine: &mut Engine<AnyDevice>) -> (Sent, HashMap<SequenceId, Response>) {
     let (mut texts, mut responses) = (Sent::new(), HashMap::new());
     for step in 0..100_000 {
         if engine.is_idle() {
@@ -48,7 +48,7 @@ fn share_of_layers(layers: usize) -> f64 {
 }
 
 #[test]
-fn a_plain_run_counts_one_row_a_token() {
+pub(crate) fn a_plain_run_counts_one_row_a_token() {
     let mut tiny = Setup::with_heads().open();
     let request = tiny.request(PROMPT, Vec::new());
     let prompt = request.prompt.len();
@@ -68,7 +68,7 @@ fn a_plain_run_counts_one_row_a_token() {
 }
 
 #[test]
-fn a_look_ahead_run_counts_candidate_rows_up_to_the_heads_layer() {
+pub(crate) fn a_look_ahead_run_counts_candidate_rows_up_to_the_heads_layer() {
     let mut tiny = Setup::with_heads().open();
     let masked = tiny.policy("vas", &[("sentiment", "0.9"), ("tail", "mask"), ("candidates", "10")]);
     let request = tiny.request(PROMPT, vec![masked]);
@@ -82,7 +82,7 @@ fn a_look_ahead_run_counts_candidate_rows_up_to_the_heads_layer() {
 }
 
 #[test]
-fn draws_from_the_tail_are_counted_and_run_as_one_pending_row_each() {
+pub(crate) fn draws_from_the_tail_are_counted_and_run_as_one_pending_row_each() {
     let mut tiny = Setup::with_heads().open();
     let kept = tiny.policy("vas", &[("sentiment", "0.9"), ("candidates", "5")]);
     let mut request = tiny.request(PROMPT, vec![kept]);
@@ -108,7 +108,7 @@ fn draws_from_the_tail_are_counted_and_run_as_one_pending_row_each() {
 }
 
 #[test]
-fn a_one_pass_head_takes_no_rows() {
+pub(crate) fn a_one_pass_head_takes_no_rows() {
     let mut tiny = Setup::with_heads().open();
     let steered = tiny.policy("vas", &[("brevity", "1.5")]);
     let request = tiny.request(PROMPT, vec![steered]);
@@ -119,7 +119,7 @@ fn a_one_pass_head_takes_no_rows() {
 }
 
 #[test]
-fn a_replay_of_the_prompts_last_token_is_no_part_of_the_prompt() {
+pub(crate) fn a_replay_of_the_prompts_last_token_is_no_part_of_the_prompt() {
     let mut tiny = Setup::with_heads().open();
     let request = tiny.request(PROMPT, vec![tiny.scripted("2! splice 2 -")]);
     let prompt = request.prompt.len() as u64;
@@ -132,7 +132,7 @@ fn a_replay_of_the_prompts_last_token_is_no_part_of_the_prompt() {
 // What is sent.
 
 #[test]
-fn text_is_sent_in_whole_characters_and_adds_up_to_the_response() {
+pub(crate) fn text_is_sent_in_whole_characters_and_adds_up_to_the_response() {
     let mut tiny = Setup::with_heads().open();
     let insert: Vec<String> = "é😀x".bytes().map(|byte| tiny.byte(byte).to_string()).collect();
     // One token after another, each in a step of its own.
@@ -163,7 +163,7 @@ fn text_is_sent_in_whole_characters_and_adds_up_to_the_response() {
 }
 
 #[test]
-fn no_text_is_sent_that_is_taken_back_later() {
+pub(crate) fn no_text_is_sent_that_is_taken_back_later() {
     let mut tiny = Setup::with_heads().open();
     // Of 12 tokens 8 may still be taken back, and are; what is asked beyond what was held is not granted.
     let before: Vec<String> = "abcdefghijkl".bytes().map(|byte| tiny.byte(byte).to_string()).collect();
@@ -193,7 +193,7 @@ fn no_text_is_sent_that_is_taken_back_later() {
 // Who waits for whom.
 
 #[test]
-fn rounds_wider_than_any_pass_run_in_parts() {
+pub(crate) fn rounds_wider_than_any_pass_run_in_parts() {
     // 256 tokens asked for at once by each of three policies, in passes of at most 48 rows.
     let run = |rows_max, candidate_rows_max| {
         let mut setup = Setup::with_heads();
@@ -213,7 +213,7 @@ fn rounds_wider_than_any_pass_run_in_parts() {
 }
 
 #[test]
-fn wide_rounds_and_long_prompts_do_not_hold_others_up() {
+pub(crate) fn wide_rounds_and_long_prompts_do_not_hold_others_up() {
     let mut setup = Setup::with_heads();
     (setup.options.rows_max, setup.options.candidate_rows_max, setup.options.sequences_max) = (32, 64, 8);
     let mut tiny = setup.open();
@@ -247,7 +247,7 @@ fn wide_rounds_and_long_prompts_do_not_hold_others_up() {
 }
 
 #[test]
-fn samples_whose_shared_prompt_fills_the_cache_still_run() {
+pub(crate) fn samples_whose_shared_prompt_fills_the_cache_still_run() {
     // Room for one sequence: the prompt's shared pages would be in its members' way.
     let mut setup = Setup::with_heads();
     setup.options.cache_tokens = 64;
@@ -270,7 +270,7 @@ fn samples_whose_shared_prompt_fills_the_cache_still_run() {
 }
 
 #[test]
-fn a_request_that_can_never_fit_is_refused_and_all_pages_come_back() {
+pub(crate) fn a_request_that_can_never_fit_is_refused_and_all_pages_come_back() {
     let mut setup = Setup::with_heads();
     setup.options.cache_tokens = 64;
     let mut tiny = setup.open();
@@ -286,7 +286,7 @@ fn a_request_that_can_never_fit_is_refused_and_all_pages_come_back() {
 }
 
 #[test]
-fn a_head_gone_wild_neither_forbids_nor_undoes_what_is_forbidden() {
+pub(crate) fn a_head_gone_wild_neither_forbids_nor_undoes_what_is_forbidden() {
     // Values of 1e38 and more: products with a weight are infinite.
     let mut head = look_ahead("sentiment", 2, 11);
     let HeadWeights::LookAhead(weights) = &mut head.weights else { panic!() };
@@ -316,7 +316,7 @@ fn count_of(text: &[u8], phrase: &[u8]) -> usize {
 }
 
 #[test]
-fn guard_keeps_its_phrases_unsaid_over_10_000_tokens_at_temperature_2() {
+pub(crate) fn guard_keeps_its_phrases_unsaid_over_10_000_tokens_at_temperature_2() {
     let mut setup = Setup::with_heads();
     setup.options.cache_tokens = 16 * 512;
     let mut tiny = setup.open();
@@ -360,7 +360,7 @@ fn guard_keeps_its_phrases_unsaid_over_10_000_tokens_at_temperature_2() {
 }
 
 #[test]
-fn guard_forbids_the_completing_token_inside_and_outside_the_candidates() {
+pub(crate) fn guard_forbids_the_completing_token_inside_and_outside_the_candidates() {
     const K: usize = 4;
     let mut tiny = Setup::with_heads().open();
     let prompt = tiny.tokenizer.encode(PROMPT, false).unwrap();

@@ -8,7 +8,7 @@ use vassal::engine::{EngineOptions, Finish, Response};
 use vassal::request::{PolicyUse, Request, ValidRequest};
 use vassal_kernels::cpu::Isa;
 
-use crate::support::{PROMPT, Setup, Tiny, bits, look_ahead, noise, token_values};
+use crate::support::{PROMPT, Setup, Tiny, bits, look_ahead, noise, processor, token_values};
 
 /// Both look-ahead heads and the one-pass head at work.
 const DIALS: [(&str, &str); 3] = [("sentiment", "0.9"), ("simplicity", "-0.6"), ("brevity", "0.5")];
@@ -34,7 +34,7 @@ fn assert_steers(base: &Response, steered: &Response) {
 }
 
 #[test]
-fn dial_0_with_tail_keep_is_the_base_model() {
+pub(crate) fn dial_0_with_tail_keep_is_the_base_model() {
     let setup = Setup::with_heads();
     let zero = |tiny: &Tiny| tiny.policy("vas", &[("sentiment", "0")]);
     let [base, zero] = base_and(&setup, zero, |_| {});
@@ -45,7 +45,7 @@ fn dial_0_with_tail_keep_is_the_base_model() {
 }
 
 #[test]
-fn dial_0_with_mask_is_the_bases_top_k() {
+pub(crate) fn dial_0_with_mask_is_the_bases_top_k() {
     let mut tiny = Setup::with_heads().open();
     let masked = tiny.policy("vas", &[("tail", "mask"), ("candidates", "5")]);
     let request = tiny.request(PROMPT, vec![masked]);
@@ -70,7 +70,7 @@ fn dial_0_with_mask_is_the_bases_top_k() {
 }
 
 #[test]
-fn k_1_is_the_base_with_keep_and_greedy_with_mask() {
+pub(crate) fn k_1_is_the_base_with_keep_and_greedy_with_mask() {
     let setup = Setup::with_heads();
     let one = |tail| move |tiny: &Tiny| vas(tiny, &[("candidates", "1"), ("tail", tail)]);
     let [base, kept] = base_and(&setup, one("keep"), |_| {});
@@ -83,7 +83,7 @@ fn k_1_is_the_base_with_keep_and_greedy_with_mask() {
 }
 
 #[test]
-fn a_constant_added_to_representable_values_changes_nothing() {
+pub(crate) fn a_constant_added_to_representable_values_changes_nothing() {
     // Eighths and a power of two of candidates: every sum and mean is exact.
     let vocabulary = Setup::default().model.vocabulary_size();
     let mut next = noise(5);
@@ -102,7 +102,7 @@ fn a_constant_added_to_representable_values_changes_nothing() {
 }
 
 #[test]
-fn a_constant_added_to_a_look_ahead_head_changes_rounding_at_most() {
+pub(crate) fn a_constant_added_to_a_look_ahead_head_changes_rounding_at_most() {
     let run = |constant: f32, baseline: &str| {
         let mut head = look_ahead("sentiment", 2, 11);
         let vassal::model::heads::HeadWeights::LookAhead(weights) = &mut head.weights else { panic!() };
@@ -123,7 +123,7 @@ fn a_constant_added_to_a_look_ahead_head_changes_rounding_at_most() {
 }
 
 #[test]
-fn blend_adjust_and_evaluate_give_the_same_bits_in_the_engine() {
+pub(crate) fn blend_adjust_and_evaluate_give_the_same_bits_in_the_engine() {
     let setup = Setup::with_heads();
     for baseline in ["weighted", "candidates", "state", "none"] {
         for (tail, candidates) in [("keep", "20"), ("mask", "7")] {
@@ -194,7 +194,7 @@ fn joining(setup: &Setup) -> Vec<Response> {
 }
 
 #[test]
-fn alone_is_batched_in_ragged_batches_that_are_joined_and_left() {
+pub(crate) fn alone_is_batched_in_ragged_batches_that_are_joined_and_left() {
     let setup = Setup::with_heads();
     let batched = joining(&setup);
     let lengths: Vec<usize> = batched.iter().map(|response| response.tokens.len()).collect();
@@ -205,7 +205,7 @@ fn alone_is_batched_in_ragged_batches_that_are_joined_and_left() {
 }
 
 #[test]
-fn chunks_of_prompts_and_the_size_of_passes_change_nothing() {
+pub(crate) fn chunks_of_prompts_and_the_size_of_passes_change_nothing() {
     let setup = Setup::with_heads();
     let expected = all_bits(&joining(&setup));
     for (rows_max, candidate_rows_max) in [(7, 512), (32, 512), (512, 512), (32, 10), (2, 3)] {
@@ -216,7 +216,7 @@ fn chunks_of_prompts_and_the_size_of_passes_change_nothing() {
 }
 
 #[test]
-fn cached_is_uncached_in_ragged_batches_and_after_a_splice() {
+pub(crate) fn cached_is_uncached_in_ragged_batches_and_after_a_splice() {
     let setup = Setup::with_heads();
     let mut tiny = setup.open();
     let requests = ragged(&tiny);
@@ -236,7 +236,7 @@ fn cached_is_uncached_in_ragged_batches_and_after_a_splice() {
 }
 
 #[test]
-fn samples_that_share_a_prompt_are_each_as_alone() {
+pub(crate) fn samples_that_share_a_prompt_are_each_as_alone() {
     // A prompt of whole pages, one more and one less: the last position is each member's own.
     for length in [1, 31, 32, 33, 64, 75] {
         let mut setup = Setup::with_heads();
@@ -259,16 +259,16 @@ fn samples_that_share_a_prompt_are_each_as_alone() {
 }
 
 #[test]
-fn one_thread_is_two_threads() {
+pub(crate) fn one_thread_is_two_threads() {
     let setup = Setup::with_heads();
-    let two = Setup { threads: 2, ..setup.clone() };
+    let two = Setup { device: processor(Isa::best(), 2), ..setup.clone() };
     assert_eq!(all_bits(&joining(&two)), all_bits(&joining(&setup)));
 }
 
 #[test]
-fn every_instruction_set_gives_the_same_bits() {
+pub(crate) fn every_instruction_set_gives_the_same_bits() {
     let setup = Setup::with_heads();
-    let of = |isa| all_bits(&joining(&Setup { isa, ..setup.clone() }));
+    let of = |isa| all_bits(&joining(&Setup { device: processor(isa, 1), ..setup.clone() }));
     let scalar = of(Isa::Scalar);
     let others: Vec<Isa> = Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.is_available()).collect();
     assert!(!others.is_empty() || cfg!(not(target_arch = "x86_64")), "a machine without AVX2");
@@ -278,7 +278,7 @@ fn every_instruction_set_gives_the_same_bits() {
 }
 
 #[test]
-fn a_rewound_and_replayed_sequence_is_an_untouched_one() {
+pub(crate) fn a_rewound_and_replayed_sequence_is_an_untouched_one() {
     let mut setup = Setup::with_heads();
     setup.options.sequences_max = 1;
     let untouched = {
@@ -303,7 +303,7 @@ fn a_rewound_and_replayed_sequence_is_an_untouched_one() {
 }
 
 #[test]
-fn rewound_tokens_leave_no_trace_in_values_or_logits() {
+pub(crate) fn rewound_tokens_leave_no_trace_in_values_or_logits() {
     // Other tokens stand for a while where the final ones come to stand.
     let setup = Setup::with_heads();
     let mut tiny = setup.open();
@@ -317,7 +317,7 @@ fn rewound_tokens_leave_no_trace_in_values_or_logits() {
 }
 
 #[test]
-fn a_paused_sequence_changes_nobody() {
+pub(crate) fn a_paused_sequence_changes_nobody() {
     let setup = Setup::with_heads();
     let expected = {
         let mut tiny = setup.open();
@@ -351,7 +351,7 @@ fn a_paused_sequence_changes_nobody() {
 }
 
 #[test]
-fn a_cancelled_sequence_changes_nobody() {
+pub(crate) fn a_cancelled_sequence_changes_nobody() {
     let setup = Setup::with_heads();
     let mut tiny = setup.open();
     let requests = ragged(&tiny);

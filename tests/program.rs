@@ -34,8 +34,10 @@ fn home() -> &'static Path {
         std::fs::create_dir_all(&home).unwrap();
         if let Ok(model) = Models::from_env().unwrap().find(DEFAULT_MODEL) {
             let link = home.join(model.file_name().unwrap());
-            let _ = std::fs::remove_file(&link);
-            std::os::unix::fs::symlink(model, link).unwrap();
+            // Tests' children do the same beside us, so it is there whole or not at all.
+            let ours = home.join(format!("link-{}", std::process::id()));
+            std::os::unix::fs::symlink(model, &ours).unwrap();
+            std::fs::rename(ours, link).unwrap();
         }
         home
     })
@@ -59,10 +61,12 @@ pub(crate) fn spinner() -> &'static str {
     SPINNER.get_or_init(|| written("spinner.wasm", &component("spinner")))
 }
 
-/// A file of these tests, by its name.
+/// A file of these tests, by its name. It is never half there: tests' children write the same ones.
 pub(crate) fn written(name: &str, bytes: &[u8]) -> String {
     let path = folder().join(name);
-    std::fs::write(&path, bytes).unwrap();
+    let ours = folder().join(format!("{name}-{}", std::process::id()));
+    std::fs::write(&ours, bytes).unwrap();
+    std::fs::rename(ours, &path).unwrap();
     path.to_str().unwrap().to_owned()
 }
 

@@ -18,7 +18,7 @@ use vassal_kernels::cpu::Isa;
 
 use crate::audit::{fresh, recorder, surroundings};
 use crate::program::{self, Run};
-use crate::support::{PROMPT, Setup, Tiny, compilation, look_ahead, sandbox};
+use crate::support::{PROMPT, Setup, Tiny, compilation, look_ahead, processor, sandbox};
 
 /// Every component that the catalogue uses.
 const POLICIES: [&str; 7] = ["vas", "guard", "scripted", "hostile", "segment_rejection", "watermark", "grammar"];
@@ -121,7 +121,7 @@ fn assert_equal(number: usize, record: &Record, response: &Response) {
 #[test]
 fn two_hundred_mixed_responses_replay_to_the_bit_in_another_order_and_company() {
     let path = fresh("mixed");
-    let mut tiny = Setup { threads: 2, ..Setup::with_heads() }.open();
+    let mut tiny = Setup { device: processor(Isa::best(), 2), ..Setup::with_heads() }.open();
     let mut log = recorder(&path, &tiny);
     let (mut next, mut batches) = (0, [1, 16, 5, 11, 2, 9, 20, 3].into_iter().cycle());
     while next < 200 {
@@ -146,7 +146,7 @@ fn two_hundred_mixed_responses_replay_to_the_bit_in_another_order_and_company() 
         }
     }
     // Alone, and on the plain code.
-    let mut plain = Setup { isa: Isa::Scalar, ..Setup::with_heads() }.open();
+    let mut plain = Setup { device: processor(Isa::Scalar, 1), ..Setup::with_heads() }.open();
     for &number in &order[..40] {
         let request = prepare(&plain, &records[number]);
         assert_equal(number, &records[number], &plain.run(vec![request])[0]);
@@ -229,9 +229,14 @@ fn a_record_of_another_model_head_policy_or_kernel_is_refused_by_name_with_both_
     let words = ["policy \"guard\"", &other, &record.request.policies[0].sha256];
     assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
     // What is promised to make no difference is a remark.
-    let elsewhere = Surroundings { isa: "other".into(), threads: 7, ..ours.clone() };
+    let isa = Isa::ALL.map(Isa::name).into_iter().find(|isa| *isa != ours.isa).unwrap();
+    let elsewhere = Surroundings { isa: isa.into(), threads: 7, ..ours.clone() };
     assert!(prepare_with(&tiny, &record, &elsewhere).is_ok());
     assert_eq!(record.host.remarks(&elsewhere).len(), 2);
+    // Of a card it is not.
+    let card = Surroundings { isa: "sm_90".into(), ..ours.clone() };
+    let refused = prepare_with(&tiny, &record, &card).err().expect("refused").to_string();
+    assert!(refused.contains("instruction set") && refused.contains("sm_90"), "{refused}");
 }
 
 #[test]
@@ -300,7 +305,7 @@ fn cancelled_responses_replay_up_to_where_they_were_cancelled() {
         records.push(log.append(&request, &response).unwrap());
     }
     assert!(records.iter().filter(|record| record.response.tokens.len() > 2).count() > 2);
-    let mut again = Setup { threads: 2, ..Setup::with_heads() }.open();
+    let mut again = Setup { device: processor(Isa::best(), 2), ..Setup::with_heads() }.open();
     let requests = records.iter().map(|record| prepare(&again, record)).collect();
     for (number, (record, response)) in records.iter().zip(again.run(requests)).enumerate() {
         replay::compare(record, &response).unwrap_or_else(|difference| panic!("{number}: {difference}"));

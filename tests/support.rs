@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use vassal::engine::{Engine, EngineOptions, Event, HeadId, Response, SequenceId};
@@ -21,8 +22,8 @@ use vassal::policy_build::Recipe;
 use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
 use vassal::sandbox::{ChildCompiler, Compilation, CompiledPolicy, Limits, Needs, Sandbox, Scope, settings};
 use vassal::token::{Token, Vocabulary};
-use vassal_kernels::cpu::{Cpu, Isa};
-use vassal_kernels::{Device, LinearHead, OnePassHead, PAGE_TOKENS, Plan, Row};
+use vassal_kernels::cpu::Isa;
+use vassal_kernels::{AnyDevice, Device, DeviceChoice, LinearHead, OnePassHead, PAGE_TOKENS, Plan, Row};
 
 use crate::rebuild::root;
 
@@ -75,18 +76,35 @@ pub(crate) fn component(name: &str) -> Vec<u8> {
     Recipe { dir, example, quiet: true, ..Recipe::default() }.component().unwrap()
 }
 
+/// Whether this process is a child that finds the stand-in as its driver, and runs tests on its card.
+static ON_A_CARD: AtomicBool = AtomicBool::new(false);
+
+/// From here on, engines of this process are on the card.
+pub(crate) fn take_the_card() {
+    ON_A_CARD.store(true, Ordering::Relaxed);
+}
+
+/// What engines run on: one thread of the processor, or the card.
+pub(crate) fn device() -> DeviceChoice {
+    if ON_A_CARD.load(Ordering::Relaxed) { DeviceChoice::Cuda { ordinal: 0 } } else { processor(Isa::best(), 1) }
+}
+
+/// The processor, so used.
+pub(crate) fn processor(isa: Isa, threads: usize) -> DeviceChoice {
+    DeviceChoice::Cpu { threads: Some(threads), isa: Some(isa) }
+}
+
 /// How an engine is made.
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) model: SyntheticModel,
     pub(crate) heads: Vec<HeadFile>,
     pub(crate) options: EngineOptions,
-    pub(crate) isa: Isa,
-    pub(crate) threads: usize,
+    pub(crate) device: DeviceChoice,
 }
 
 impl Default for Setup {
-    /// The default synthetic model, no heads, room for a few sequences, one thread.
+    /// The default synthetic model, no heads, room for a few sequences, on [`device`].
     fn default() -> Self {
         let options = EngineOptions {
             sequences_max: 16,
@@ -95,7 +113,7 @@ impl Default for Setup {
             candidate_rows_max: 512,
             taps: Vec::new(),
         };
-        Setup { model: SyntheticModel::default(), heads: Vec::new(), options, isa: Isa::best(), threads: 1 }
+        Setup { model: SyntheticModel::default(), heads: Vec::new(), options, device: device() }
     }
 }
 
@@ -119,7 +137,7 @@ impl Setup {
         let gguf = self.model.gguf().unwrap();
         let config = LlamaConfig::from_gguf(&gguf).unwrap();
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
-        let mut device = Cpu::with(self.isa, self.threads).unwrap();
+        let mut device = AnyDevice::open(self.device).unwrap();
         let llama = Llama::load(&mut device, &gguf, &config, self.options.rows_max).unwrap();
         let engine =
             Engine::new(device, llama, tokenizer.clone(), sandbox.clone(), &self.heads, &self.options).unwrap();
@@ -135,7 +153,7 @@ impl Setup {
 
 /// An engine over a tiny model.
 pub(crate) struct Tiny {
-    pub(crate) engine: Engine<Cpu>,
+    pub(crate) engine: Engine<AnyDevice>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) heads: Vec<HeadFile>,
     layers: usize,

@@ -4,6 +4,8 @@
 //! cannot be accepted, a *guest* failed or was refused, there is no *capacity*, or the *host* itself (its
 //! files, its device, its network) failed. The command line's exit codes are these causes.
 
+use vassal_kernels::DeviceError;
+
 use crate::audit::{AuditError, Difference, ReplayError};
 use crate::engine::EngineError;
 use crate::learning::fitting::FitError;
@@ -69,6 +71,26 @@ pub enum Error {
     /// The model on the device.
     #[error(transparent)]
     Llama(#[from] LlamaError),
+    /// The model and what it needs besides do not fit into the device's memory.
+    #[error(
+        "{source}; of the whole, weights need {} MB, keys and values {} MB (less with fewer than {cache_tokens} \
+         cache_tokens), rows and logits {} MB (less with fewer than {rows_max} rows_max)",
+        megabytes(*weights_bytes), megabytes(*cache_bytes), megabytes(*work_bytes)
+    )]
+    DeviceMemory {
+        /// The model's file.
+        weights_bytes: u64,
+        /// Keys and values of all positions.
+        cache_bytes: u64,
+        /// [`crate::engine::EngineOptions::cache_tokens`].
+        cache_tokens: usize,
+        /// Activations and logits.
+        work_bytes: u64,
+        /// [`crate::engine::EngineOptions::rows_max`].
+        rows_max: usize,
+        /// What did not fit.
+        source: DeviceError,
+    },
     /// A value head.
     #[error(transparent)]
     Head(#[from] HeadError),
@@ -195,7 +217,9 @@ impl Error {
             Self::Build(_) | Self::Key(KeyError::NoRandomness) => Cause::Host,
             Self::Audit(AuditError::Write { .. } | AuditError::TooLong { .. }) | Self::Difference { .. } => Cause::Host,
             Self::Engine(EngineError::TooLong { .. }) | Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
-            Self::Engine(EngineError::Device(vassal_kernels::DeviceError::Memory { .. })) => Cause::Capacity,
+            Self::DeviceMemory { source: error, .. }
+            | Self::Llama(LlamaError::Device(error))
+            | Self::Engine(EngineError::Device(error)) => cause_of_device(error),
             Self::Engine(EngineError::HeadNotOffered { .. })
             | Self::Engine(EngineError::Options { .. })
             | Self::Setting(_)
@@ -219,6 +243,20 @@ impl Error {
             Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) | Self::Engine(_) => Cause::Host,
         }
     }
+}
+
+/// Whose fault a device's error is: who asks for a card where there is none asked wrongly.
+fn cause_of_device(error: &DeviceError) -> Cause {
+    match error {
+        DeviceError::Memory { .. } => Cause::Capacity,
+        DeviceError::NoDriver | DeviceError::DriverTooOld { .. } | DeviceError::NoDevice { .. } => Cause::Client,
+        DeviceError::Shape { .. } | DeviceError::Lost { .. } | DeviceError::Failed { .. } => Cause::Host,
+    }
+}
+
+/// Bytes in millions, rounded up.
+fn megabytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1_000_000)
 }
 
 /// Whose fault it is that a file cannot be read or written: a path that leads nowhere, or to what is no file, is the

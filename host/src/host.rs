@@ -8,8 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vassal_kernels::ModelShape;
-use vassal_kernels::cpu::{Cpu, Isa};
+use vassal_kernels::{AnyDevice, DeviceChoice, DeviceError, ModelShape};
 
 use crate::engine::{Engine, EngineError, EngineOptions, Event, HeadId, Response};
 use crate::error::Error;
@@ -17,7 +16,7 @@ use crate::files;
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
 use crate::model::heads::{HeadFile, HeadKind, ModelIdentity};
-use crate::model::llama::Llama;
+use crate::model::llama::{Llama, LlamaError};
 use crate::model::source::SourceError;
 use crate::model::template::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
@@ -37,10 +36,8 @@ pub struct HostOptions {
     pub heads: Vec<PathBuf>,
     /// Which of the shipped heads; none for no heads at all.
     pub head_kind: Option<HeadKind>,
-    /// Threads of the CPU device; all cores where none is given.
-    pub threads: Option<usize>,
-    /// The instruction set; the best that the machine has where none is given.
-    pub isa: Option<Isa>,
+    /// What owns the model.
+    pub device: DeviceChoice,
     /// The engine's size.
     pub engine: EngineOptions,
     /// The sandbox's limits.
@@ -50,7 +47,7 @@ pub struct HostOptions {
 }
 
 impl HostOptions {
-    /// A model with its shipped look-ahead heads, on all cores. Policies are compiled in a child that runs this
+    /// A model with its shipped look-ahead heads, on all cores of the processor. Policies are compiled in a child that runs this
     /// program, so its `main` must begin with [`crate::sandbox::compiler::serve_if_asked`].
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
@@ -58,8 +55,7 @@ impl HostOptions {
             model_sha256: None,
             heads: Vec::new(),
             head_kind: Some(HeadKind::LookAhead),
-            threads: None,
-            isa: None,
+            device: DeviceChoice::default(),
             engine: EngineOptions::default(),
             limits: Limits::default(),
             compilation: Compilation::default(),
@@ -69,7 +65,7 @@ impl HostOptions {
 
 /// A model ready to answer.
 pub struct Host {
-    engine: Engine<Cpu>,
+    engine: Engine<AnyDevice>,
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
     heads: Vec<HeadFile>,
@@ -137,11 +133,10 @@ impl Host {
                 None => source.into(),
             })?;
         }
-        let mut device = match (options.isa, options.threads) {
-            (None, threads) => Cpu::new(threads),
-            (Some(isa), threads) => Cpu::with(isa, threads.unwrap_or_else(cores)).map_err(EngineError::from)?,
-        };
-        let llama = Llama::load(&mut device, &gguf, &config, options.engine.rows_max)?;
+        let does_not_fit = |error| does_not_fit(error, &gguf, &config.shape, &options.engine);
+        let mut device = AnyDevice::open(options.device).map_err(EngineError::from)?;
+        let llama = Llama::load(&mut device, &gguf, &config, options.engine.rows_max)
+            .map_err(|error| does_not_fit(error.into()))?;
         let limits = Limits { sequences: sandbox_sequences(options), ..options.limits.clone() };
         let sandbox = Sandbox::new(limits, options.compilation.clone())?;
         let shape = &config.shape;
@@ -151,15 +146,16 @@ impl Host {
             sha256,
             size_bytes: gguf.length_bytes(),
             context_tokens: shape.context_tokens,
-            cache_bytes_per_token: shape.layers * 2 * shape.kv_heads * shape.head_width * 2,
+            cache_bytes_per_token: cache_bytes_per_token(shape),
         };
-        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &heads, &options.engine)?;
+        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &heads, &options.engine)
+            .map_err(|error| does_not_fit(error.into()))?;
         let head_ids = (0..heads.len()).map(HeadId).collect();
         Ok(Self { engine, tokenizer, template, heads, head_ids, limits: options.limits.clone(), model })
     }
 
     /// The engine, for many sequences at once.
-    pub fn engine(&mut self) -> &mut Engine<Cpu> {
+    pub fn engine(&mut self) -> &mut Engine<AnyDevice> {
         &mut self.engine
     }
 
@@ -369,6 +365,32 @@ fn sandbox_sequences(options: &HostOptions) -> u32 {
 /// Cores of this machine.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Of an error for want of the device's memory, what all of the model needs there and what lowers it.
+fn does_not_fit(error: Error, gguf: &Gguf, shape: &ModelShape, engine: &EngineOptions) -> Error {
+    let source = match error {
+        Error::Llama(LlamaError::Device(source @ DeviceError::Memory { .. }))
+        | Error::Engine(EngineError::Device(source @ DeviceError::Memory { .. })) => source,
+        other => return other,
+    };
+    let attention = shape.heads * shape.head_width;
+    let row = 2 * shape.hidden + 2 * attention + shape.feed_forward;
+    let work =
+        engine.rows_max * row + engine.candidate_rows_max * shape.hidden + engine.sequences_max * shape.vocabulary;
+    Error::DeviceMemory {
+        weights_bytes: gguf.length_bytes(),
+        cache_bytes: ((engine.cache_tokens + engine.candidate_rows_max) * cache_bytes_per_token(shape)) as u64,
+        cache_tokens: engine.cache_tokens,
+        work_bytes: 4 * work as u64,
+        rows_max: engine.rows_max,
+        source,
+    }
+}
+
+/// Keys and values of one position in all layers, f16.
+fn cache_bytes_per_token(shape: &ModelShape) -> usize {
+    shape.layers * 2 * shape.kv_heads * shape.head_width * 2
 }
 
 /// Stands for a prompt while the chat template is rendered: private-use characters.

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vassal_kernels::DeviceInfo;
+use vassal_kernels::cpu::Isa;
 
 use super::AuditError;
 use super::replay::ReplayError;
@@ -51,7 +52,7 @@ pub struct Surroundings {
     pub vassal: String,
     /// [`vassal_kernels::KERNELS_VERSION`].
     pub kernels: u32,
-    /// The instruction set of the kernels.
+    /// The instruction set of the kernels: a processor's, or a card's compute capability.
     pub isa: String,
     /// Threads of the device.
     pub threads: usize,
@@ -104,6 +105,10 @@ impl Surroundings {
         };
         other(format!("model {:?}: SHA-256", self.model.name), &self.model.sha256, &ours.model.sha256)?;
         other("kernels' version".to_owned(), &self.kernels, &ours.kernels)?;
+        // All instruction sets of processors give the same bits; a card's tensor cores are a law unto themselves.
+        if !(self.is_a_processors() && ours.is_a_processors()) {
+            other("device's instruction set".to_owned(), &self.isa, &ours.isa)?;
+        }
         other("sandbox's limits: SHA-256".to_owned(), &self.limits_sha256, &ours.limits_sha256)?;
         for (place, head) in self.heads.iter().enumerate() {
             let own = ours.heads.get(place);
@@ -111,6 +116,10 @@ impl Surroundings {
             other(what, &head.sha256, &own.map_or("nothing", |own| own.sha256.as_str()))?;
         }
         other("heads of the engine: their number".to_owned(), &self.heads.len(), &ours.heads.len())
+    }
+
+    fn is_a_processors(&self) -> bool {
+        Isa::ALL.iter().any(|isa| isa.name() == self.isa)
     }
 
     /// What differs and should not matter, a line each.

@@ -11,7 +11,8 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{ModelArguments, between, print, print_json};
+use super::device::DeviceArguments;
+use super::{ModelArguments, print, print_json};
 use crate::audit::record::{PolicyRecord, Record};
 use crate::audit::surroundings::{HeadRecord, ModelRecord};
 use crate::audit::{AuditError, Difference, ReplayError, Surroundings, replay, verify};
@@ -61,12 +62,8 @@ pub(super) struct ReplayArguments {
     /// A head's file; may repeat.
     #[arg(long = "head", value_name = "FILE")]
     heads: Vec<PathBuf>,
-    /// Threads; all cores by default.
-    #[arg(long, value_name = "N", value_parser = between(1, 1024))]
-    threads: Option<usize>,
-    /// Instruction set; the best there is by default.
-    #[arg(long, value_name = "NAME")]
-    isa: Option<String>,
+    #[command(flatten)]
+    device: DeviceArguments,
     /// One JSON object on standard output.
     #[arg(long)]
     json: bool,
@@ -191,7 +188,7 @@ impl Open {
             Some(model) => model.clone(),
             None => find_model(&record.host.model)?,
         };
-        let model = ModelArguments { model, threads: arguments.threads, isa: arguments.isa.clone() };
+        let model = ModelArguments { model, device: arguments.device.clone() };
         let limits = Limits { deadline_ms: REPLAY_DEADLINE_MS, ..Limits::default() };
         let options = HostOptions { limits: limits.clone(), ..model.resolve()? };
         let heads = record.host.heads.clone();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use vassal_kernels::DeviceChoice;
 
 use super::{ModelArguments, between, complain};
 use crate::engine::{EngineOptions, Event};
@@ -206,7 +207,10 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         candidates: 20,
         states_per_rollout: 6,
         rollouts_per_prompt: 3,
-        threads: options.threads.unwrap_or_else(cores),
+        threads: match options.device {
+            DeviceChoice::Cpu { threads: Some(threads), .. } => threads,
+            _ => cores(),
+        },
         seed: arguments.seed,
     };
     let engine = |taps| EngineOptions {

@@ -7,6 +7,7 @@ mod audit;
 mod bench;
 mod bench_engine;
 mod chain;
+mod device;
 mod display;
 mod evaluate;
 mod learn;
@@ -23,8 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vassal_kernels::cpu::Isa;
 
+use self::device::DeviceArguments;
 use crate::error::{Cause, Error};
 use crate::host::HostOptions;
 use crate::model::heads::HeadKind;
@@ -78,12 +79,8 @@ struct ModelArguments {
     /// A known model's name, `hub:OWNER/NAME/FILE.gguf`, or a path.
     #[arg(long, default_value = crate::model::source::DEFAULT_MODEL, value_name = "MODEL")]
     model: String,
-    /// Threads; all cores by default.
-    #[arg(long, value_name = "N", value_parser = between(1, 1024))]
-    threads: Option<usize>,
-    /// Instruction set: scalar, avx2, avx-vnni or avx512-vnni; the best there is by default.
-    #[arg(long, value_name = "NAME")]
-    isa: Option<String>,
+    #[command(flatten)]
+    device: DeviceArguments,
 }
 
 /// Which value heads to offer.
@@ -123,22 +120,10 @@ impl HeadArguments {
 impl ModelArguments {
     /// The model's file (fetched where it is not there yet) and the device asked for.
     fn resolve(&self) -> Result<HostOptions, Error> {
-        let isa = match &self.isa {
-            None => None,
-            Some(name) => {
-                let unknown = || Error::unknown("instruction set", name, Isa::ALL.iter().map(|isa| isa.name()));
-                Some(Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(unknown)?)
-            }
-        };
+        let device = self.device.choose()?;
         let path = pull::fetch(&self.model)?;
         let model_sha256 = crate::model::source::known_sha256(&self.model);
-        Ok(HostOptions {
-            threads: self.threads,
-            isa,
-            model_sha256,
-            compilation: compilation(),
-            ..HostOptions::new(path)
-        })
+        Ok(HostOptions { device, model_sha256, compilation: compilation(), ..HostOptions::new(path) })
     }
 }
 

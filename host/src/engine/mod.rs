@@ -166,6 +166,7 @@ pub struct Engine<D: Device> {
     /// First slot of the scratch pages.
     scratch_slot: u32,
     candidate_rows_max: usize,
+    sequences_max: usize,
     logits_slots: Vec<u32>,
     running: Vec<Option<Sequence>>,
     waiting: VecDeque<Waiting>,
@@ -256,6 +257,7 @@ impl<D: Device> Engine<D> {
             pages_total,
             scratch_slot: (pages_total * PAGE_TOKENS) as u32,
             candidate_rows_max: options.candidate_rows_max,
+            sequences_max: options.sequences_max,
             logits_slots: (0..options.sequences_max as u32).rev().collect(),
             running: Vec::new(),
             waiting: VecDeque::new(),
@@ -413,6 +415,15 @@ impl<D: Device> Engine<D> {
         let mut events = Vec::new();
         self.finish(sequence, Finish::Cancelled, &mut events);
         events.pop()
+    }
+
+    /// Ends all sequences without a word, after the device has failed.
+    fn lose_all(&mut self) {
+        self.running.clear();
+        self.waiting.clear();
+        self.groups.clear();
+        self.pages = Pages::new(self.pages_total);
+        self.logits_slots = (0..self.sequences_max as u32).rev().collect();
     }
 
     /// The engine's heads that a policy's manifest names, in its order.

@@ -33,22 +33,32 @@ enum Owner {
 }
 
 impl<D: Device> Engine<D> {
-    /// One step: every sequence that can go on does. Returns what it brought about; after an error the
-    /// engine's sequences are lost.
+    /// One step: every sequence that can go on does. Returns what it brought about.
     ///
     /// # Errors
-    /// The device's.
+    /// The device's. All sequences end with it, waiting ones included, and no event tells of them: what they had in the
+    /// device's memory can no longer be trusted.
     pub fn step(&mut self) -> Result<Vec<Event>, EngineError> {
         let mut events = Vec::new();
+        match self.step_into(&mut events) {
+            Ok(()) => Ok(events),
+            Err(error) => {
+                self.lose_all();
+                Err(error)
+            }
+        }
+    }
+
+    fn step_into(&mut self, events: &mut Vec<Event>) -> Result<(), EngineError> {
         self.slices.begin();
         self.starts.begin();
         self.admit()?;
-        self.start_all(&mut events);
+        self.start_all(events);
         self.turn = self.turn.wrapping_add(1);
         let (mut going, mut held, mut scratch) = (Vec::new(), 0usize, 0usize);
         let mut first = true;
         loop {
-            self.advance_all(&mut going, &mut events)?;
+            self.advance_all(&mut going, events)?;
             let owners = self.lower_half(first, &mut held, &mut scratch)?;
             first = false;
             let mut any_candidate = false;
@@ -75,7 +85,7 @@ impl<D: Device> Engine<D> {
                 events.push(Event::Text { sequence: sequence.id, text });
             }
         }
-        Ok(events)
+        Ok(())
     }
 
     /// The row of a position of a sequence. `sequence` in it is the index into `running`; plans renumber it.

@@ -6,9 +6,9 @@
 use std::sync::OnceLock;
 
 use super::cache::Cache;
-use super::checks::{Bounds, check_below, check_equal, check_within, refuse};
 use super::rope::Rope;
 use super::vocabulary::Normalizer;
+use crate::checks::{Bounds, check_below, check_equal, check_within, refuse};
 use crate::device::{DeviceError, ModelShape};
 
 /// A vector of f32.

@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 
 use super::buffers::{CpuCache, Logits, Rows, Vector, zeroed};
 use super::cache::Cache;
-use super::checks::{Bounds, check_below, check_equal, check_matrix, check_one_pass, check_within, refuse};
 use super::disjoint::Disjoint;
 use super::linear;
 use super::pack::Matrix;
@@ -17,6 +16,7 @@ use super::rope::Rope;
 use super::silu::silu_mul;
 use super::tile::Lanes;
 use super::{Cpu, attention, features, norm, sample, top_k};
+use crate::checks::{Bounds, check_below, check_equal, check_matrix, check_one_pass, check_within, refuse};
 use crate::device::{
     CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead, Plan, Projections,
     TopK, TopKQuery,
@@ -177,7 +177,7 @@ impl Device for Cpu {
         check_equal(OPERATION, "the gain", hidden, gain.0.len())?;
         let matrices = [weights.query, weights.key, weights.value];
         for (matrix, n) in matrices.into_iter().zip([q_width, kv_width, kv_width]) {
-            check_matrix(OPERATION, matrix, n, hidden)?;
+            check_matrix(OPERATION, [matrix.n(), matrix.k()], [n, hidden])?;
         }
         if let Some(biases) = weights.biases {
             for (bias, n) in biases.into_iter().zip([q_width, kv_width, kv_width]) {
@@ -276,7 +276,7 @@ impl Device for Cpu {
         let rows = self.plan("norm_gate_up")?.rows.len();
         x.check("norm_gate_up", "x", rows, gate.k())?;
         out.check("norm_gate_up", "out", rows, gate.n())?;
-        check_matrix("norm_gate_up", up, gate.n(), gate.k())?;
+        check_matrix("norm_gate_up", [up.n(), up.k()], [gate.n(), gate.k()])?;
         check_equal("norm_gate_up", "the gain", gate.k(), gain.0.len())?;
         self.prepare_norm(rows, &|row| row, x, gain, &[gate, up]);
         let (isa, width) = (self.isa, out.width);

@@ -11,7 +11,6 @@
 mod attention;
 mod buffers;
 mod cache;
-mod checks;
 mod device;
 #[cfg(test)]
 mod device_tests;
@@ -59,7 +58,7 @@ pub struct Cpu {
     /// The rows of the pass, between `begin` and `end`.
     plan: Option<Plan>,
     /// What [`Cpu::begin`](crate::Device::begin) learned about the plan.
-    bounds: checks::Bounds,
+    bounds: crate::checks::Bounds,
     activations: Activations,
     /// Keys and values of the pass before they go to the cache, `[R, KV * D]` each.
     keys: Vec<f32>,
@@ -71,11 +70,7 @@ impl Cpu {
     /// The fastest instruction set that the processor has, with `threads` threads; by default as many as the
     /// process may use, at most 16.
     pub fn new(threads: Option<usize>) -> Cpu {
-        let threads = threads.unwrap_or_else(|| {
-            let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            available.min(THREADS_BY_DEFAULT_MAX)
-        });
-        Cpu::on(Detected::best(), threads)
+        Cpu::on(Detected::best(), threads.unwrap_or_else(threads_by_default))
     }
 
     /// A given instruction set and number of threads (at least 1 and at most 64 are used).
@@ -95,11 +90,16 @@ impl Cpu {
             isa,
             pool: Pool::new(threads),
             plan: None,
-            bounds: checks::Bounds::default(),
+            bounds: crate::checks::Bounds::default(),
             activations: Activations::default(),
             keys: Vec::new(),
             values: Vec::new(),
             norm_epsilon: device::NORM_EPSILON_BEFORE_ANY_CACHE,
         }
     }
+}
+
+/// As many threads as the process may use, at most 16.
+pub(crate) fn threads_by_default() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS_BY_DEFAULT_MAX)
 }

@@ -3,8 +3,8 @@
 //! Memory with its shape, and the checks of that shape. The layouts are those of the kernels' headers; who may touch
 //! what, and when, is for `device.rs`.
 
-use super::checks::{Bounds, check_below, check_equal, check_within, refuse};
 use super::gpu::{Gpu, Memory, Scratch};
+use crate::checks::{Bounds, check_below, check_equal, check_within, refuse};
 use crate::device::{CacheShape, DeviceError, ModelShape, PAGE_TOKENS};
 use crate::format::Format;
 

@@ -9,13 +9,13 @@ use std::ops::Range;
 use super::Cuda;
 use super::binaries::Kernel;
 use super::buffers::{CudaCache, Logits, Matrix, Rows, Vector, size};
-use super::checks::{check_below, check_equal, check_matrix, check_one_pass, check_within, refuse};
 use super::layers::{Kind, Layer};
 use super::pack::{self, PAIR, code};
 use super::parameters::{Commit, CopyRows, Embed};
 use super::plan::DevicePlan;
 use super::stage::Stage;
 use super::top_k::CHUNK;
+use crate::checks::{check_below, check_equal, check_matrix, check_one_pass, check_within, refuse};
 use crate::device::{
     CacheShape, Device, DeviceError, DeviceInfo, Draw, Drawn, LinearHead, ModelShape, OnePassHead, Plan, Projections,
     TopK, TopKQuery,
@@ -164,7 +164,7 @@ impl Device for Cuda {
         check_equal(OPERATION, "the gain", hidden, gain.len)?;
         let matrices = [weights.query, weights.key, weights.value];
         for (matrix, n) in matrices.into_iter().zip([q_width, kv_width, kv_width]) {
-            check_matrix(OPERATION, matrix, n, hidden)?;
+            check_matrix(OPERATION, [matrix.n, matrix.k], [n, hidden])?;
         }
         if let Some(biases) = weights.biases {
             for (bias, n) in biases.into_iter().zip([q_width, kv_width, kv_width]) {
@@ -210,7 +210,7 @@ impl Device for Cuda {
         let rows = self.plan(OPERATION)?.rows();
         x.check(OPERATION, "x", rows, gate.k)?;
         out.check(OPERATION, "out", rows, gate.n)?;
-        check_matrix(OPERATION, up, gate.n, gate.k)?;
+        check_matrix(OPERATION, [up.n, up.k], [gate.n, gate.k])?;
         check_equal(OPERATION, "the gain", gate.k, gain.len)?;
         let activations = self.prepare(OPERATION, x, rows, 0, Some(gain))?;
         let layers = [gate, up].map(|matrix| Layer { matrix, bias: None, out: out.data.address(), kind: Kind::GateUp });

@@ -77,8 +77,8 @@ struct Sticky {
 unsafe impl Send for Gpu {}
 
 impl Gpu {
-    /// Opens a card and loads the kernels; `ptx` is what to load of a module as PTX, for tests to change.
-    pub(super) fn open(ordinal: usize, ptx: &dyn Fn(&Module) -> String) -> Result<Gpu, DeviceError> {
+    /// Cards that the driver has.
+    pub(super) fn count() -> Result<usize, DeviceError> {
         // SAFETY: it loads a library by the driver's own name; the driver's initialisation has no preconditions.
         if !unsafe { sys::is_culib_present() } {
             return Err(DeviceError::NoDriver);
@@ -88,14 +88,20 @@ impl Gpu {
         if found < DRIVER_VERSION_MIN {
             return Err(DeviceError::DriverTooOld { found, needed: DRIVER_VERSION_MIN });
         }
-        let devices = match CudaContext::device_count() {
-            Ok(count) => count.max(0) as usize,
-            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
-            Err(error) => return Err(outside(error)),
-        };
+        match CudaContext::device_count() {
+            Ok(count) => Ok(count.max(0) as usize),
+            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
+            Err(error) => Err(outside(error)),
+        }
+    }
+
+    /// Opens a card and loads the kernels; `ptx` is what to load of a module as PTX, for tests to change.
+    pub(super) fn open(ordinal: usize, ptx: &dyn Fn(&Module) -> String) -> Result<Gpu, DeviceError> {
+        let devices = Gpu::count()?;
         if ordinal >= devices {
             return Err(DeviceError::NoDevice { ordinal, devices });
         }
+        let outside = |error| fault("open", error, &mut None);
         let context = CudaContext::new(ordinal).map_err(outside)?;
         let capability = context.compute_capability().map_err(outside)?;
         if capability < CAPABILITY_MIN {
@@ -203,7 +209,7 @@ impl Gpu {
         if !bytes.is_empty() {
             let part = memory.slice.try_slice(start_bytes..start_bytes + bytes.len());
             let Some(part) = part else {
-                return super::checks::refuse(operation, "a read", format!("within {}", memory.len()), bytes.len());
+                return crate::checks::refuse(operation, "a read", format!("within {}", memory.len()), bytes.len());
             };
             self.check(operation, self.stream.memcpy_dtoh(&part, &mut bytes))?;
             self.check(operation, self.stream.synchronize())?;
@@ -240,7 +246,7 @@ impl Gpu {
         self.alive()?;
         let [x, y, z] = grid;
         if !(x <= i32::MAX as usize && y <= 65_535 && z <= 65_535) {
-            return super::checks::refuse(operation, "the grid", "2147483647, 65535, 65535", format!("{grid:?}"));
+            return crate::checks::refuse(operation, "the grid", "2147483647, 65535, 65535", format!("{grid:?}"));
         }
         if x * y * z == 0 {
             return Ok(());

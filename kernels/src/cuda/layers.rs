@@ -5,12 +5,12 @@
 
 use super::binaries::Kernel;
 use super::buffers::{CudaCache, HEAD_WIDTH_MAX, Matrix, Rows, Vector, size};
-use super::checks::refuse;
 use super::gpu::Scratch;
 use super::pack::{PAIR, TILE, code};
 use super::parameters::{Attend, Job, Linear, Prepare, RopeStore};
 use super::stage::offsets;
 use super::{Cuda, plan::DevicePlan};
+use crate::checks::refuse;
 use crate::device::{DeviceError, Projections, RopePairing};
 
 /// What linear.cu does with a job's results.

@@ -11,7 +11,6 @@
 
 mod binaries;
 mod buffers;
-mod checks;
 mod device;
 mod gpu;
 mod heads;
@@ -69,6 +68,14 @@ struct Scratches {
 }
 
 impl Cuda {
+    /// How many cards there are.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoDriver`] and [`DeviceError::DriverTooOld`] where they cannot be counted.
+    pub fn count() -> Result<usize, DeviceError> {
+        Gpu::count()
+    }
+
     /// Opens a card by its ordinal, from 0, and loads the kernels.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! Packing happens once, on the host, when a matrix is loaded. A packed matrix is as large as its source but for rows
 //! rounded up to 16 and k to 64 with zeros, and two f32 a row for F32. The twin of `cpu/pack.rs`.
 
-use super::checks::refuse;
+use crate::checks::refuse;
 use crate::device::DeviceError;
 use crate::format::{BLOCK, Format};
 

@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use super::checks::Bounds;
 use super::gpu::{Gpu, Scratch};
 use super::stage::Stage;
+use crate::checks::Bounds;
 use crate::device::{DeviceError, PAGE_TOKENS, Plan, Row};
 
 /// Queries of a tile, and keys of a split, as attend.cu has them.
@@ -121,7 +121,7 @@ impl DevicePlan {
         }
         match &self.tiles {
             Some(tiles) => Ok(tiles),
-            None => super::checks::refuse("attend", "query tiles", "cut", "none"),
+            None => crate::checks::refuse("attend", "query tiles", "cut", "none"),
         }
     }
 }

@@ -6,10 +6,10 @@
 use super::Cuda;
 use super::binaries::Kernel;
 use super::buffers::{Logits, size};
-use super::checks::check_below;
 use super::parameters::{Draw as DrawParameters, Drawn as Found, Partial, Sample};
 use super::stage::{Stage, offsets};
 use super::top_k::{BATCH_MAX, Biases, CHUNK};
+use crate::checks::check_below;
 use crate::device::{DeviceError, Draw, Drawn};
 use crate::sampling::WEIGHT_BITS;
 

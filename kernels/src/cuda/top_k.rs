@@ -6,9 +6,9 @@
 use super::Cuda;
 use super::binaries::Kernel;
 use super::buffers::{Logits, size};
-use super::checks::{check_below, check_within};
 use super::parameters::{Bias, Query, Statistics, TopK as Parameters, from_bytes};
 use super::stage::{Stage, offsets};
+use crate::checks::{check_below, check_within};
 use crate::device::{CANDIDATES_MAX, DeviceError, TopK, TopKQuery, VocabularyBias};
 
 /// Tokens of a chunk, as vocabulary.cuh has it.

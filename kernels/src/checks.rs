@@ -1,25 +1,24 @@
-//! Refusals: what the CPU device checks before anything runs.
+//! Refusals: what every device checks before anything runs, with the same words, so that a caller's mistake reads alike.
 //!
 //! Conditions are written as what is accepted, and an error names the operation, the argument, what it accepts and
 //! what it was given. [`Bounds`] is what a pass's checks need to know of its rows.
 
-use super::pack::Matrix;
 use crate::device::{DeviceError, OnePassHead, PAGE_TOKENS, Plan};
 
 /// The largest of everything in a plan, each plus one, so that checks need no walk over its rows.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// Tokens.
-    pub(super) tokens: usize,
+    pub(crate) tokens: usize,
     /// Positions.
-    pub(super) positions: usize,
+    pub(crate) positions: usize,
     /// Slots of rows.
-    pub(super) slots: usize,
+    pub(crate) slots: usize,
     /// Pages of sequences.
-    pub(super) pages: usize,
+    pub(crate) pages: usize,
 }
 
-pub(super) fn refuse<T>(
+pub(crate) fn refuse<T>(
     operation: &'static str,
     what: &'static str,
     expected: impl ToString,
@@ -28,7 +27,7 @@ pub(super) fn refuse<T>(
     Err(DeviceError::Shape { operation, what, expected: expected.to_string(), got: got.to_string() })
 }
 
-pub(super) fn check_equal(
+pub(crate) fn check_equal(
     operation: &'static str,
     what: &'static str,
     expected: usize,
@@ -37,7 +36,7 @@ pub(super) fn check_equal(
     if got == expected { Ok(()) } else { refuse(operation, what, expected, got) }
 }
 
-pub(super) fn check_below(
+pub(crate) fn check_below(
     operation: &'static str,
     what: &'static str,
     bound: usize,
@@ -47,7 +46,7 @@ pub(super) fn check_below(
 }
 
 /// Bounds are one more than the largest, so they may reach the size.
-pub(super) fn check_within(
+pub(crate) fn check_within(
     operation: &'static str,
     what: &'static str,
     size: usize,
@@ -57,7 +56,7 @@ pub(super) fn check_within(
 }
 
 impl Bounds {
-    pub(super) fn of(plan: &Plan) -> Result<Bounds, DeviceError> {
+    pub(crate) fn of(plan: &Plan) -> Result<Bounds, DeviceError> {
         let mut bounds = Bounds::default();
         for row in &plan.rows {
             check_below("begin", "a row's sequence", plan.block_tables.len(), row.sequence as usize)?;
@@ -84,14 +83,17 @@ impl Bounds {
     }
 }
 
-pub(super) fn check_matrix(operation: &'static str, matrix: &Matrix, n: usize, k: usize) -> Result<(), DeviceError> {
-    if (matrix.n(), matrix.k()) == (n, k) {
-        return Ok(());
-    }
-    refuse(operation, "a matrix", format!("{n} by {k}"), format!("{} by {}", matrix.n(), matrix.k()))
+/// Matrices are `[n, k]`.
+pub(crate) fn check_matrix(
+    operation: &'static str,
+    matrix: [usize; 2],
+    expected: [usize; 2],
+) -> Result<(), DeviceError> {
+    let text = |[n, k]: [usize; 2]| format!("{n} by {k}");
+    if matrix == expected { Ok(()) } else { refuse(operation, "a matrix", text(expected), text(matrix)) }
 }
 
-pub(super) fn check_one_pass(operation: &'static str, head: &OnePassHead, hidden: usize) -> Result<(), DeviceError> {
+pub(crate) fn check_one_pass(operation: &'static str, head: &OnePassHead, hidden: usize) -> Result<(), DeviceError> {
     let rank = head.rank;
     if !(1..=64).contains(&rank) {
         return refuse(operation, "the head's rank", "from 1 to 64", rank);

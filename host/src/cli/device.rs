@@ -1,0 +1,79 @@
+//! `--device`, `--threads` and `--isa`: which machine owns the model.
+//!
+//! The choice is made here, before anything is loaded, and `auto` says what it took: nothing falls back later. The
+//! kernels for cards have not run on one yet, so a card is taken only where it is asked for.
+
+use clap::Args;
+use vassal_kernels::DeviceChoice;
+use vassal_kernels::cpu::Isa;
+use vassal_kernels::cuda::Cuda;
+
+use super::{between, complain};
+use crate::error::Error;
+
+/// What the model runs on.
+#[derive(Debug, Clone, Args)]
+pub(super) struct DeviceArguments {
+    /// cpu, cuda (the first card), cuda:N, or auto: the first card where there is one, else the processor.
+    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = parse)]
+    device: Device,
+    /// Threads of the processor; all cores by default.
+    #[arg(long, value_name = "N", value_parser = between(1, 1024))]
+    threads: Option<usize>,
+    /// Instruction set of the processor: scalar, avx2, avx-vnni or avx512-vnni; the best there is by default.
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Device {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+fn parse(text: &str) -> Result<Device, String> {
+    let card = |number: &str| number.parse().ok().filter(|_| number.bytes().all(|byte| byte.is_ascii_digit()));
+    let device = match text {
+        "auto" => Some(Device::Auto),
+        "cpu" => Some(Device::Cpu),
+        "cuda" => Some(Device::Cuda(0)),
+        _ => text.strip_prefix("cuda:").and_then(card).map(Device::Cuda),
+    };
+    device.ok_or_else(|| format!("expected auto, cpu, cuda or cuda:N, got {text:?}"))
+}
+
+impl DeviceArguments {
+    /// The device asked for; what `auto` took is said on standard error.
+    pub(super) fn choose(&self) -> Result<DeviceChoice, Error> {
+        let cpu = DeviceChoice::Cpu { threads: self.threads, isa: self.isa()? };
+        let processors_own = [("--threads", self.threads.is_some()), ("--isa", self.isa.is_some())];
+        let asked = processors_own.into_iter().find(|(_, given)| *given).map(|(name, _)| name);
+        match (self.device, asked) {
+            (Device::Cpu, _) => Ok(cpu),
+            (Device::Cuda(_), Some(name)) => {
+                Err(Error::Usage(format!("{name} is the processor's: it cannot be given with --device cuda")))
+            }
+            (Device::Cuda(ordinal), None) => Ok(DeviceChoice::Cuda { ordinal }),
+            (Device::Auto, Some(name)) => {
+                complain(&format!("--device auto: the processor, because {name} was given"));
+                Ok(cpu)
+            }
+            (Device::Auto, None) => {
+                let (choice, taken) = match Cuda::count() {
+                    Ok(1..) => (DeviceChoice::Cuda { ordinal: 0 }, "card 0".to_owned()),
+                    Ok(0) => (cpu, "the processor, because the driver has no card".to_owned()),
+                    Err(error) => (cpu, format!("the processor, because {error}")),
+                };
+                complain(&format!("--device auto: {taken}"));
+                Ok(choice)
+            }
+        }
+    }
+
+    fn isa(&self) -> Result<Option<Isa>, Error> {
+        let Some(name) = &self.isa else { return Ok(None) };
+        let unknown = || Error::unknown("instruction set", name, Isa::ALL.iter().map(|isa| isa.name()));
+        Isa::ALL.into_iter().find(|isa| isa.name() == name).map(Some).ok_or_else(unknown)
+    }
+}

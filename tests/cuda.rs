@@ -1,0 +1,223 @@
+//! The CUDA device behind the engine and the program, on the stand-in driver.
+//!
+//! Each test runs in a child process that finds the stand-in as its driver. [`take_the_card`] puts every engine of that
+//! process on the card, and then bodies of tests that know nothing of it run once more: what holds of the engine holds
+//! with a card's kernels. The interpreter is slow, so most of them wait for `cargo test --release cuda -- --ignored`;
+//! kernels one by one are tested in `kernels/`.
+
+use vassal::engine::EngineError;
+use vassal::model::synthetic::SyntheticModel;
+use vassal_cuda_stand_in::in_child;
+use vassal_kernels::cpu::Isa;
+use vassal_kernels::cuda::Cuda;
+use vassal_kernels::{DeviceError, Format};
+
+use crate::program::Run;
+use crate::support::{PROMPT, Setup, Tiny, bits, processor, take_the_card};
+use crate::{chains, engine, identities};
+
+/// A test that runs others' bodies on the card.
+macro_rules! on_the_card {
+    ($(#[$attribute:meta])* $name:ident: $($module:ident::$test:ident),+ $(,)?) => {
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            in_child!({
+                take_the_card();
+                $($module::$test();)+
+            });
+        }
+    };
+}
+
+on_the_card!(chains_decide_as_on_the_processor:
+    chains::stop_wins_over_splice_and_splice_over_steer,
+    chains::insertions_are_offered_one_at_a_time_and_cut_before_the_first_that_is_forbidden,
+    chains::where_nothing_is_left_the_policies_that_forbade_are_named,
+    chains::what_evaluate_and_current_say_is_what_heads_say_of_the_sequence,
+);
+
+on_the_card!(rewound_tokens_leave_no_trace: identities::rewound_tokens_leave_no_trace_in_values_or_logits);
+
+on_the_card!(a_look_ahead_run_counts_its_rows: engine::a_look_ahead_run_counts_candidate_rows_up_to_the_heads_layer);
+
+on_the_card!(
+    #[ignore = "three minutes on the interpreter"]
+    identities_of_dials:
+    identities::dial_0_with_tail_keep_is_the_base_model,
+    identities::dial_0_with_mask_is_the_bases_top_k,
+    identities::k_1_is_the_base_with_keep_and_greedy_with_mask,
+    identities::a_constant_added_to_representable_values_changes_nothing,
+    identities::a_constant_added_to_a_look_ahead_head_changes_rounding_at_most,
+    identities::blend_adjust_and_evaluate_give_the_same_bits_in_the_engine,
+);
+
+on_the_card!(
+    #[ignore = "eight minutes on the interpreter"]
+    identities_of_batches:
+    identities::alone_is_batched_in_ragged_batches_that_are_joined_and_left,
+    identities::chunks_of_prompts_and_the_size_of_passes_change_nothing,
+    identities::cached_is_uncached_in_ragged_batches_and_after_a_splice,
+    identities::samples_that_share_a_prompt_are_each_as_alone,
+);
+
+on_the_card!(
+    #[ignore = "two minutes on the interpreter"]
+    identities_of_rewinds:
+    identities::a_rewound_and_replayed_sequence_is_an_untouched_one,
+    identities::a_paused_sequence_changes_nobody,
+    identities::a_cancelled_sequence_changes_nobody,
+);
+
+on_the_card!(
+    #[ignore = "minutes on the interpreter"]
+    the_engine:
+    engine::a_plain_run_counts_one_row_a_token,
+    engine::draws_from_the_tail_are_counted_and_run_as_one_pending_row_each,
+    engine::a_one_pass_head_takes_no_rows,
+    engine::rounds_wider_than_any_pass_run_in_parts,
+    engine::samples_whose_shared_prompt_fills_the_cache_still_run,
+    engine::a_head_gone_wild_neither_forbids_nor_undoes_what_is_forbidden,
+    engine::guard_forbids_the_completing_token_inside_and_outside_the_candidates,
+);
+
+on_the_card!(
+    #[ignore = "two minutes on the interpreter"]
+    chains_of_policies:
+    chains::the_lowest_temperature_is_greedy_under_the_greatest_deltas,
+    chains::two_vas_add_up_to_one_with_both_dials,
+    chains::mask_wins_over_keep_and_masks_intersect,
+    chains::a_required_policy_sees_each_inserted_token_as_the_only_candidate,
+);
+
+/// Weights are the same f16 on both, and the card rounds activations to f16: after three layers logits are within
+/// a hundredth of the largest.
+#[test]
+fn a_whole_model_says_what_it_says_on_the_processor() {
+    in_child!({
+        take_the_card();
+        let model =
+            SyntheticModel { matrices: Format::F16, embedding: Format::F16, biases: true, ..SyntheticModel::default() };
+        let setup = Setup { model, ..Setup::default() };
+        let prompt = setup.open().tokenizer.encode(PROMPT, false).unwrap();
+        let card = setup.open().logits_after(&prompt);
+        let processor = Setup { device: processor(Isa::best(), 1), ..setup }.open().logits_after(&prompt);
+        let largest = processor.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
+        let difference = card.iter().zip(&processor).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(largest > 1.0, "the model says something: {largest}");
+        assert!(difference > 0.0 && difference <= 0.01 * largest, "{difference} of {largest}");
+    });
+}
+
+/// Three policies' sequences of different lengths in one batch, a shared prompt among them, against each alone.
+#[test]
+fn a_ragged_batch_is_each_alone() {
+    in_child!({
+        take_the_card();
+        let setup = Setup::with_heads();
+        let mut tiny = setup.open();
+        let of = |tiny: &Tiny, (prompt, tokens, policy): (&str, usize, Option<&str>)| {
+            let policy =
+                policy.map(|policy| tiny.policy(policy, if policy == "vas" { &[("sentiment", "0.9")] } else { &[] }));
+            let mut request = tiny.request(prompt, policy.into_iter().collect());
+            request.max_tokens = Some(tokens);
+            request
+        };
+        let asked = [(PROMPT, 4, Some("vas")), ("go", 6, None), (PROMPT, 3, Some("guard"))];
+        let requests = asked.map(|asked| tiny.endless(of(&tiny, asked)));
+        let together: Vec<_> = tiny.run(requests.to_vec()).iter().map(bits).collect();
+        for (asked, together) in asked.into_iter().zip(&together) {
+            let request = of(&tiny, asked);
+            assert_eq!(&bits(&tiny.alone(request)), together, "{asked:?}");
+            assert_eq!(together.len(), asked.1);
+        }
+        assert_ne!(together[0][..3], together[2][..], "the policy steers");
+    });
+}
+
+#[test]
+fn the_program_runs_on_the_card_and_says_so() {
+    in_child!({
+        let card = ["--device", "cuda", "--max-tokens", "2"];
+        let run = Run::tiny("x", &[&card[..], &["--compare"]].concat());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert!(run.out.contains("sm_90"), "{run:?}");
+        let auto = Run::tiny("x", &["--device", "auto", "--max-tokens", "1"]);
+        assert_eq!(auto.code, Some(0), "{auto:?}");
+        auto.says(&["--device auto: card 0"]);
+        Run::tiny("x", &["--device", "cuda:1"]).refuses(2, &["there is no CUDA device 1: the driver has 1"]);
+    });
+}
+
+#[test]
+fn without_a_card_only_auto_takes_the_processor_and_says_so() {
+    in_child!("no-device", {
+        Run::tiny("x", &["--device", "cuda"]).refuses(2, &["there is no CUDA device 0: the driver has 0"]);
+        let auto = Run::tiny("x", &["--device", "auto", "--max-tokens", "1"]);
+        assert_eq!(auto.code, Some(0), "{auto:?}");
+        auto.says(&["--device auto: the processor, because the driver has no card"]);
+        let auto = Run::tiny("x", &["--device", "auto", "--threads", "1", "--max-tokens", "1"]);
+        auto.says(&["--device auto: the processor, because --threads was given"]);
+    });
+}
+
+#[test]
+fn without_a_driver_a_card_is_refused() {
+    match Cuda::count() {
+        Err(DeviceError::NoDriver) => Run::tiny("x", &["--device", "cuda"]).refuses(2, &["there is no CUDA driver"]),
+        found => eprintln!("SKIPPED without_a_driver_a_card_is_refused: there is one ({found:?})"),
+    }
+}
+
+#[test]
+fn devices_that_cannot_be_meant_are_refused() {
+    let refuses = |arguments: &[&str], words: &[&str]| Run::tiny("x", arguments).refuses(2, words);
+    refuses(&["--device", "gpu"], &["auto, cpu, cuda or cuda:N", "\"gpu\""]);
+    refuses(&["--device", "cuda:-1"], &["auto, cpu, cuda or cuda:N", "\"cuda:-1\""]);
+    refuses(&["--device", "cuda:"], &["auto, cpu, cuda or cuda:N"]);
+    refuses(&["--device", "cuda", "--threads", "2"], &["--threads", "--device cuda"]);
+    refuses(&["--device", "cuda", "--isa", "scalar"], &["--isa", "--device cuda"]);
+}
+
+#[test]
+fn a_driver_that_is_too_old_is_named() {
+    in_child!("driver=11020", {
+        Run::tiny("x", &["--device", "cuda"]).refuses(2, &["supports CUDA 11.2, at least 11.4"]);
+    });
+}
+
+#[test]
+fn too_little_memory_names_what_is_needed_and_what_lowers_it() {
+    in_child!("memory=4000000", {
+        let words = ["the cache's keys needs", "weights need 1 MB", "cache_tokens", "rows_max"];
+        Run::tiny("x", &["--device", "cuda"]).refuses(4, &words);
+    });
+}
+
+#[test]
+fn a_failed_device_ends_its_sequences_and_not_the_process() {
+    in_child!("fail-launch=150", { ends_sequences(false) });
+}
+
+#[test]
+fn a_lost_device_ends_its_sequences_and_not_the_process() {
+    in_child!("lose-device=150", { ends_sequences(true) });
+}
+
+fn ends_sequences(lost: bool) {
+    take_the_card();
+    let mut tiny = Setup::default().open();
+    let request = tiny.endless(tiny.request(PROMPT, Vec::new()));
+    tiny.engine.submit(request.clone()).unwrap();
+    let failed = (0..100).find_map(|_| tiny.engine.step().err()).expect("the device fails");
+    let EngineError::Device(error) = &failed else { panic!("{failed}") };
+    assert_eq!(matches!(error, DeviceError::Lost { .. }), lost, "{error}");
+    assert!(tiny.engine.is_idle(), "the sequence ended with its device");
+    // Nothing falls back in silence: the engine goes on saying so.
+    tiny.engine.submit(request).unwrap();
+    assert!(tiny.engine.step().is_err());
+    // The process is well.
+    let mut processors = Setup { device: processor(Isa::best(), 1), ..Setup::default() }.open();
+    let request = processors.request(PROMPT, Vec::new());
+    assert_eq!(processors.alone(request).tokens.len(), 24);
+}
