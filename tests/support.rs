@@ -76,10 +76,9 @@ pub(crate) fn component(name: &str) -> Vec<u8> {
     Recipe { dir, example, quiet: true, ..Recipe::default() }.component().unwrap()
 }
 
-/// Whether this process is a child that finds the stand-in as its driver, and runs tests on its card.
+/// Whether engines of this process are on the card: it is a child that finds the stand-in as its driver.
 static ON_A_CARD: AtomicBool = AtomicBool::new(false);
 
-/// From here on, engines of this process are on the card.
 pub(crate) fn take_the_card() {
     ON_A_CARD.store(true, Ordering::Relaxed);
 }
@@ -89,7 +88,6 @@ pub(crate) fn device() -> DeviceChoice {
     if ON_A_CARD.load(Ordering::Relaxed) { DeviceChoice::Cuda { ordinal: 0 } } else { processor(Isa::best(), 1) }
 }
 
-/// The processor, so used.
 pub(crate) fn processor(isa: Isa, threads: usize) -> DeviceChoice {
     DeviceChoice::Cpu { threads: Some(threads), isa: Some(isa) }
 }
@@ -139,8 +137,8 @@ impl Setup {
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
         let mut device = AnyDevice::open(self.device).unwrap();
         let llama = Llama::load(&mut device, &gguf, &config, self.options.rows_max).unwrap();
-        let engine =
-            Engine::new(device, llama, tokenizer.clone(), sandbox.clone(), &self.heads, &self.options).unwrap();
+        let (words, sandbox) = (tokenizer.clone(), sandbox.clone());
+        let engine = Engine::new(device, llama, words, sandbox, &self.heads, &self.options).unwrap();
         Tiny {
             engine,
             tokenizer,

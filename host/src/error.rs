@@ -11,6 +11,7 @@ use crate::engine::EngineError;
 use crate::learning::fitting::FitError;
 use crate::learning::prompts::PromptsError;
 use crate::learning::rollouts::RolloutsError;
+use crate::memory::MemoryNeeds;
 use crate::model::config::ConfigError;
 use crate::model::gguf::GgufError;
 use crate::model::heads::HeadError;
@@ -72,22 +73,10 @@ pub enum Error {
     #[error(transparent)]
     Llama(#[from] LlamaError),
     /// The model and what it needs besides do not fit into the device's memory.
-    #[error(
-        "{source}; of the whole, weights need {} MB, keys and values {} MB (less with fewer than {cache_tokens} \
-         cache_tokens), rows and logits {} MB (less with fewer than {rows_max} rows_max)",
-        megabytes(*weights_bytes), megabytes(*cache_bytes), megabytes(*work_bytes)
-    )]
+    #[error("{source}; of the whole, {needs}")]
     DeviceMemory {
-        /// The model's file.
-        weights_bytes: u64,
-        /// Keys and values of all positions.
-        cache_bytes: u64,
-        /// [`crate::engine::EngineOptions::cache_tokens`].
-        cache_tokens: usize,
-        /// Activations and logits.
-        work_bytes: u64,
-        /// [`crate::engine::EngineOptions::rows_max`].
-        rows_max: usize,
+        /// What there is to hold.
+        needs: Box<MemoryNeeds>,
         /// What did not fit.
         source: DeviceError,
     },
@@ -252,11 +241,6 @@ fn cause_of_device(error: &DeviceError) -> Cause {
         DeviceError::NoDriver | DeviceError::DriverTooOld { .. } | DeviceError::NoDevice { .. } => Cause::Client,
         DeviceError::Shape { .. } | DeviceError::Lost { .. } | DeviceError::Failed { .. } => Cause::Host,
     }
-}
-
-/// Bytes in millions, rounded up.
-fn megabytes(bytes: u64) -> u64 {
-    bytes.div_ceil(1_000_000)
 }
 
 /// Whose fault it is that a file cannot be read or written: a path that leads nowhere, or to what is no file, is the

@@ -8,15 +8,16 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vassal_kernels::{AnyDevice, DeviceChoice, DeviceError, ModelShape};
+use vassal_kernels::{AnyDevice, DeviceChoice, ModelShape};
 
 use crate::engine::{Engine, EngineError, EngineOptions, Event, HeadId, Response};
 use crate::error::Error;
 use crate::files;
+use crate::memory::{cache_bytes_per_token, does_not_fit};
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
 use crate::model::heads::{HeadFile, HeadKind, ModelIdentity};
-use crate::model::llama::{Llama, LlamaError};
+use crate::model::llama::Llama;
 use crate::model::source::SourceError;
 use crate::model::template::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
@@ -133,7 +134,7 @@ impl Host {
                 None => source.into(),
             })?;
         }
-        let does_not_fit = |error| does_not_fit(error, &gguf, &config.shape, &options.engine);
+        let does_not_fit = |error| does_not_fit(error, gguf.length_bytes(), &config.shape, &options.engine);
         let mut device = AnyDevice::open(options.device).map_err(EngineError::from)?;
         let llama = Llama::load(&mut device, &gguf, &config, options.engine.rows_max)
             .map_err(|error| does_not_fit(error.into()))?;
@@ -365,32 +366,6 @@ fn sandbox_sequences(options: &HostOptions) -> u32 {
 /// Cores of this machine.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Of an error for want of the device's memory, what all of the model needs there and what lowers it.
-fn does_not_fit(error: Error, gguf: &Gguf, shape: &ModelShape, engine: &EngineOptions) -> Error {
-    let source = match error {
-        Error::Llama(LlamaError::Device(source @ DeviceError::Memory { .. }))
-        | Error::Engine(EngineError::Device(source @ DeviceError::Memory { .. })) => source,
-        other => return other,
-    };
-    let attention = shape.heads * shape.head_width;
-    let row = 2 * shape.hidden + 2 * attention + shape.feed_forward;
-    let work =
-        engine.rows_max * row + engine.candidate_rows_max * shape.hidden + engine.sequences_max * shape.vocabulary;
-    Error::DeviceMemory {
-        weights_bytes: gguf.length_bytes(),
-        cache_bytes: ((engine.cache_tokens + engine.candidate_rows_max) * cache_bytes_per_token(shape)) as u64,
-        cache_tokens: engine.cache_tokens,
-        work_bytes: 4 * work as u64,
-        rows_max: engine.rows_max,
-        source,
-    }
-}
-
-/// Keys and values of one position in all layers, f16.
-fn cache_bytes_per_token(shape: &ModelShape) -> usize {
-    shape.layers * 2 * shape.kv_heads * shape.head_width * 2
 }
 
 /// Stands for a prompt while the chat template is rendered: private-use characters.

@@ -14,6 +14,7 @@ pub mod error;
 mod files;
 pub mod host;
 pub mod learning;
+pub mod memory;
 pub mod model;
 pub mod names;
 pub mod policy_build;

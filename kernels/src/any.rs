@@ -40,6 +40,16 @@ impl Default for DeviceChoice {
     }
 }
 
+impl DeviceChoice {
+    /// Threads that were asked for.
+    pub fn threads(self) -> Option<usize> {
+        match self {
+            DeviceChoice::Cpu { threads, .. } => threads,
+            DeviceChoice::Cuda { .. } => None,
+        }
+    }
+}
+
 /// One of two kinds of a device's own types.
 pub enum Either<C, G> {
     /// The processor's.

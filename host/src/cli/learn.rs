@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use vassal_kernels::DeviceChoice;
 
 use super::{ModelArguments, between, complain};
 use crate::engine::{EngineOptions, Event};
@@ -207,10 +206,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         candidates: 20,
         states_per_rollout: 6,
         rollouts_per_prompt: 3,
-        threads: match options.device {
-            DeviceChoice::Cpu { threads: Some(threads), .. } => threads,
-            _ => cores(),
-        },
+        threads: options.device.threads().unwrap_or_else(cores),
         seed: arguments.seed,
     };
     let engine = |taps| EngineOptions {

@@ -1,0 +1,61 @@
+//! What a model asks of a device's memory, for the error where it has not enough: weights, keys and values, rows and
+//! logits, each beside the option that lowers it.
+//!
+//! The sizes are those of the model's own numbers; a device pads, so they are what is needed at least.
+
+use vassal_kernels::{DeviceError, ModelShape};
+
+use crate::engine::{EngineError, EngineOptions};
+use crate::error::Error;
+use crate::model::llama::LlamaError;
+
+/// What a model and its engine ask of a device's memory, with the options that lower it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "weights need {} MB, keys and values {} MB (less with fewer than {cache_tokens} cache_tokens), rows and logits {} MB \
+     (less with fewer than {rows_max} rows_max)",
+    megabytes(*weights_bytes), megabytes(*cache_bytes), megabytes(*work_bytes)
+)]
+pub struct MemoryNeeds {
+    /// The model's file.
+    pub weights_bytes: u64,
+    /// Keys and values of all positions.
+    pub cache_bytes: u64,
+    /// [`crate::engine::EngineOptions::cache_tokens`].
+    pub cache_tokens: usize,
+    /// Activations and logits.
+    pub work_bytes: u64,
+    /// [`crate::engine::EngineOptions::rows_max`].
+    pub rows_max: usize,
+}
+
+/// Of an error for want of the device's memory, what all of the model needs there and what lowers it.
+pub(crate) fn does_not_fit(error: Error, weights_bytes: u64, shape: &ModelShape, engine: &EngineOptions) -> Error {
+    let source = match error {
+        Error::Llama(LlamaError::Device(source @ DeviceError::Memory { .. }))
+        | Error::Engine(EngineError::Device(source @ DeviceError::Memory { .. })) => source,
+        other => return other,
+    };
+    let attention = shape.heads * shape.head_width;
+    let row = 2 * shape.hidden + 2 * attention + shape.feed_forward;
+    let work =
+        engine.rows_max * row + engine.candidate_rows_max * shape.hidden + engine.sequences_max * shape.vocabulary;
+    let needs = Box::new(MemoryNeeds {
+        weights_bytes,
+        cache_bytes: ((engine.cache_tokens + engine.candidate_rows_max) * cache_bytes_per_token(shape)) as u64,
+        cache_tokens: engine.cache_tokens,
+        work_bytes: 4 * work as u64,
+        rows_max: engine.rows_max,
+    });
+    Error::DeviceMemory { needs, source }
+}
+
+/// Keys and values of one position in all layers, f16.
+pub(crate) fn cache_bytes_per_token(shape: &ModelShape) -> usize {
+    shape.layers * 2 * shape.kv_heads * shape.head_width * 2
+}
+
+/// Bytes in millions, rounded up.
+fn megabytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1_000_000)
+}
