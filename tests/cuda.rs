@@ -75,10 +75,7 @@ on_the_card!(
     engine::a_plain_run_counts_one_row_a_token,
     engine::draws_from_the_tail_are_counted_and_run_as_one_pending_row_each,
     engine::a_one_pass_head_takes_no_rows,
-    engine::rounds_wider_than_any_pass_run_in_parts,
-    engine::samples_whose_shared_prompt_fills_the_cache_still_run,
     engine::a_head_gone_wild_neither_forbids_nor_undoes_what_is_forbidden,
-    engine::guard_forbids_the_completing_token_inside_and_outside_the_candidates,
 );
 
 on_the_card!(
