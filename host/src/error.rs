@@ -208,6 +208,7 @@ impl Error {
             Self::Engine(EngineError::TooLong { .. }) | Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
             Self::DeviceMemory { source: error, .. }
             | Self::Llama(LlamaError::Device(error))
+            | Self::Fit(FitError::Engine(EngineError::Device(error)))
             | Self::Engine(EngineError::Device(error)) => cause_of_device(error),
             Self::Engine(EngineError::HeadNotOffered { .. })
             | Self::Engine(EngineError::Options { .. })
@@ -219,7 +220,6 @@ impl Error {
             | Self::Replay(_)
             | Self::Prompts(_)
             | Self::Rollouts(_)
-            | Self::Fit(_)
             | Self::Gguf(_)
             | Self::Config(_)
             | Self::Tokenizer(_)
@@ -229,6 +229,8 @@ impl Error {
             | Self::Tenant(_)
             | Self::Head(_) => Cause::Client,
             Self::Source(SourceError::Unknown { .. } | SourceError::Path { .. }) => Cause::Client,
+            Self::Fit(FitError::Engine(_)) => Cause::Host,
+            Self::Fit(_) => Cause::Client,
             Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) | Self::Engine(_) => Cause::Host,
         }
     }

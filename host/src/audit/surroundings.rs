@@ -1,7 +1,7 @@
 //! What the bits of a response depend on beside its request: model, heads, kernels, limits, versions.
 //!
 //! A replay compares the record's [`Surroundings`] with its own. What must be equal for equal bits is refused by
-//! name and with both values; what this project promises to make no difference (instruction set, threads) or
+//! name and with both values; what this project promises to make no difference (a processor's instruction set, threads) or
 //! what may make one in fuel only (versions) is a [`Surroundings::remarks`] line.
 
 use serde::{Deserialize, Serialize};

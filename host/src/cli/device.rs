@@ -4,11 +4,12 @@
 //! kernels for cards have not run on one yet, so a card is taken only where it is asked for.
 
 use clap::Args;
-use vassal_kernels::DeviceChoice;
 use vassal_kernels::cpu::Isa;
 use vassal_kernels::cuda::Cuda;
+use vassal_kernels::{DeviceChoice, DeviceError};
 
 use super::{between, complain};
+use crate::engine::EngineError;
 use crate::error::Error;
 
 /// What the model runs on.
@@ -54,7 +55,14 @@ impl DeviceArguments {
             (Device::Cuda(_), Some(name)) => {
                 Err(Error::Usage(format!("{name} is the processor's: it cannot be given with --device cuda")))
             }
-            (Device::Cuda(ordinal), None) => Ok(DeviceChoice::Cuda { ordinal }),
+            (Device::Cuda(ordinal), None) => {
+                // Before a model is fetched for it.
+                let devices = Cuda::count().map_err(EngineError::from)?;
+                if ordinal >= devices {
+                    return Err(EngineError::from(DeviceError::NoDevice { ordinal, devices }).into());
+                }
+                Ok(DeviceChoice::Cuda { ordinal })
+            }
             (Device::Auto, Some(name)) => {
                 complain(&format!("--device auto: the processor, because {name} was given"));
                 Ok(cpu)

@@ -52,6 +52,12 @@ pub enum EngineError {
     /// The device refused or failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The device failed in an earlier step, and the engine with it.
+    #[error("the engine ended with its device: {first}")]
+    Failed {
+        /// What went wrong then.
+        first: String,
+    },
     /// A policy asks for a head that was not offered to this request.
     #[error("policy {policy:?} asks for the head {head:?}, which this request does not offer; offered: {offered}")]
     HeadNotOffered {
@@ -166,11 +172,12 @@ pub struct Engine<D: Device> {
     /// First slot of the scratch pages.
     scratch_slot: u32,
     candidate_rows_max: usize,
-    sequences_max: usize,
     logits_slots: Vec<u32>,
     running: Vec<Option<Sequence>>,
     waiting: VecDeque<Waiting>,
     groups: HashMap<u64, Option<SharedPrompt>>,
+    /// The device's error that ended the engine.
+    failed: Option<String>,
     next_id: u64,
     /// Steps so far: whose turn it is to be first in a pass.
     turn: usize,
@@ -257,11 +264,11 @@ impl<D: Device> Engine<D> {
             pages_total,
             scratch_slot: (pages_total * PAGE_TOKENS) as u32,
             candidate_rows_max: options.candidate_rows_max,
-            sequences_max: options.sequences_max,
             logits_slots: (0..options.sequences_max as u32).rev().collect(),
             running: Vec::new(),
             waiting: VecDeque::new(),
             groups: HashMap::new(),
+            failed: None,
             next_id: 0,
             turn: 0,
             slices: Slices::new(STEPS_SHARE),
@@ -417,13 +424,12 @@ impl<D: Device> Engine<D> {
         events.pop()
     }
 
-    /// Ends all sequences without a word, after the device has failed.
-    fn lose_all(&mut self) {
+    /// Ends all sequences without a word, and the engine: the device has failed, perhaps in the middle of a pass.
+    fn fail(&mut self, error: &EngineError) {
+        self.failed = Some(error.to_string());
         self.running.clear();
         self.waiting.clear();
         self.groups.clear();
-        self.pages = Pages::new(self.pages_total);
-        self.logits_slots = (0..self.sequences_max as u32).rev().collect();
     }
 
     /// The engine's heads that a policy's manifest names, in its order.

@@ -36,14 +36,18 @@ impl<D: Device> Engine<D> {
     /// One step: every sequence that can go on does. Returns what it brought about.
     ///
     /// # Errors
-    /// The device's. All sequences end with it, waiting ones included, and no event tells of them: what they had in the
-    /// device's memory can no longer be trusted.
+    /// The device's. All sequences end with it, waiting ones and those that came to their end in this very step included,
+    /// and no event tells of them: what they had in the device's memory can no longer be trusted. From then on every
+    /// step is refused with [`EngineError::Failed`].
     pub fn step(&mut self) -> Result<Vec<Event>, EngineError> {
+        if let Some(first) = &self.failed {
+            return Err(EngineError::Failed { first: first.clone() });
+        }
         let mut events = Vec::new();
         match self.step_into(&mut events) {
             Ok(()) => Ok(events),
             Err(error) => {
-                self.lose_all();
+                self.fail(&error);
                 Err(error)
             }
         }
