@@ -278,3 +278,25 @@ impl Device for AnyDevice {
         hand_on!(read_rows: self as device, x => device.read_rows(x, rows, out))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vassal_cuda_stand_in::in_child;
+
+    use super::*;
+
+    #[test]
+    fn a_buffer_of_another_device_is_refused() {
+        in_child!({
+            let mut cpu = AnyDevice::open(DeviceChoice::default()).unwrap();
+            let mut cuda = AnyDevice::open(DeviceChoice::Cuda { ordinal: 0 }).unwrap();
+            let [on_cpu, on_cuda] = [&mut cpu, &mut cuda].map(|device| device.rows(2, 4).unwrap());
+            let mut out = Vec::new();
+            assert!(cpu.read_rows(&on_cpu, 2, &mut out).is_ok() && cuda.read_rows(&on_cuda, 2, &mut out).is_ok());
+            for refused in [cpu.read_rows(&on_cuda, 2, &mut out), cuda.read_rows(&on_cpu, 2, &mut out)] {
+                let error = refused.expect_err("refused").to_string();
+                assert_eq!(error, "read_rows: a buffer must be this device's, got another device's");
+            }
+        });
+    }
+}

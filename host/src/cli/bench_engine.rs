@@ -1,7 +1,7 @@
 //! `vassal bench engine`: what policies, slow neighbours and the audit log cost an engine full of sequences.
 //!
 //! Three measurements. *Neighbours*: a step of 16 well-behaved sequences on the model, without and beside 16 whose
-//! policy (`--slow`, such as `tests/spinner`) works to its limit in every step. *Throughput*: tokens a second of 64 and
+//! policy (`--slow`, such as `tests/spinner`) works to its limit in every step. *Throughput*: tokens a second, by the median step, of 64 and
 //! 256 sequences with a policy each against none, on a tiny model whose step is short enough to show it, and of 64 on the
 //! model itself. *Audit*: what recording a response costs for each of its tokens. The runs that are compared take turns.
 
