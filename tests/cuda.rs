@@ -1,6 +1,6 @@
 //! The CUDA device behind the engine and the program, on the stand-in driver.
 //!
-//! Each test runs in a child process that finds the stand-in as its driver. [`take_the_card`] puts every engine of that
+//! What needs a card runs in a child process that finds the stand-in as its driver. [`take_the_card`] puts every engine of that
 //! process on the card, and then bodies of tests that know nothing of it run once more: what holds of the engine holds
 //! with a card's kernels. The interpreter is slow, so most of them wait for `cargo test --release cuda -- --ignored`;
 //! kernels one by one are tested in `kernels/`.
@@ -72,7 +72,7 @@ on_the_card!(
 );
 
 on_the_card!(
-    #[ignore = "minutes on the interpreter"]
+    #[ignore = "three minutes on the interpreter"]
     the_engine:
     engine::a_plain_run_counts_one_row_a_token,
     engine::draws_from_the_tail_are_counted_and_run_as_one_pending_row_each,
@@ -108,7 +108,7 @@ fn a_whole_model_says_what_it_says_on_the_processor() {
     });
 }
 
-/// Three policies' sequences of different lengths in one batch, a shared prompt among them, against each alone.
+/// Sequences of different prompts, lengths and policies in one batch, against each alone.
 #[test]
 fn a_ragged_batch_is_each_alone() {
     in_child!({

@@ -8,13 +8,12 @@ use std::path::Path;
 use vassal::host::{Host, HostOptions};
 use vassal::model::synthetic::SyntheticModel;
 use vassal::token::{Token, Vocabulary};
-use vassal_kernels::DeviceChoice;
+use vassal_kernels::cpu::Isa;
 
 fn host() -> Host {
     let model = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prompts.gguf");
     SyntheticModel::default().write(&model).unwrap();
-    Host::open(&HostOptions { device: DeviceChoice::Cpu { threads: Some(1), isa: None }, ..HostOptions::new(model) })
-        .unwrap()
+    Host::open(&HostOptions { device: crate::support::processor(Isa::best(), 1), ..HostOptions::new(model) }).unwrap()
 }
 
 /// The special tokens of the whole prompt, and its text with the special ones by name.

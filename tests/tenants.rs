@@ -14,10 +14,10 @@ use vassal::model::synthetic::SyntheticModel;
 use vassal::request::{FaultPolicy, Request};
 use vassal::sandbox::{Fault, FaultKind};
 use vassal::tenant::{Asked, Tenant};
-use vassal_kernels::DeviceChoice;
+use vassal_kernels::cpu::Isa;
 
 use crate::rebuild::root;
-use crate::support::{compilation, look_ahead};
+use crate::support::{compilation, look_ahead, processor};
 
 /// A tenant with a guard, `vas` for whoever asks, and whatever lines a test adds.
 fn config(more: &str) -> String {
@@ -29,11 +29,8 @@ pub(crate) fn host() -> Host {
     let model = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tenants.gguf");
     static WRITTEN: std::sync::Once = std::sync::Once::new();
     WRITTEN.call_once(|| SyntheticModel::default().write(&model).unwrap());
-    let options = HostOptions {
-        device: DeviceChoice::Cpu { threads: Some(1), isa: None },
-        compilation: compilation(),
-        ..HostOptions::new(model)
-    };
+    let options =
+        HostOptions { device: processor(Isa::best(), 1), compilation: compilation(), ..HostOptions::new(model) };
     let heads = |sha256: &str, _: &_| {
         let mut heads = vec![look_ahead("sentiment", 2, 11), look_ahead("simplicity", 1, 12)];
         heads.iter_mut().for_each(|head| head.description.model_sha256 = sha256.to_owned());

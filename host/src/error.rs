@@ -205,14 +205,10 @@ impl Error {
             Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
             Self::Build(_) | Self::Key(KeyError::NoRandomness) => Cause::Host,
             Self::Audit(AuditError::Write { .. } | AuditError::TooLong { .. }) | Self::Difference { .. } => Cause::Host,
-            Self::Engine(EngineError::TooLong { .. }) | Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
-            Self::DeviceMemory { source: error, .. }
-            | Self::Llama(LlamaError::Device(error))
-            | Self::Fit(FitError::Engine(EngineError::Device(error)))
-            | Self::Engine(EngineError::Device(error)) => cause_of_device(error),
-            Self::Engine(EngineError::HeadNotOffered { .. })
-            | Self::Engine(EngineError::Options { .. })
-            | Self::Setting(_)
+            Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
+            Self::DeviceMemory { source: error, .. } | Self::Llama(LlamaError::Device(error)) => cause_of_device(error),
+            Self::Engine(error) | Self::Fit(FitError::Engine(error)) => cause_of_engine(error),
+            Self::Setting(_)
             | Self::Request(_)
             | Self::Unknown { .. }
             | Self::Usage(_)
@@ -220,6 +216,7 @@ impl Error {
             | Self::Replay(_)
             | Self::Prompts(_)
             | Self::Rollouts(_)
+            | Self::Fit(_)
             | Self::Gguf(_)
             | Self::Config(_)
             | Self::Tokenizer(_)
@@ -229,10 +226,18 @@ impl Error {
             | Self::Tenant(_)
             | Self::Head(_) => Cause::Client,
             Self::Source(SourceError::Unknown { .. } | SourceError::Path { .. }) => Cause::Client,
-            Self::Fit(FitError::Engine(_)) => Cause::Host,
-            Self::Fit(_) => Cause::Client,
-            Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) | Self::Engine(_) => Cause::Host,
+            Self::Source(_) | Self::Llama(_) | Self::Sandbox(_) => Cause::Host,
         }
+    }
+}
+
+/// Whose fault an engine's error is, whoever drove it.
+fn cause_of_engine(error: &EngineError) -> Cause {
+    match error {
+        EngineError::Device(error) => cause_of_device(error),
+        EngineError::TooLong { .. } => Cause::Capacity,
+        EngineError::HeadNotOffered { .. } | EngineError::Options { .. } => Cause::Client,
+        EngineError::Failed { .. } | EngineError::NoTap { .. } => Cause::Host,
     }
 }
 

@@ -1,7 +1,8 @@
-//! What a model asks of a device's memory, for the error where it has not enough: weights, keys and values, rows and
-//! logits, each beside the option that lowers it.
+//! What a model asks of a device's memory, for the error where it has not enough: weights; keys and values, rows and
+//! logits beside an option that lowers them.
 //!
-//! The sizes are those of the model's own numbers; a device pads, so they are what is needed at least.
+//! The sizes follow from the model's own numbers, with room for candidate rows whether or not heads need it, and without
+//! what a device pads: they say where the memory goes, not to the byte.
 
 use vassal_kernels::{DeviceError, ModelShape};
 

@@ -4,9 +4,9 @@
 //! kernels for cards have not run on one yet, so a card is taken only where it is asked for.
 
 use clap::Args;
+use vassal_kernels::DeviceChoice;
 use vassal_kernels::cpu::Isa;
 use vassal_kernels::cuda::Cuda;
-use vassal_kernels::{DeviceChoice, DeviceError};
 
 use super::{between, complain};
 use crate::engine::EngineError;
@@ -57,10 +57,7 @@ impl DeviceArguments {
             }
             (Device::Cuda(ordinal), None) => {
                 // Before a model is fetched for it.
-                let devices = Cuda::count().map_err(EngineError::from)?;
-                if ordinal >= devices {
-                    return Err(EngineError::from(DeviceError::NoDevice { ordinal, devices }).into());
-                }
+                Cuda::find(ordinal).map_err(EngineError::from)?;
                 Ok(DeviceChoice::Cuda { ordinal })
             }
             (Device::Auto, Some(name)) => {

@@ -95,12 +95,15 @@ impl Gpu {
         }
     }
 
+    /// Refuses a card that the driver does not have.
+    pub(super) fn find(ordinal: usize) -> Result<(), DeviceError> {
+        let devices = Gpu::count()?;
+        if ordinal < devices { Ok(()) } else { Err(DeviceError::NoDevice { ordinal, devices }) }
+    }
+
     /// Opens a card and loads the kernels; `ptx` is what to load of a module as PTX, for tests to change.
     pub(super) fn open(ordinal: usize, ptx: &dyn Fn(&Module) -> String) -> Result<Gpu, DeviceError> {
-        let devices = Gpu::count()?;
-        if ordinal >= devices {
-            return Err(DeviceError::NoDevice { ordinal, devices });
-        }
+        Gpu::find(ordinal)?;
         let outside = |error| fault("open", error, &mut None);
         let context = CudaContext::new(ordinal).map_err(outside)?;
         let capability = context.compute_capability().map_err(outside)?;

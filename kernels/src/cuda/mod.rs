@@ -76,6 +76,14 @@ impl Cuda {
         Gpu::count()
     }
 
+    /// Says whether there is a card of this ordinal, without opening it.
+    ///
+    /// # Errors
+    /// Those of [`Cuda::count`], and [`DeviceError::NoDevice`].
+    pub fn find(ordinal: usize) -> Result<(), DeviceError> {
+        Gpu::find(ordinal)
+    }
+
     /// Opens a card by its ordinal, from 0, and loads the kernels.
     ///
     /// # Errors
@@ -89,7 +97,7 @@ impl Cuda {
     fn open_with(ordinal: usize, ptx: &dyn Fn(&binaries::Module) -> String) -> Result<Cuda, DeviceError> {
         Ok(Cuda {
             gpu: Gpu::open(ordinal, ptx)?,
-            pool: Pool::new(std::thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX))),
+            pool: Pool::new(crate::cpu::threads_by_default().min(THREADS_MAX)),
             plan: None,
             norm_epsilon: NORM_EPSILON_BEFORE_ANY_CACHE,
             heads: heads::Held::default(),
