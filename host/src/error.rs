@@ -10,6 +10,7 @@ use crate::audit::{AuditError, Difference, ReplayError};
 use crate::engine::EngineError;
 use crate::learning::fitting::FitError;
 use crate::learning::prompts::PromptsError;
+use crate::learning::rewards::{ScoresError, SpecError};
 use crate::learning::rollouts::RolloutsError;
 use crate::memory::MemoryNeeds;
 use crate::model::config::ConfigError;
@@ -134,6 +135,12 @@ pub enum Error {
     /// The rollouts' file is bad, or could not be written.
     #[error(transparent)]
     Rollouts(#[from] RolloutsError),
+    /// The words that name a reward.
+    #[error(transparent)]
+    Reward(#[from] SpecError),
+    /// A reward had no score for too many responses.
+    #[error(transparent)]
+    Scores(#[from] Box<ScoresError>),
     /// A policy's crate made no component.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -200,7 +207,9 @@ impl Error {
             | Self::HeadFile { source: HeadError::File { source, .. }, .. }
             | Self::Key(KeyError::File { source, .. })
             | Self::Gguf(GgufError::Open { source, .. } | GgufError::Read { source, .. }) => cause_of_io(source),
-            Self::Policy(_) | Self::Fault(_) | Self::Refused { .. } | Self::Signature(_) => Cause::Guest,
+            Self::Policy(_) | Self::Fault(_) | Self::Refused { .. } | Self::Signature(_) | Self::Scores(_) => {
+                Cause::Guest
+            }
             Self::Build(BuildError::NotAComponent(_) | BuildError::NoPolicy(_)) => Cause::Guest,
             Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
             Self::Build(_) | Self::Key(KeyError::NoRandomness) => Cause::Host,
@@ -216,6 +225,7 @@ impl Error {
             | Self::Replay(_)
             | Self::Prompts(_)
             | Self::Rollouts(_)
+            | Self::Reward(_)
             | Self::Fit(_)
             | Self::Gguf(_)
             | Self::Config(_)

@@ -17,7 +17,7 @@ use crate::host::{Host, HostOptions};
 use crate::learning::decoding::{Decoding, respond, vas};
 use crate::learning::evaluation::{Estimate, Measured, best_of_pools, dial_for_kl, measure};
 use crate::learning::prompts::{Prompt, Split};
-use crate::learning::rewards::Reward;
+use crate::learning::rewards::SharedReward;
 use crate::learning::rollouts::{Rollouts, score};
 use crate::learning::statistics::repeated_4;
 use crate::model::heads::HeadKind;
@@ -33,8 +33,8 @@ pub(super) struct EvaluateArguments {
     /// The prompts file that it was made from; the project's own where there is none.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Rewards: sentiment, simplicity.
-    #[arg(long = "reward", value_delimiter = ',', default_value = "sentiment,simplicity")]
+    /// A reward, as `sentiment` or `short:length=20`; may repeat.
+    #[arg(long = "reward", default_values = ["sentiment", "simplicity"])]
     rewards: Vec<String>,
     /// Dials are set to cost this many nats a token by the heads' own tables, measured on tune prompts; one or
     /// several budgets. Rewards are mixed half and half at the first.
@@ -94,7 +94,7 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     let groups = &groups[..count];
     let find = |id: &str| set.prompts.iter().find(|prompt| prompt.id == id);
     let prompts: Vec<&Prompt> = groups.iter().filter_map(|group| find(&group.first()?.id)).collect();
-    let pools: Vec<Vec<Vec<f64>>> = rewards.iter().map(|reward| score(groups, *reward)).collect();
+    let pools: Vec<Vec<Vec<f64>>> = rewards.iter().map(|reward| score(groups, &**reward)).collect::<Result<_, _>>()?;
     let of_pools = |n| pools.iter().map(|pools| best_of_pools(pools, n, arguments.seed)).collect::<Vec<_>>();
     let (base, best) = (of_pools(1), of_pools(BEST_OF));
 
@@ -105,11 +105,11 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     for (place, kind) in kinds.into_iter().enumerate() {
         let mut host = open(arguments, kind, &rewards)?;
         rollouts.require_model(&host.model().sha256)?;
-        let dials_at = |host: &Host, kl: f64| -> Vec<(&'static str, f64)> {
+        let dials_at = |host: &Host, kl: f64| -> Vec<(String, f64)> {
             let heads = || host.heads().iter().map(|head| &head.description);
             let table = |name| heads().find(|head| head.name == name).map(|head| &head.provenance.dial_to_kl);
             let dial = |name| table(name).map_or(0.0, |table| dial_for_kl(table, kl));
-            rewards.iter().map(|reward| (reward.name(), dial(reward.name()))).collect()
+            rewards.iter().map(|reward| (reward.name().to_owned(), dial(reward.name()))).collect()
         };
         if place == 0 {
             let mut base = run(&mut host, arguments, &prompts, &rewards, "base", &[], &progress)?;
@@ -122,9 +122,9 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         }
         for (budget, &kl) in arguments.kl.iter().enumerate() {
             let dials = dials_at(&host, kl);
-            let mut settings: Vec<Vec<(&str, f64)>> = dials.iter().map(|&dial| vec![dial]).collect();
+            let mut settings: Vec<Vec<(String, f64)>> = dials.iter().map(|dial| vec![dial.clone()]).collect();
             if budget == 0 && dials.len() > 1 {
-                settings.push(dials.iter().map(|&(name, dial)| (name, dial / 2.0)).collect());
+                settings.push(dials.iter().map(|(name, dial)| (name.clone(), dial / 2.0)).collect());
             }
             for dials in settings {
                 lines.push(run(&mut host, arguments, &prompts, &rewards, kind.name(), &dials, &progress)?);
@@ -145,10 +145,10 @@ fn parse_nats(text: &str) -> Result<f64, String> {
     nats.ok_or_else(|| format!("{text:?} is no number of nats above 0"))
 }
 
-fn open(arguments: &EvaluateArguments, kind: HeadKind, rewards: &[&'static dyn Reward]) -> Result<Host, Error> {
+fn open(arguments: &EvaluateArguments, kind: HeadKind, rewards: &[SharedReward]) -> Result<Host, Error> {
     let engine = EngineOptions { sequences_max: 24, cache_tokens: 24 * 512, ..EngineOptions::default() };
     let file =
-        |folder: &PathBuf, reward: &&dyn Reward| folder.join(format!("{}.{}.safetensors", reward.name(), kind.name()));
+        |folder: &PathBuf, reward: &SharedReward| folder.join(format!("{}.{}.safetensors", reward.name(), kind.name()));
     let heads = arguments.heads.iter().flat_map(|folder| rewards.iter().map(|reward| file(folder, reward))).collect();
     Host::open(&HostOptions { heads, head_kind: Some(kind), engine, ..arguments.model.resolve()? })
 }
@@ -158,12 +158,13 @@ fn run(
     host: &mut Host,
     arguments: &EvaluateArguments,
     prompts: &[&Prompt],
-    rewards: &[&'static dyn Reward],
+    rewards: &[SharedReward],
     method: &str,
-    dials: &[(&str, f64)],
+    dials: &[(String, f64)],
     progress: &ProgressBar,
 ) -> Result<Line, Error> {
-    let mut settings: Vec<(&str, String)> = dials.iter().map(|(name, dial)| (*name, dial.to_string())).collect();
+    let mut settings: Vec<(&str, String)> =
+        dials.iter().map(|(name, dial)| (name.as_str(), dial.to_string())).collect();
     // Base samples are drawn with the same tail: fluency is compared like with like.
     settings.push(("candidates", arguments.candidates.to_string()));
     settings.push(("tail", arguments.tail.clone()));
@@ -175,7 +176,7 @@ fn run(
     Ok(Line {
         method: method.to_owned(),
         dials: dials.join(", "),
-        measured: measure(&responses, rewards, arguments.seed),
+        measured: measure(prompts, &responses, rewards, arguments.seed)?,
     })
 }
 
@@ -190,7 +191,7 @@ fn share(value: f64, base: &Estimate, best: &Estimate) -> f64 {
 
 fn tables(
     arguments: &EvaluateArguments,
-    rewards: &[&'static dyn Reward],
+    rewards: &[SharedReward],
     base: &[Estimate],
     best: &[Estimate],
     lines: &[Line],
@@ -254,14 +255,14 @@ fn tables(
 
 fn report(
     arguments: &EvaluateArguments,
-    rewards: &[&'static dyn Reward],
+    rewards: &[SharedReward],
     base: &[Estimate],
     best: &[Estimate],
     lines: &[Line],
     prompts: usize,
 ) -> Value {
     let estimates = |estimates: &[Estimate]| -> Value {
-        let one = |(reward, own): (&&dyn Reward, &Estimate)| {
+        let one = |(reward, own): (&SharedReward, &Estimate)| {
             (
                 reward.name().to_owned(),
                 json!({ "mean": own.mean, "ci_low": own.interval.start(), "ci_high": own.interval.end() }),

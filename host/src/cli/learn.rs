@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,7 +17,7 @@ use crate::host::{Host, HostOptions, cores, hexadecimal};
 use crate::learning::decoding::dial_to_kl;
 use crate::learning::fitting::{FitOptions, FittedLookAhead, Material};
 use crate::learning::prompts::{Prompt, PromptSet, Split};
-use crate::learning::rewards::{self, Reward};
+use crate::learning::rewards::{SharedReward, Spec, SpecError};
 use crate::learning::rollouts::{self, End, Header, Rollout, Rollouts};
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
@@ -146,8 +147,8 @@ pub(super) struct FitArguments {
     /// The prompts file that it was made from; the project's own where there is none.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Rewards to fit heads to: sentiment, simplicity.
-    #[arg(long = "reward", value_delimiter = ',', default_value = "sentiment,simplicity")]
+    /// A reward to fit heads to, as `sentiment` or `short:length=20`; may repeat.
+    #[arg(long = "reward", default_values = ["sentiment", "simplicity"])]
     rewards: Vec<String>,
     /// The layer that heads read; 0.7 of all layers where none is given.
     #[arg(long)]
@@ -165,13 +166,22 @@ pub(super) struct FitArguments {
     model: ModelArguments,
 }
 
-/// Rewards by name.
-pub(super) fn find_rewards(names: &[String]) -> Result<Vec<&'static dyn Reward>, Error> {
-    let find = |name: &String| {
-        let all = rewards::all().iter().map(|reward| reward.name());
-        rewards::by_name(name).ok_or_else(|| Error::unknown("reward", name, all))
-    };
-    names.iter().map(find).collect()
+/// The rewards that a command line names.
+pub(super) fn find_rewards(specs: &[String]) -> Result<Vec<SharedReward>, Error> {
+    let mut found: Vec<SharedReward> = Vec::new();
+    for spec in specs {
+        let reward: SharedReward = match Spec::parse(spec)? {
+            Spec::BuiltIn(reward) => Arc::new(reward),
+            Spec::File { path, .. } => {
+                return Err(Error::Usage(format!("{}: rewards as components cannot be used yet", path.display())));
+            }
+        };
+        if found.iter().any(|other| other.name() == reward.name()) {
+            return Err(SpecError::Twice(reward.name().to_owned()).into());
+        }
+        found.push(reward);
+    }
+    Ok(found)
 }
 
 /// SHA-256 of a file.
@@ -273,7 +283,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         provenance,
     };
     let look_ahead_files = |spreads: &[f64]| -> Vec<HeadFile> {
-        let file = |((reward, fitted), &spread): ((&&dyn Reward, &FittedLookAhead), &f64)| {
+        let file = |((reward, fitted), &spread): ((&SharedReward, &FittedLookAhead), &f64)| {
             let provenance = Provenance {
                 penalties: fitted.penalties.clone(),
                 explained: fitted.evaluation.explained,

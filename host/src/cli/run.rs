@@ -15,7 +15,7 @@ use crate::audit::Recorder;
 use crate::engine::{Event, Finish, Response};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
-use crate::learning::rewards;
+use crate::learning::rewards::{self, Reward};
 use crate::request::{FaultPolicy, PolicyUse, Request, ValidRequest};
 use crate::shipped;
 
@@ -261,8 +261,10 @@ fn ended_well(response: &Response) -> Result<(), Error> {
 
 /// What scripts get of a response.
 fn report(response: &Response) -> Value {
-    let rewards: serde_json::Map<String, Value> =
-        rewards::all().iter().map(|reward| (reward.name().to_owned(), json!(reward.score(&response.text)))).collect();
+    let rewards: serde_json::Map<String, Value> = rewards::of_shipped_heads()
+        .iter()
+        .map(|reward| (reward.name().to_owned(), json!(reward.score_text(&response.text))))
+        .collect();
     let counters = &response.counters;
     json!({
         "text": response.text,
@@ -308,8 +310,8 @@ fn table(columns: &[(&str, &Response)]) -> String {
     let mut row = |name: &str, cell: &dyn Fn(&Response) -> String| {
         rows.push((name.to_owned(), columns.iter().map(|(_, response)| cell(response)).collect()));
     };
-    for reward in rewards::all() {
-        row(reward.name(), &|response| format!("{:.3}", reward.score(&response.text)));
+    for reward in rewards::of_shipped_heads() {
+        row(reward.name(), &|response| format!("{:.3}", reward.score_text(&response.text)));
     }
     row("KL from the base, nats", &|response| format!("{:.2}", response.kl()));
     row("cross-entropy, nats a token", &|response| format!("{:.2}", response.cross_entropy()));

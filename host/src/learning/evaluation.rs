@@ -10,9 +10,11 @@
 use std::ops::RangeInclusive;
 
 use super::decoding::kl_per_token;
-use super::rewards::Reward;
+use super::prompts::Prompt;
+use super::rewards::{Exchange, Scores, SharedReward};
 use super::statistics::{best_of, bootstrap, distinct_2, mean, repeated_4};
 use crate::engine::Response;
+use crate::error::Error;
 
 /// Resamplings of the prompts behind an interval.
 pub const BOOTSTRAP_ROUNDS: usize = 2000;
@@ -46,7 +48,15 @@ pub struct Measured {
 }
 
 /// Measures responses `[prompts][samples]`.
-pub fn measure(responses: &[Vec<Response>], rewards: &[&'static dyn Reward], seed: u64) -> Measured {
+///
+/// # Errors
+/// A reward's, and too many responses without a score.
+pub fn measure(
+    prompts: &[&Prompt],
+    responses: &[Vec<Response>],
+    rewards: &[SharedReward],
+    seed: u64,
+) -> Result<Measured, Error> {
     let all = || responses.iter().flatten();
     let tokens: Vec<Vec<u32>> = all().map(Response::token_ids).collect();
     let (mut log_probability, mut drawn, mut forwards, mut tail) = (0.0, 0usize, 0.0, 0u64);
@@ -59,23 +69,30 @@ pub fn measure(responses: &[Vec<Response>], rewards: &[&'static dyn Reward], see
         tail += response.counters.tail_draws;
     }
     let count: usize = tokens.iter().map(Vec::len).sum::<usize>().max(1);
-    let of_prompts = |reward: &&'static dyn Reward| -> Estimate {
-        let by_prompt: Vec<f64> = responses
-            .iter()
-            .map(|group| mean(&group.iter().map(|response| reward.score(&response.text)).collect::<Vec<_>>()))
-            .collect();
-        estimate(&by_prompt, seed)
+    let exchanges: Vec<Exchange<'_>> = prompts
+        .iter()
+        .zip(responses)
+        .flat_map(|(prompt, group)| {
+            group.iter().map(|response| Exchange { prompt: &prompt.text, response: &response.text })
+        })
+        .collect();
+    let of_prompts = |reward: &SharedReward| -> Result<Estimate, Error> {
+        let mut scores = Scores::of(&**reward, &exchanges)?.accept()?.scores.into_iter();
+        let by_prompt: Vec<Vec<f64>> =
+            responses.iter().map(|group| scores.by_ref().take(group.len()).flatten().collect()).collect();
+        let scored = by_prompt.iter().filter(|scores| !scores.is_empty());
+        Ok(estimate(&scored.map(|scores| mean(scores)).collect::<Vec<_>>(), seed))
     };
     let texts = || tokens.iter().map(Vec::as_slice);
-    Measured {
-        rewards: rewards.iter().map(of_prompts).collect(),
+    Ok(Measured {
+        rewards: rewards.iter().map(of_prompts).collect::<Result<_, _>>()?,
         kl_per_token: kl_per_token(all()),
         cross_entropy: -log_probability / drawn.max(1) as f64,
         distinct_2: distinct_2(texts()).unwrap_or(0.0),
         repeated_4: repeated_4(texts()).unwrap_or(0.0),
         forwards_per_token: forwards / count as f64,
         tail_share: tail as f64 / count as f64,
-    }
+    })
 }
 
 /// The mean of numbers by prompt, with its interval.

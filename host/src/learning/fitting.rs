@@ -13,11 +13,12 @@ use super::features::{FeatureSource, FeaturesError, States};
 use super::look_ahead::{self, Evaluation, Layout, Spread};
 use super::one_pass;
 use super::prompts::Split;
-use super::rewards::Reward;
+use super::rewards::SharedReward;
 use super::ridge::{Covariance, RidgeError};
 use super::rollouts::{Rollout, Rollouts, RolloutsError, score};
 use crate::engine::teacher::CandidateState;
 use crate::engine::{Engine, EngineError, HeadId};
+use crate::error::Error;
 use crate::token::Token;
 
 /// Parts of the token limit that explained variance is reported for.
@@ -154,32 +155,32 @@ impl<'a> Material<'a> {
     /// layout, for [`Material::distil`].
     ///
     /// # Errors
-    /// The algebra's.
+    /// The algebra's, and the rewards'.
     pub fn look_ahead(
         &self,
-        rewards: &[&'static dyn Reward],
+        rewards: &[SharedReward],
         threads: usize,
-    ) -> Result<(Vec<FittedLookAhead>, Covariance), FitError> {
+    ) -> Result<(Vec<FittedLookAhead>, Covariance), Error> {
         let hidden = self.learn.hidden();
         let layout = Layout::with_share(hidden);
-        let targets = |groups: &[Vec<&Rollout>]| -> Vec<Vec<f64>> {
-            rewards.iter().map(|reward| look_ahead::centre(&score(groups, *reward))).collect()
+        let targets = |groups: &[Vec<&Rollout>]| -> Result<Vec<Vec<f64>>, Error> {
+            rewards.iter().map(|reward| Ok(look_ahead::centre(&score(groups, &**reward)?))).collect()
         };
-        let (learn_targets, tune_targets) = (targets(&self.learn_groups), targets(&self.tune_groups));
-        let slices = |targets: &'_ [Vec<f64>]| -> Vec<Vec<f64>> { targets.to_vec() };
+        let (learn_targets, tune_targets) = (targets(&self.learn_groups)?, targets(&self.tune_groups)?);
         let moments = |states: &States, targets: &[Vec<f64>]| {
             let targets: Vec<&[f64]> = targets.iter().map(Vec::as_slice).collect();
-            look_ahead::moments(layout, states, &targets, threads)
+            look_ahead::moments(layout, states, &targets, threads).map_err(FitError::from)
         };
-        let learn = moments(&self.learn, &slices(&learn_targets))?;
-        let tune = moments(&self.tune, &slices(&tune_targets))?;
+        let learn = moments(&self.learn, &learn_targets)?;
+        let tune = moments(&self.tune, &tune_targets)?;
         // The plain layout is the same columns without the share's.
         let plain_columns: Vec<usize> = (0..2 * hidden).chain(3 * hidden..learn.width).collect();
         let (plain_learn, plain_tune) = (learn.select(&plain_columns), tune.select(&plain_columns));
         let mut fitted = Vec::new();
         for (place, targets) in tune_targets.iter().enumerate() {
-            let plain = look_ahead::fit(Layout::plain(hidden), &plain_learn, &plain_tune, place)?;
-            let shared = look_ahead::fit(layout, &learn, &tune, place)?;
+            let plain =
+                look_ahead::fit(Layout::plain(hidden), &plain_learn, &plain_tune, place).map_err(FitError::from)?;
+            let shared = look_ahead::fit(layout, &learn, &tune, place).map_err(FitError::from)?;
             let explained_plain = plain.explained;
             // A lever is kept only where it wins on the tune prompts.
             let best = if shared.explained > plain.explained { shared } else { plain };

@@ -22,5 +22,4 @@ pub mod rewards;
 pub mod ridge;
 pub mod rollouts;
 pub mod statistics;
-mod vader;
 pub mod whitening;

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::prompts::Split;
-use crate::learning::rewards::Reward;
+use crate::error::Error;
+use crate::learning::rewards::{Exchange, Reward, Scores};
 
 /// The value of [`Header::format`]; a change of the lines' meaning changes it.
 pub const FORMAT: &str = "vassal-rollouts-1";
@@ -235,9 +236,15 @@ impl Rollouts {
     }
 }
 
-/// The rewards of grouped rollouts, in the groups' shape.
-pub fn score(groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Vec<Vec<f64>> {
-    groups.iter().map(|group| group.iter().map(|rollout| reward.score(&rollout.text)).collect()).collect()
+/// The scores of grouped rollouts, in the groups' shape; those without one are left out.
+///
+/// # Errors
+/// The reward's, and too many without a score.
+pub fn score(groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Result<Vec<Vec<f64>>, Error> {
+    let exchanges: Vec<Exchange<'_>> =
+        groups.iter().flatten().map(|rollout| Exchange { prompt: &rollout.prompt, response: &rollout.text }).collect();
+    let mut scores = Scores::of(reward, &exchanges)?.accept()?.scores.into_iter();
+    Ok(groups.iter().map(|group| scores.by_ref().take(group.len()).flatten().collect()).collect())
 }
 
 fn same(what: &'static str, theirs: &str, ours: &str) -> Result<(), RolloutsError> {
@@ -308,7 +315,7 @@ impl Drop for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learning::rewards::Simplicity;
+    use crate::learning::rewards::BuiltIn;
 
     fn header() -> Header {
         Header {
@@ -367,7 +374,7 @@ mod tests {
         assert_eq!(read.header, header());
         let groups = read.groups(Split::of("Prompt a"), 1, 2).expect("enough");
         assert_eq!(groups, [[&rollout("a", 0), &rollout("a", 1)]]);
-        assert_eq!(score(&groups, &Simplicity), [[1.0, 1.0]]);
+        assert_eq!(score(&groups, &BuiltIn::simplicity()).expect("scored"), [[1.0, 1.0]]);
         std::fs::remove_dir_all(&folder).expect("removed");
     }
 

@@ -1,0 +1,112 @@
+//! Rewards: the number that a finished response earns.
+//!
+//! A [`Reward`] is asked for many exchanges at once, since a learned one or a stranger's component is slow one at a
+//! time. An exchange that it has no number for is [`Unscored`], with the reason: nothing turns into a zero. What follows
+//! from that is one rule for everybody, [`Scores::accept`].
+//!
+//! Rewards are named on a command line by a [`Spec`], as `sentiment` or `short:length=20`. The built-in ones
+//! ([`builtin`]) read nothing but the response. Start at [`Reward`].
+
+pub mod builtin;
+mod reading;
+mod scores;
+mod spec;
+mod vader;
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+pub use builtin::BuiltIn;
+pub use scores::{FAILURES_MAX, Scores, ScoresError};
+pub use spec::{Spec, SpecError};
+
+use crate::error::Error;
+
+/// What a reward reads: what the user said and what the model answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange<'a> {
+    /// The prompt's text.
+    pub prompt: &'a str,
+    /// The response's text, without an end-of-text token.
+    pub response: &'a str,
+}
+
+/// Why an exchange has no score.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Unscored {
+    /// Not a number.
+    #[error("gave no number")]
+    NotANumber,
+    /// Outside of what the reward says it gives, or infinite.
+    #[error("gave {given}, outside {minimum}..{maximum}")]
+    OutOfRange {
+        /// What it gave.
+        given: f64,
+        /// The least it may give.
+        minimum: f64,
+        /// The most it may give.
+        maximum: f64,
+    },
+    /// A component failed on it; its kind and its words.
+    #[error("{0}")]
+    Fault(String),
+}
+
+/// What a reward says of one exchange.
+pub type Score = Result<f64, Unscored>;
+
+/// A judge of finished responses. The same exchange always gets the same score, whatever it is asked beside.
+pub trait Reward: Send + Sync {
+    /// The name in tables, in heads, and of the dial that turns one: 1 to 64 bytes of `a`-`z`, `0`-`9` and `-`.
+    fn name(&self) -> &str;
+
+    /// One line for people: what is measured, and what the ends of the range mean.
+    fn summary(&self) -> String;
+
+    /// What it is, exactly: equal for two rewards only if they score alike. It goes into the provenance of files.
+    fn definition(&self) -> String;
+
+    /// The lowest and the highest score.
+    fn range(&self) -> RangeInclusive<f64> {
+        0.0..=1.0
+    }
+
+    /// One score an exchange, in order.
+    ///
+    /// # Errors
+    /// The host's own: what an exchange is to blame for is its [`Score`].
+    fn score(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Score>, Error>;
+}
+
+/// A reward that many share.
+pub type SharedReward = Arc<dyn Reward>;
+
+/// The rewards that the shipped heads are for, in the order of reports.
+pub fn of_shipped_heads() -> [BuiltIn; 2] {
+    [BuiltIn::sentiment(), BuiltIn::simplicity()]
+}
+
+/// A number as a reward of this range gave it, checked.
+pub fn checked(given: f64, range: &RangeInclusive<f64>) -> Score {
+    if given.is_nan() {
+        return Err(Unscored::NotANumber);
+    }
+    if range.contains(&given) {
+        return Ok(given);
+    }
+    Err(Unscored::OutOfRange { given, minimum: *range.start(), maximum: *range.end() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_or_outside_the_range_is_no_score() {
+        assert_eq!(checked(0.5, &(0.0..=1.0)), Ok(0.5));
+        assert_eq!(checked(f64::NAN, &(0.0..=1.0)), Err(Unscored::NotANumber));
+        let infinite = checked(f64::INFINITY, &(0.0..=1.0)).unwrap_err();
+        assert_eq!(infinite.to_string(), "gave inf, outside 0..1");
+        assert_eq!(checked(-0.25, &(0.0..=1.0)).unwrap_err().to_string(), "gave -0.25, outside 0..1");
+    }
+}
