@@ -17,9 +17,12 @@ pub(crate) fn root() -> PathBuf {
 #[test]
 fn shipped_policies_rebuild_byte_for_byte() {
     let policies = root().join("guest/policies");
-    for (file, folder, no_default_features) in
-        [("vas.wasm", "vas", false), ("vas_plain.wasm", "vas", true), ("guard.wasm", "guard", false)]
-    {
+    for (file, folder, no_default_features) in [
+        ("vas.wasm", "vas", false),
+        ("vas_plain.wasm", "vas", true),
+        ("guard.wasm", "guard", false),
+        ("comparison.wasm", "comparison", false),
+    ] {
         let dir = policies.join(folder);
         let recipe = Recipe { dir, no_default_features, locked: true, quiet: true, ..Recipe::default() };
         let rebuilt = recipe.component().unwrap_or_else(|error| panic!("{error}"));

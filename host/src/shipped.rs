@@ -12,9 +12,10 @@ pub struct ShippedPolicy {
 }
 
 /// The shipped policies.
-pub const POLICIES: [ShippedPolicy; 2] = [
+pub const POLICIES: [ShippedPolicy; 3] = [
     ShippedPolicy { name: "vas", component: include_bytes!("../../guest/policies/vas.wasm") },
     ShippedPolicy { name: "guard", component: include_bytes!("../../guest/policies/guard.wasm") },
+    ShippedPolicy { name: "comparison", component: include_bytes!("../../guest/policies/comparison.wasm") },
 ];
 
 /// Whether these are the bytes of a shipped policy, wherever they come from.
