@@ -8,9 +8,13 @@ pub mod html;
 pub mod markdown;
 
 mod charts;
+#[cfg(test)]
+mod example;
 mod markup;
 mod svg;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod wording;
 
 use std::collections::BTreeMap;
