@@ -18,6 +18,7 @@ pub mod fitting;
 pub mod look_ahead;
 pub mod one_pass;
 pub mod prompts;
+pub mod report;
 pub mod rewards;
 pub mod ridge;
 pub mod rollouts;
