@@ -1,7 +1,9 @@
 //! Responses from their records: the same tokens, ends and events, in any order, company and number of threads.
 //!
-//! [`mixed`] is the catalogue: chains, splices, stops, notes, guests' faults and the host's. What is not as recorded
-//! is refused by name; a record that lies is found out at the first difference.
+//! [`mixed`] gives the responses of the catalogue (`tests/replay/catalogue.rs`). What is not as recorded is refused by
+//! name; a record that lies is found out at the first difference.
+
+mod catalogue;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,88 +12,16 @@ use vassal::audit::record::{FinishRecord, PolicyRecord, Record, ResponseRecord, 
 use vassal::audit::surroundings::ModelRecord;
 use vassal::audit::verify::Reader;
 use vassal::audit::{ReplayError, Surroundings, replay};
-use vassal::engine::{Event, Finish, InjectedFault, Replay, Response};
+use vassal::engine::{Event, Finish, Response, TraceEvent};
 use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, ValidRequest};
 use vassal::sandbox::{FaultKind, Limits, Needs, Sandbox, Scope, settings};
 use vassal_kernels::Device;
 use vassal_kernels::cpu::Isa;
 
+use self::catalogue::{POLICIES, mixed};
 use crate::audit::{fresh, recorder, surroundings};
 use crate::program::{self, Run};
 use crate::support::{PROMPT, Setup, Tiny, compilation, look_ahead, processor, sandbox};
-
-/// Every component that the catalogue uses.
-const POLICIES: [&str; 7] = ["vas", "guard", "scripted", "hostile", "segment_rejection", "watermark", "grammar"];
-
-fn on_fault(number: usize, used: PolicyUse) -> PolicyUse {
-    PolicyUse { fault_policy: [FaultPolicy::Abort, FaultPolicy::Base][number / 20 % 2], ..used }
-}
-
-fn required(used: PolicyUse) -> PolicyUse {
-    PolicyUse { required: true, ..used }
-}
-
-/// The chain of a response of the catalogue.
-fn chain(tiny: &Tiny, number: usize) -> Vec<PolicyUse> {
-    let dial = ["0.4", "-0.8", "1.1"][number % 3];
-    let vas = || tiny.policy("vas", &[("sentiment", dial), ("simplicity", "0.3"), ("candidates", "8")]);
-    let guard = || required(tiny.policy("guard", &[("phrases", "the\nq")]));
-    let hostile = |mode: &str| on_fault(number, tiny.policy("hostile", &[("mode", mode)]));
-    match number % 20 {
-        0 => vec![],
-        1 => vec![vas()],
-        2 => vec![vas(), guard()],
-        3 => vec![tiny.scripted("3! splice 2 70,71\n7! splice 0 72,73,74"), vas()],
-        4 => vec![required(tiny.scripted("* forbid 81")), tiny.scripted("3! splice 0 80,81,82"), vas()],
-        5 => vec![on_fault(number, tiny.scripted("* note here\n3 panic")), vas()],
-        6 => vec![hostile("loop"), vas()],
-        7 => vec![hostile("start-panic"), guard()],
-        8 => vec![tiny.policy("segment_rejection", &[("entropy", "5")])],
-        9 => vec![tiny.policy("watermark", &[("secret", "s")]), vas()],
-        10 => vec![tiny.policy("grammar", &[]), vas()],
-        11 => vec![hostile("note-flood"), vas()],
-        12 => {
-            let asks =
-                tiny.scripted("* note asks\n2 evaluate 0 33,210\n5 evaluate 1 40\n5 current 0\n9 evaluate-widely 1");
-            vec![on_fault(number, asks), vas(), tiny.scripted("* note after")]
-        }
-        13 | 14 => vec![on_fault(number, tiny.scripted("* note seen")), vas(), guard()],
-        15 => vec![vas(), tiny.scripted("6 stop enough")],
-        16 => vec![tiny.scripted("5 splice 3 -")],
-        17 => vec![required(tiny.scripted("4 stop no")), tiny.scripted("4! splice 1 80,81")],
-        18 => vec![tiny.policy("vas", &[("mode", "evaluate"), ("sentiment", dial)]), hostile("nan")],
-        _ => vec![tiny.scripted("end! splice 4 70,71"), tiny.policy("vas", &[("brevity", dial)])],
-    }
-}
-
-/// A request of the catalogue.
-fn mixed(tiny: &Tiny, number: usize) -> ValidRequest {
-    let mut request = tiny.request(&PROMPT[number % 5..], chain(tiny, number));
-    request.seed = Some(number as u64 / 7);
-    request.stream = number as u64 % 7;
-    request.temperature = Some([1.0, 0.7, 1.3, 0.0][number / 3 % 4]);
-    request.top_p = Some([1.0, 0.9][number / 2 % 2]);
-    request.max_tokens = Some(12 + number % 13);
-    let mut valid = tiny.endless(request);
-    // The host's clock and pool, at work: at the start, and in a step.
-    let fault = match number % 20 {
-        // After it was suspended once, and others were asked in the meantime.
-        12 if !number.is_multiple_of(3) => Some((6, 0, 1, FaultKind::Deadline)),
-        // Required policies rank first: `guard` is 0, the scripted one 1.
-        13 => Some((4, 1, 0, FaultKind::Deadline)),
-        14 => Some((0, 1, 0, FaultKind::Capacity)),
-        _ => None,
-    };
-    if let Some((step, place, resumed, kind)) = fault {
-        let (notes, detail) = (if step > 0 { vec!["in the middle".into()] } else { Vec::new() }, String::new());
-        let fuel = (step > 0).then_some(1_234);
-        valid.replay = Replay {
-            faults: vec![InjectedFault { step, place, resumed, kind, detail, fuel, notes }],
-            cancelled_after: None,
-        };
-    }
-    valid
-}
 
 /// The recorded policy among the components of these tests.
 fn find(tiny: &Tiny, recorded: &PolicyRecord) -> Result<Arc<LoadedPolicy>, ReplayError> {
@@ -309,6 +239,35 @@ fn cancelled_responses_replay_up_to_where_they_were_cancelled() {
     let requests = records.iter().map(|record| prepare(&again, record)).collect();
     for (number, (record, response)) in records.iter().zip(again.run(requests)).enumerate() {
         replay::compare(record, &response).unwrap_or_else(|difference| panic!("{number}: {difference}"));
+    }
+}
+
+/// In company all policies are called before any is asked: where the first ends the response, what those behind it did
+/// in that step has not happened, as if it ran alone.
+#[test]
+fn nothing_counts_of_a_call_whose_turn_never_came() {
+    let flood = "* note b\n".repeat(65);
+    // The first of a chain fails in step 5. Where it asks for values before, the second has its turn in the meantime.
+    for (first, second, has_turn) in [
+        ("* note a\n4 panic", "* note b", false),
+        ("4 panic", flood.as_str(), false),
+        ("* evaluate 0 33\n4 panic", "* note b", true),
+    ] {
+        let mut tiny = Setup::with_heads().open();
+        let chain = |tiny: &Tiny| vec![tiny.scripted(first), tiny.scripted(second)];
+        let requests: Vec<ValidRequest> = (0..8)
+            .map(|stream| ValidRequest { stream, ..tiny.endless(tiny.request(PROMPT, chain(&tiny))) })
+            .collect();
+        let mut log = recorder(&fresh("early"), &tiny);
+        let together = tiny.run(requests.clone());
+        for (number, (request, response)) in requests.iter().zip(together).enumerate() {
+            assert!(matches!(response.finish, Finish::Faulted(_)), "{number}: {:?}", response.finish);
+            let noted = |event: &TraceEvent| event.place == 1 && event.step == 5 && event.note().is_some();
+            assert_eq!(response.trace.iter().any(noted), has_turn, "{number}: {:?}", response.trace);
+            let record = log.append(request, &response).unwrap();
+            let again = prepare(&tiny, &record);
+            assert_equal(number, &record, &tiny.run(vec![again])[0]);
+        }
     }
 }
 

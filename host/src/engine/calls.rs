@@ -3,7 +3,7 @@
 //! Most policies need nothing but the step, and are called for all sequences at once on the threads that ran the pass
 //! ([`show_early`]): a hundred small instances out of the cache are slow one after the other. What they said waits in
 //! their links until `decide.rs` comes to them in its order, and only then counts: fuel, notes and faults are the same as
-//! if they had been called there.
+//! if they had been called there. Where the response ends before it comes to them, nothing of such a call counts.
 
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,22 @@ pub(super) struct Called {
     progress: Option<Progress>,
     time: Duration,
     was_slow: bool,
+    /// Notes beyond their limit before it.
+    notes_dropped: u64,
 }
 
 impl Called {
     /// Makes a call.
     pub(super) fn make(instance: &mut Instance, call: impl FnOnce(&mut Instance) -> Option<Progress>) -> Called {
-        let (was_slow, start) = (instance.is_slow(), Instant::now());
+        let (was_slow, notes_dropped) = (instance.is_slow(), instance.notes_dropped());
+        let start = Instant::now();
         let progress = call(instance);
-        Called { progress, time: start.elapsed(), was_slow }
+        Called { progress, time: start.elapsed(), was_slow, notes_dropped }
+    }
+
+    /// Notes beyond their limit, had the call not been made.
+    pub(super) fn notes_dropped_before(&self) -> u64 {
+        self.notes_dropped
     }
 
     /// Counts what the call took. None where its slice was not enough.

@@ -578,11 +578,7 @@ impl<D: Device> Engine<D> {
         }
         let text = crate::token::decode(self.vocabulary.as_ref(), sequence.response());
         let step = sequence.step();
-        for link in 0..sequence.chain.links.len() {
-            // Those of a call that waits for values that nobody will bring.
-            sequence.chain.record_notes(link, step);
-            sequence.chain.record_dropped_notes(link, step);
-        }
+        sequence.chain.record_rest(step);
         let trace = sequence.chain.take_trace();
         let mut faults: Vec<Fault> = trace.iter().filter_map(TraceEvent::fault).cloned().collect();
         // The one that ended the response is no policy that was dropped on the way.

@@ -126,9 +126,26 @@ impl Chain {
         }
     }
 
+    /// Puts into the trace what the policies of a response that has ended have left: notes of calls that wait for values
+    /// which nobody will bring, and the count of those beyond their limit.
+    pub(super) fn record_rest(&mut self, step: u64) {
+        for link in 0..self.links.len() {
+            // A call that was made early, and whose turn never came, is as if it had not been made: alone, the response
+            // would have ended before it.
+            if self.links[link].called.is_none() {
+                self.record_notes(link, step);
+            }
+            self.record_dropped_notes(link, step);
+        }
+    }
+
     /// Notes beyond their limit are counted once, when no more can come.
-    pub(super) fn record_dropped_notes(&mut self, link: usize, step: u64) {
-        let dropped = self.links[link].instance.as_ref().map_or(0, |instance| instance.notes_dropped());
+    fn record_dropped_notes(&mut self, link: usize, step: u64) {
+        let own = &self.links[link];
+        let dropped = match &own.called {
+            Some(called) => called.notes_dropped_before(),
+            None => own.instance.as_ref().map_or(0, |instance| instance.notes_dropped()),
+        };
         if dropped > 0 {
             self.record(link, step, TraceKind::NotesDropped(dropped));
         }
