@@ -358,7 +358,7 @@ fn read_head(path: &Path, kind: Option<HeadKind>, model_sha256: &str) -> Result<
     Err(Error::unknown("shipped head (and no file)", &name, names.iter().map(String::as_str)))
 }
 
-/// Instances that the sandbox must hold: each sequence may have a short chain.
+/// Instances that the sandbox must hold: each sequence may have a short chain. Where many are long, some wait.
 fn sandbox_sequences(options: &HostOptions) -> u32 {
     options.limits.sequences.max(4 * options.engine.sequences_max as u32)
 }

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use vassal::engine::{Event, Finish, SequenceId};
+use vassal::engine::{Event, Finish, Response, SequenceId};
+use vassal::error::{Cause, Error};
 use vassal::request::{FaultPolicy, PolicyUse};
 use vassal::sandbox::{ChildCompiler, Compilation, Decision, FaultKind, Limits, Progress, Sandbox, StartRequest, Step};
 
@@ -13,6 +14,18 @@ use super::alone::{alone, folder, is_alone, resident_bytes};
 use super::forged::Forged;
 use super::{GRANTED, Served, good_policy_is_served, hostile_in, start, step, text};
 use crate::support::{PROMPT, Setup, Tiny, bits, compilation};
+
+fn asked() -> StartRequest<'static> {
+    StartRequest {
+        settings: &[],
+        prompt: &[],
+        candidates: 20,
+        max_tokens: 1,
+        temperature: 1.0,
+        top_p: 1.0,
+        seed: 0,
+    }
+}
 
 #[test]
 fn an_instance_can_be_dropped_while_it_waits() {
@@ -30,16 +43,7 @@ fn a_full_pool_is_the_hosts_fault_and_heals() {
     let small = Sandbox::new(Limits { sequences: 2, ..Limits::default() }, compilation()).unwrap();
     let policy = small.compile("good", &Forged::default().bytes()).unwrap();
     let manifest = Arc::new(policy.describe(&[], GRANTED).unwrap());
-    let request = StartRequest {
-        settings: &[],
-        prompt: &[],
-        candidates: 20,
-        max_tokens: 1,
-        temperature: 1.0,
-        top_p: 1.0,
-        seed: 0,
-    };
-    let open = || policy.start(&manifest, &request, text());
+    let open = || policy.start(&manifest, &asked(), text());
     let live = [open().unwrap(), open().unwrap()];
     let fault = open().err().unwrap();
     assert_eq!(fault.kind, FaultKind::Capacity);
@@ -82,32 +86,81 @@ fn sequences_that_never_end_exhaust_the_pool_and_no_guest_is_blamed() {
         Sandbox::new(Limits { sequences: 3, deadline_windows: 3_000, ..Limits::default() }, compilation()).unwrap();
     let mut tiny = Setup::default().open_in(&small);
     let keeping = tiny.policy_of(small.compile("forged", &Forged::default().bytes()).unwrap(), &[]);
-    let request = |tiny: &Tiny, fault_policy| {
-        let policy = PolicyUse { fault_policy, ..keeping.clone() };
-        tiny.endless(tiny.request(PROMPT, vec![policy]))
+    let chain = |tiny: &Tiny, policies: usize| {
+        let policy = PolicyUse { required: true, ..keeping.clone() };
+        tiny.endless(tiny.request(PROMPT, vec![policy; policies]))
     };
-    let endless: Vec<SequenceId> = (0..3)
-        .map(|_| {
-            let request = request(&tiny, FaultPolicy::Abort);
-            tiny.engine.submit(request).unwrap()
-        })
-        .collect();
+    let submit = |tiny: &mut Tiny, policies| {
+        let request = chain(tiny, policies);
+        tiny.engine.submit(request)
+    };
+    let plain = {
+        let request = chain(&tiny, 1);
+        bits(&tiny.run(vec![request])[0])
+    };
+    let endless = [submit(&mut tiny, 2).unwrap(), submit(&mut tiny, 1).unwrap()];
     // All have started and drawn a token, and are never brought to an end.
     tiny.engine.step().unwrap();
     endless.iter().for_each(|id| tiny.engine.set_paused(*id, true));
-    let next = |tiny: &mut Tiny, fault_policy| {
-        let request = request(tiny, fault_policy);
-        tiny.run(vec![request]).remove(0)
+    // What a chain needs is there in whole or waited for: no policy, a tenant's least of all, fails for want of it.
+    let waiting = [submit(&mut tiny, 2).unwrap(), submit(&mut tiny, 1).unwrap()];
+    let mut ended: Vec<(SequenceId, Response)> = Vec::new();
+    let steps = |tiny: &mut Tiny, ended: &mut Vec<_>| {
+        for _ in 0..100 {
+            for event in tiny.engine.step().unwrap() {
+                if let Event::Finished { sequence, response } = event {
+                    ended.push((sequence, *response));
+                }
+            }
+        }
     };
-    let refused = next(&mut tiny, FaultPolicy::Abort);
-    let Finish::Faulted(fault) = &refused.finish else { panic!("{:?}", refused.finish) };
-    assert!(fault.kind == FaultKind::Capacity && fault.kind.is_the_hosts() && refused.tokens.is_empty(), "{fault}");
-    let based = next(&mut tiny, FaultPolicy::Base);
-    assert_eq!((&based.finish, based.faults.len()), (&Finish::TokenLimit, 1));
-    // One of them is cancelled, and its place serves.
+    steps(&mut tiny, &mut ended);
+    assert!(ended.is_empty(), "{ended:?}");
+    // One place is too few for the first of them, and the second does not pass it.
     assert!(tiny.engine.cancel(endless[1]).is_some());
-    let served = next(&mut tiny, FaultPolicy::Abort);
-    assert_eq!((&served.finish, bits(&served)), (&Finish::TokenLimit, bits(&based)));
+    steps(&mut tiny, &mut ended);
+    assert!(ended.is_empty(), "{ended:?}");
+    assert!(tiny.engine.cancel(endless[0]).is_some());
+    steps(&mut tiny, &mut ended);
+    assert_eq!(ended.iter().map(|(id, _)| *id).collect::<Vec<_>>(), waiting);
+    for (_, response) in &ended {
+        assert_eq!((&response.finish, bits(response)), (&Finish::TokenLimit, plain.clone()));
+    }
+    // What could never fit is refused at once.
+    let refused = Error::from(submit(&mut tiny, 4).unwrap_err());
+    assert_eq!(refused.cause(), Cause::Capacity);
+    assert!(refused.to_string().contains("4 policies") && refused.to_string().contains("holds 3"), "{refused}");
+    assert!(tiny.engine.is_idle());
+}
+
+/// A component with as many tables, memories and core instances as one may have; modules may have one table each.
+fn of_every_count_the_most(limits: &Limits) -> Vec<u8> {
+    let section = |id: u8, body: &[u8]| [&[id, body.len() as u8][..], body].concat();
+    let mut component = Forged::default().bytes();
+    for module in ["(module (table 1 funcref))", "(module (memory 1))", "(module)"] {
+        component.extend(section(1, &wat::parse_str(module).unwrap()));
+    }
+    // The forged module is the first, and has a memory.
+    let (tables, memories) = (limits.tables as usize, limits.memories as usize - 1);
+    let others = limits.core_instances as usize - 1 - tables - memories;
+    let modules = [vec![1; tables], vec![2; memories], vec![3; others]].concat();
+    let instances: Vec<u8> = modules.iter().flat_map(|&module| [0, module, 0]).collect();
+    component.extend(section(2, &[&[modules.len() as u8][..], &instances].concat()));
+    component
+}
+
+/// Whoever lets sequences in counts instances, so none may take another's tables, memories or core instances.
+#[test]
+fn as_many_instances_live_as_the_pool_holds_whatever_shape_they_have() {
+    let _served = Served::as_before();
+    let limits = Limits { sequences: 3, deadline_windows: 3_000, ..Limits::default() };
+    let small = Sandbox::new(limits.clone(), compilation()).unwrap();
+    let policy = small.compile("large", &of_every_count_the_most(&limits)).unwrap();
+    let manifest = Arc::new(policy.describe(&[], GRANTED).unwrap());
+    let open = || policy.start(&manifest, &asked(), text());
+    let live = [open(), open(), open()];
+    assert!(live.iter().all(Result::is_ok), "{live:?}");
+    assert_eq!(open().err().map(|fault| fault.kind), Some(FaultKind::Capacity));
 }
 
 #[test]

@@ -6,13 +6,14 @@
 //! through `[exit, layers)`. Batching, look-ahead, `evaluate` and rewinding are this one mechanism.
 //!
 //! - [`Engine::submit`] and [`Engine::step`] are the whole road; [`response`] is what comes back.
-//! - `pass.rs` runs rows, `start.rs` starts policies, `decide.rs` brings a round of decisions to its end, `chain.rs`
+//! - `admission.rs` lets sequences in, `pass.rs` runs rows, `start.rs` starts policies, `decide.rs` brings a round of decisions to its end, `chain.rs`
 //!   makes one answer of many policies', `sequence.rs` and `pages.rs` are the book-keeping.
 //! - A sequence whose policy is slow is left out of passes until it has answered (`slices.rs`).
 //!
 //! A sequence's tokens do not depend on its neighbours: rows do not (the device's promise), draws are
 //! counter-based, and a policy sees its own sequence only. Not here: text templates, files, servers.
 
+mod admission;
 mod calls;
 mod chain;
 mod decide;
@@ -35,11 +36,11 @@ use vassal_kernels::{CacheShape, Device, DeviceError, LinearHead, OnePassHead, P
 pub use self::response::{Counters, DrawRecord, Event, Finish, Note, Response, SequenceId, Timing, TokenRecord};
 pub use self::trace::{InjectedFault, Replay, TraceEvent, TraceKind};
 
+use self::admission::{SharedPrompt, Waiting};
 use self::chain::Chain;
 use self::pages::Pages;
 use self::sequence::Sequence;
 use self::slices::{STARTS_SHARE, STEPS_SHARE, Slices};
-use self::start::StartingChain;
 use crate::model::heads::{HeadFile, HeadWeights};
 use crate::model::llama::Llama;
 use crate::request::{LoadedPolicy, ValidRequest};
@@ -92,6 +93,14 @@ pub enum EngineError {
         /// What the cache holds in all.
         available_tokens: usize,
     },
+    /// The request's chain can never fit.
+    #[error("the request has {needed} policies, which are as many instances; the sandbox holds {limit} in all")]
+    TooManyPolicies {
+        /// Instances that it needs.
+        needed: usize,
+        /// What the sandbox's pool holds.
+        limit: usize,
+    },
 }
 
 /// How large an engine is.
@@ -131,24 +140,6 @@ enum Body {
     OnePass(OnePassHead),
 }
 
-/// A prompt shared by the sequences of a group.
-struct SharedPrompt {
-    /// Pages of the prompt's positions but its last.
-    pages: Vec<u32>,
-    /// Members that have not started yet.
-    waiting: usize,
-}
-
-/// A request that waits for its turn.
-struct Waiting {
-    id: SequenceId,
-    request: Arc<ValidRequest>,
-    stream: u64,
-    /// The group it shares its prompt with, and whether it is the one to run it.
-    group: Option<(u64, bool)>,
-    paused: bool,
-}
-
 /// Passes, sequences and their memory. See the module's page.
 pub struct Engine<D: Device> {
     device: D,
@@ -172,6 +163,8 @@ pub struct Engine<D: Device> {
     /// First slot of the scratch pages.
     scratch_slot: u32,
     candidate_rows_max: usize,
+    /// Instances of policies that no sequence has been promised.
+    instances_free: usize,
     logits_slots: Vec<u32>,
     running: Vec<Option<Sequence>>,
     waiting: VecDeque<Waiting>,
@@ -257,6 +250,7 @@ impl<D: Device> Engine<D> {
             heads,
             taps,
             exit,
+            instances_free: sandbox.limits().sequences as usize,
             sandbox,
             text: VocabularyText::new(vocabulary.clone()),
             vocabulary,
@@ -346,7 +340,7 @@ impl<D: Device> Engine<D> {
     /// Takes a request in; it runs as soon as there is room.
     ///
     /// # Errors
-    /// [`EngineError::TooLong`], [`EngineError::HeadNotOffered`].
+    /// [`EngineError::TooLong`], [`EngineError::TooManyPolicies`], [`EngineError::HeadNotOffered`].
     pub fn submit(&mut self, request: ValidRequest) -> Result<SequenceId, EngineError> {
         Ok(self.submit_samples(request, 1)?[0])
     }
@@ -361,6 +355,10 @@ impl<D: Device> Engine<D> {
         if Pages::needed(needed) > self.pages_total {
             let available = self.pages_total * PAGE_TOKENS;
             return Err(EngineError::TooLong { needed_tokens: needed, available_tokens: available });
+        }
+        let (needed, limit) = (request.policies.len(), self.sandbox.limits().sequences as usize);
+        if needed > limit {
+            return Err(EngineError::TooManyPolicies { needed, limit });
         }
         for policy in &request.policies {
             self.policy_heads(&request, &policy.policy)?;
@@ -446,121 +444,6 @@ impl<D: Device> Engine<D> {
         policy.manifest.heads.iter().map(find).collect()
     }
 
-    /// Lets waiting requests in, in their order, while there is room.
-    fn admit(&mut self) -> Result<(), EngineError> {
-        let mut place = 0;
-        while place < self.waiting.len() {
-            let waiting = &self.waiting[place];
-            let shared = match waiting.group {
-                Some((group, false)) => match self.groups.get(&group) {
-                    // Its prompt is still running: it stays, others may pass.
-                    Some(None) => {
-                        place += 1;
-                        continue;
-                    }
-                    Some(Some(shared)) => Some((group, shared.pages.clone())),
-                    None => None,
-                },
-                _ => None,
-            };
-            let prompt = waiting.request.prompt.len();
-            let needed = Pages::needed(prompt + waiting.request.max_tokens);
-            // Whole pages of all positions but the prompt's last can be shared; that one runs again for its logits.
-            let whole = shared.as_ref().map_or(0, |_| (prompt - 1) / PAGE_TOKENS);
-            if self.logits_slots.is_empty() || self.pages.free() < needed - whole {
-                // Where nothing runs nothing will ever be given back: the prompt's shared pages are in the way.
-                if self.running.iter().all(Option::is_none) && self.drop_shared_prompts() {
-                    continue;
-                }
-                break;
-            }
-            let Some(waiting) = self.waiting.remove(place) else { break };
-            let mut pages = Vec::with_capacity(needed);
-            let mut cached = 0;
-            if let Some((_, from)) = &shared {
-                for &page in &from[..whole] {
-                    self.pages.hold(page);
-                    pages.push(page);
-                }
-                cached = prompt - 1;
-            }
-            while pages.len() < needed {
-                let Some(page) = self.pages.take() else { break };
-                pages.push(page);
-            }
-            if let Some((_, from)) = &shared {
-                let slot = |pages: &[u32], position: usize| {
-                    pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32
-                };
-                let copies: Vec<_> = (whole * PAGE_TOKENS..cached)
-                    .map(|position| (slot(from, position), slot(&pages, position)))
-                    .collect();
-                self.device.commit(&mut self.cache, &copies, 0..self.costs.layers)?;
-            }
-            if shared.is_some() {
-                self.leave_group(waiting.group);
-            }
-            let Some(slot) = self.logits_slots.pop() else { break };
-            let mut sequence = Sequence::new(waiting.id, waiting.request, waiting.stream, pages, slot);
-            (sequence.cached, sequence.paused, sequence.starting) =
-                (cached, waiting.paused, Some(StartingChain::default()));
-            match self.running.iter().position(Option::is_none) {
-                Some(free) => self.running[free] = Some(sequence),
-                None => self.running.push(Some(sequence)),
-            }
-        }
-        Ok(())
-    }
-
-    /// A member of a group has started (or never will): the last one lets the shared pages go.
-    fn leave_group(&mut self, group: Option<(u64, bool)>) {
-        let Some((group, leads)) = group else { return };
-        if leads {
-            // The leader never ran: the members run their prompts themselves.
-            self.groups.remove(&group);
-            return;
-        }
-        if let Some(Some(shared)) = self.groups.get_mut(&group) {
-            shared.waiting -= 1;
-            if shared.waiting == 0 {
-                for page in std::mem::take(&mut shared.pages) {
-                    self.pages.release(page);
-                }
-                self.groups.remove(&group);
-            }
-        }
-    }
-
-    /// Lets the pages of all shared prompts go; the members run their prompts themselves. Whether there were any.
-    fn drop_shared_prompts(&mut self) -> bool {
-        let mut dropped = false;
-        for shared in self.groups.extract_if(|_, shared| shared.is_some()).filter_map(|(_, shared)| shared) {
-            dropped = true;
-            for page in shared.pages {
-                self.pages.release(page);
-            }
-        }
-        dropped
-    }
-
-    /// The prompt of a leader has run: its pages wait for the group's other members.
-    fn share_prompt(&mut self, sequence: &Sequence) {
-        let group = sequence.id.0;
-        if !matches!(self.groups.get(&group), Some(None)) {
-            return;
-        }
-        let waiting = self.waiting.iter().filter(|waiting| waiting.group == Some((group, false))).count();
-        if waiting == 0 {
-            self.groups.remove(&group);
-            return;
-        }
-        let pages = sequence.pages[..Pages::needed(sequence.prompt_tokens)].to_vec();
-        for &page in &pages {
-            self.pages.hold(page);
-        }
-        self.groups.insert(group, Some(SharedPrompt { pages, waiting }));
-    }
-
     /// Ends a sequence: its memory is free again, its response is an event.
     fn finish(&mut self, mut sequence: Sequence, finish: Finish, events: &mut Vec<Event>) {
         if matches!(self.groups.get(&sequence.id.0), Some(None)) {
@@ -571,6 +454,7 @@ impl<D: Device> Engine<D> {
         }
         if sequence.logits_slot != u32::MAX {
             self.logits_slots.push(sequence.logits_slot);
+            self.instances_free += sequence.request.policies.len();
         }
         let text = sequence.take_text(self.vocabulary.as_ref(), true);
         if !text.is_empty() {

@@ -61,15 +61,18 @@ pub(super) fn settings_digest(engine: &Engine) -> [u8; 32] {
     hasher.0.finalize().into()
 }
 
-/// Room for `limits.sequences` live instances, whose shares were measured on Rust guests.
+/// Room for `limits.sequences` live instances, each as large in every count as one component may be: whoever admits
+/// sequences counts instances, so what is admitted must fit, whatever its components declare. A guest has one memory, two
+/// tables and four core instances at most; the rest is address space (4 GiB a memory, 8 TiB of the 128 that a process has by
+/// default) that nobody touches.
 fn pool(limits: &Limits) -> PoolingAllocationConfig {
     const KIB: usize = 1 << 10;
     let n = limits.sequences;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(n)
-        .total_core_instances(n.saturating_mul(4))
-        .total_memories(n)
-        .total_tables(n.saturating_mul(2))
+        .total_core_instances(n.saturating_mul(limits.core_instances))
+        .total_memories(n.saturating_mul(limits.memories))
+        .total_tables(n.saturating_mul(limits.tables))
         .total_stacks(n)
         .max_core_instances_per_component(limits.core_instances)
         .max_memories_per_component(limits.memories)

@@ -63,8 +63,8 @@ pub struct Limits {
     pub code_bytes: usize,
     /// Machine code kept in the cache, bytes: some thousand policies.
     pub cache_bytes: u64,
-    /// Live instances, one a sequence. Each takes about 6 mappings of the process, of which Linux
-    /// grants 65,530 by default, and 45 KiB resident.
+    /// Live instances, one a policy of a sequence: an engine lets a sequence in once there is room for its whole chain.
+    /// Each takes about 6 mappings of the process, of which Linux grants 65,530 by default, and 45 KiB resident.
     pub sequences: u32,
     /// Core instances in one component: a guest made by wit-component has up to 4.
     pub core_instances: u32,
