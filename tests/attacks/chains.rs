@@ -5,7 +5,8 @@
 
 use vassal::engine::{Finish, Response};
 use vassal::model::heads::{HeadFile, HeadWeights};
-use vassal::request::{FaultPolicy, PolicyUse};
+use vassal::request::{FaultPolicy, PolicyUse, Request};
+use vassal::sandbox::Limits;
 use vassal::token::Token;
 
 use super::Served;
@@ -163,6 +164,38 @@ fn livelocks_in_either_place_end_by_the_step_budget() {
                 assert!(rows <= 4 * 24 + 8, "{script:?}: {:?}", response.counters);
             }
         }
+    }
+}
+
+/// Whoever takes nothing back may evaluate what a step allows, in every step; whoever does that for ever is ended by what
+/// it makes the host compute, before the steps are spent.
+#[test]
+fn livelocks_that_evaluate_end_by_the_row_budget() {
+    let _served = Served::as_before();
+    let setup = Setup::with_heads();
+    // The candidates' own values and twice as many of other tokens: most of what one policy can want in a step.
+    let most = "* evaluate 0 101,102,103,104,105,106,107,108\n* evaluate 0 111,112,113,114,115,116,117,118";
+    let run = |script: &str, others: usize| {
+        let mut tiny = setup.open();
+        let wide = tiny.policy("scripted", &[("script", script), ("candidates", "8")]);
+        let policies = [vec![wide], vec![tiny.scripted("* keep"); others]].concat();
+        let request = Request { candidates_max: Some(8), ..tiny.request(PROMPT, policies) };
+        tiny.alone(request)
+    };
+    for others in [0, 1] {
+        let honest = run(&format!("{most}\n* blend 0 1"), others);
+        assert_eq!((&honest.finish, honest.counters.evaluations), (&Finish::TokenLimit, 48));
+        assert!(honest.counters.candidate_rows > 24 * 20, "{:?}", honest.counters);
+        let limits = Limits::default();
+        let (steps, rows) = (limits.steps_max(24), limits.rows_max(24, 8, 1 + others));
+        let livelock = run(&format!("{most}\n5 splice 3 -\n* blend 0 1"), others);
+        let counters = &livelock.counters;
+        assert_eq!(livelock.finish, Finish::RowBudget { rows }, "{counters:?}");
+        assert!(counters.steps < steps && counters.steps > 24, "{counters:?}");
+        // By no more than the step in which it was spent.
+        let used = counters.steps + counters.candidate_rows;
+        assert!(used > rows && used <= rows + 1 + 8 * 4, "{used} of {rows}");
+        assert!(counters.forward_equivalents <= used as f64, "{counters:?}");
     }
 }
 

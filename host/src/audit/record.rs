@@ -176,6 +176,11 @@ pub enum FinishRecord {
         /// The budget.
         steps: u64,
     },
+    /// The budget of rows was spent.
+    RowBudget {
+        /// The budget.
+        rows: u64,
+    },
     /// The caller cancelled it.
     Cancelled,
 }
@@ -335,6 +340,7 @@ impl FinishRecord {
             Finish::NothingAllowed { policies } => Self::NothingAllowed { policies: policies.clone() },
             Finish::Faulted(fault) => Self::Fault { fault: FaultRecord::new(fault) },
             Finish::StepBudget { steps } => Self::StepBudget { steps: *steps },
+            Finish::RowBudget { rows } => Self::RowBudget { rows: *rows },
             Finish::Cancelled => Self::Cancelled,
         }
     }

@@ -235,7 +235,7 @@ impl<D: Device> Engine<D> {
             sequence.round = Some(round);
             return Ok(Advance::Rows);
         }
-        if let Some(finish) = count_step(sequence) {
+        if let Some(finish) = sequence.count_step() {
             return Ok(Advance::Finished(finish));
         }
         let merged = merge(sequence, &round);
@@ -283,7 +283,7 @@ impl<D: Device> Engine<D> {
             // It stops the insertion only.
             stop(sequence, *link, reason.clone());
         }
-        if let Some(finish) = count_step(sequence) {
+        if let Some(finish) = sequence.count_step() {
             return Ok(Advance::Finished(finish));
         }
         let merged = merge(sequence, round);
@@ -310,10 +310,10 @@ impl<D: Device> Engine<D> {
         let verdict = sequence.chain.verdict();
         if let Verdict::Stop { link, reason } = verdict {
             let finish = stop(sequence, link, reason);
-            return Ok(Advance::Finished(count_step(sequence).unwrap_or(finish)));
+            return Ok(Advance::Finished(sequence.count_step().unwrap_or(finish)));
         }
         let step = sequence.step();
-        if let Some(finish) = count_step(sequence) {
+        if let Some(finish) = sequence.count_step() {
             return Ok(Advance::Finished(finish));
         }
         match verdict {
@@ -327,7 +327,7 @@ impl<D: Device> Engine<D> {
 
     /// Takes tokens back and appends others, offered one at a time where a policy is required.
     fn splice(&mut self, sequence: &mut Sequence, remove: usize, insert: Vec<Token>) -> Result<Advance, EngineError> {
-        if let Some(finish) = count_step(sequence) {
+        if let Some(finish) = sequence.count_step() {
             return Ok(Advance::Finished(finish));
         }
         sequence.chain.clear();
@@ -339,7 +339,7 @@ impl<D: Device> Engine<D> {
             for token in insert {
                 if sequence.ended.is_none() {
                     // As one that is offered it costs a step: rewinding and inserting for ever is bounded by rows.
-                    if let Some(finish) = count_step(sequence) {
+                    if let Some(finish) = sequence.count_step() {
                         return Ok(Advance::Finished(finish));
                     }
                     sequence.push(token, None);
@@ -362,13 +362,6 @@ fn stop(sequence: &mut Sequence, link: usize, reason: String) -> Finish {
     let step = sequence.step();
     sequence.chain.record(link, step, TraceKind::Stop(reason.clone()));
     Finish::Stopped { policy: sequence.chain.links[link].policy.name.clone(), reason }
-}
-
-/// One more decoding step; the response ends where its budget is spent.
-fn count_step(sequence: &mut Sequence) -> Option<Finish> {
-    let steps = sequence.steps_max();
-    sequence.counters.steps += 1;
-    (sequence.counters.steps > steps).then_some(Finish::StepBudget { steps })
 }
 
 /// The chain's steerings, merged with the values that the round knows.

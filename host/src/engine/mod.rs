@@ -405,7 +405,7 @@ impl<D: Device> Engine<D> {
         if let Some(place) = self.waiting.iter().position(|waiting| waiting.id == id) {
             let waiting = self.waiting.remove(place)?;
             self.leave_group(waiting.group);
-            let nothing = Sequence::new(id, waiting.request, waiting.stream, Vec::new(), u32::MAX);
+            let nothing = Sequence::new(id, waiting.request, waiting.stream, Vec::new(), u32::MAX, self.sandbox.limits());
             let mut events = Vec::new();
             self.finish(nothing, Finish::Cancelled, &mut events);
             return events.pop();

@@ -51,10 +51,16 @@ pub enum Finish {
     },
     /// A policy failed and its fault policy is `abort`.
     Faulted(Fault),
-    /// Splices and rewinds used up the budget of steps (four times the token limit).
+    /// Splices and rewinds used up the budget of steps ([`Limits::steps_max`](crate::sandbox::Limits::steps_max)).
     StepBudget {
         /// The budget, in steps.
         steps: u64,
+    },
+    /// Steps and the candidate rows that policies wanted in them used up the budget of rows
+    /// ([`Limits::rows_max`](crate::sandbox::Limits::rows_max)): only where tokens were taken back.
+    RowBudget {
+        /// The budget, in rows.
+        rows: u64,
     },
     /// The caller cancelled it.
     Cancelled,
@@ -62,7 +68,7 @@ pub enum Finish {
 
 impl Finish {
     /// A short name for reports: `end-of-text`, `token-limit`, `stopped`, `nothing-allowed`, `fault`,
-    /// `step-budget` or `cancelled`.
+    /// `step-budget`, `row-budget` or `cancelled`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::EndOfText => "end-of-text",
@@ -71,6 +77,7 @@ impl Finish {
             Self::NothingAllowed { .. } => "nothing-allowed",
             Self::Faulted(_) => "fault",
             Self::StepBudget { .. } => "step-budget",
+            Self::RowBudget { .. } => "row-budget",
             Self::Cancelled => "cancelled",
         }
     }

@@ -15,11 +15,8 @@ use super::start::StartingChain;
 use super::trace::TraceKind;
 use crate::request::ValidRequest;
 use crate::sampling::philox::Philox;
-use crate::sandbox::Fault;
+use crate::sandbox::{Fault, Limits};
 use crate::token::{TextDecoder, Token, Vocabulary};
-
-/// Decoding steps a response may take, for each token of its limit: rewinds and rejected insertions cost steps.
-const STEPS_PER_TOKEN: u64 = 4;
 
 /// A row of the pass that may go on after a draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +160,10 @@ pub(super) struct Sequence {
     pub(super) counters: Counters,
     pub(super) timing: Timing,
     pub(super) paused: bool,
+    /// Steps it may take.
+    pub(super) steps_max: u64,
+    /// Steps and candidate rows that it may take together.
+    pub(super) rows_max: u64,
     decoder: TextDecoder,
     /// Response tokens that can no longer be taken back: a function of the tokens alone, not of passes.
     settled: usize,
@@ -177,6 +178,7 @@ impl Sequence {
         stream: u64,
         pages: Vec<u32>,
         logits_slot: u32,
+        limits: &Limits,
     ) -> Self {
         Self {
             id,
@@ -196,6 +198,8 @@ impl Sequence {
             counters: Counters::default(),
             timing: Timing::default(),
             paused: false,
+            steps_max: limits.steps_max(request.max_tokens),
+            rows_max: limits.rows_max(request.max_tokens, request.candidates_max, request.policies.len()),
             decoder: TextDecoder::default(),
             settled: 0,
             decoded: 0,
@@ -234,9 +238,15 @@ impl Sequence {
         self.counters.steps + 1
     }
 
-    /// Steps it may take.
-    pub(super) fn steps_max(&self) -> u64 {
-        STEPS_PER_TOKEN * self.request.max_tokens as u64
+    /// One more decoding step; the response ends where a budget of it is spent. Both are counted alike in any company:
+    /// a row that is wanted runs once, in whatever pass.
+    pub(super) fn count_step(&mut self) -> Option<Finish> {
+        self.counters.steps += 1;
+        let (steps, rows) = (self.counters.steps, self.counters.steps + self.counters.candidate_rows);
+        if steps > self.steps_max {
+            return Some(Finish::StepBudget { steps: self.steps_max });
+        }
+        (rows > self.rows_max).then_some(Finish::RowBudget { rows: self.rows_max })
     }
 
     /// Replayed, it is cancelled here.
@@ -263,7 +273,7 @@ impl Sequence {
 
     /// A link's splice has won the step.
     pub(super) fn record_splice(&mut self, link: usize, step: u64, remove: usize, insert: &[Token]) {
-        let (remove, budget) = (remove.min(self.revocable()), self.steps_max() as usize);
+        let (remove, budget) = (remove.min(self.revocable()), self.steps_max as usize);
         self.chain.record_splice(link, step, remove, insert, budget);
     }
 

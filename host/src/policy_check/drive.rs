@@ -9,13 +9,10 @@ use std::sync::Arc;
 use super::recorded::{RecordedStep, Recording};
 use super::{Case, Tally};
 use crate::sandbox::{
-    CompiledPolicy, Decision, Fault, Instance, Manifest, Progress, Schedule, StartRequest, Step, ValueAnswer,
+    CompiledPolicy, Decision, Fault, Instance, Limits, Manifest, Progress, Schedule, StartRequest, Step, ValueAnswer,
     ValueRequest, VocabularyText,
 };
 use crate::token::Token;
-
-/// Steps of one response, for each token of its limit: the engine's own budget.
-const STEPS_PER_TOKEN: usize = 4;
 
 /// Tokens taken back by somebody else: at this length, so many, and whether another token follows at once.
 const REWINDS: [(usize, usize, bool); 3] = [(5, 1, false), (9, 3, false), (14, 2, true)];
@@ -26,6 +23,7 @@ pub(super) struct Driver<'a> {
     pub(super) compiled: &'a CompiledPolicy,
     pub(super) manifest: &'a Arc<Manifest>,
     pub(super) text: &'a Arc<VocabularyText>,
+    pub(super) limits: &'a Limits,
 }
 
 /// The response as the policy has been told of it.
@@ -66,7 +64,7 @@ impl Driver<'_> {
         let mut told = Told::default();
         let mut rewinds = REWINDS.iter().peekable();
         let mut end_taken_back = false;
-        for _ in 0..STEPS_PER_TOKEN * self.limit() {
+        for _ in 0..self.limits.steps_max(self.limit()) {
             let ended = told.response.len() >= self.limit();
             let decision = self.step(instance, case, &mut told, ended, tally).map_err(|fault| {
                 let number = told.response.len();

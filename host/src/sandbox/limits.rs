@@ -114,6 +114,9 @@ pub struct Limits {
     /// Evaluations that compute something and that a policy may ask for in one step. Each is a pass
     /// through the lower layers.
     pub evaluations: u32,
+    /// Decoding steps of a response, for each token of its limit: rewinds, insertions and what is refused of them cost
+    /// steps. A segment that is drawn four times over is as much patience as a request may ask for.
+    pub steps_per_token: u64,
     /// Text that one `text.tokens` call may encode, bytes. The contract's number.
     pub text_bytes: usize,
     /// Notes kept of one response; more are dropped and counted. The contract's number.
@@ -146,6 +149,25 @@ pub struct Limits {
     /// The magnitude of a delta (nats) or weight. The contract's number: far beyond what any logit needs,
     /// and products with a value stay finite.
     pub magnitude: f32,
+}
+
+impl Limits {
+    /// Decoding steps of a response.
+    pub fn steps_max(&self, max_tokens: usize) -> u64 {
+        self.steps_per_token.saturating_mul(max_tokens as u64)
+    }
+
+    /// Rows of a response after its prompt, of which each is a forward at most: a row a step, and candidate rows.
+    ///
+    /// A step asks for no more than all candidates, all chosen again under vocabulary biases, and the evaluations of each
+    /// policy. A response may take that for each token of its limit, so one that takes nothing back never meets the
+    /// bound, whatever it evaluates. The steps beyond are what taking back costs: each may look ahead at every candidate.
+    pub fn rows_max(&self, max_tokens: usize, candidates: usize, policies: usize) -> u64 {
+        let (candidates, evaluations) = (candidates as u64, u64::from(self.evaluations) * policies as u64);
+        let once = candidates.saturating_mul(2 + evaluations) + 1;
+        let again = self.steps_per_token.saturating_sub(1).saturating_mul(candidates + 1);
+        once.saturating_add(again).saturating_mul(max_tokens as u64)
+    }
 }
 
 impl Default for Limits {
@@ -200,6 +222,7 @@ impl Default for Limits {
             stack_bytes: 256 * KIB,
             async_stack_bytes: MIB,
             evaluations: 2,
+            steps_per_token: 4,
             text_bytes: 4 * KIB,
             notes: 64,
             note_bytes: KIB,
