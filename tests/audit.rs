@@ -181,6 +181,10 @@ fn a_crash_in_the_middle_of_a_write_loses_that_record_only() {
         assert!(recovered.to_string().contains(&format!("{cut} bytes")), "{recovered}");
         assert!(recovered.kept_in.ends_with(format!("log.jsonl.incomplete-{}", round + 1)), "{recovered}");
         assert_eq!(std::fs::read(&recovered.kept_in).unwrap(), &lines[2].as_bytes()[..cut]);
+        for file in [&path, &recovered.kept_in] {
+            let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(file).unwrap());
+            assert_eq!(mode & 0o777, 0o600, "{}: a record is its owner's alone, in part as well", file.display());
+        }
         assert_eq!(recorder.take_recovered(), None);
         recorder.append(&request, &response).unwrap();
         assert_eq!(verify(&path, None).unwrap().records, 3);

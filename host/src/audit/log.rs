@@ -48,11 +48,7 @@ impl AuditLog {
     /// The file's, and [`AuditError::Tail`] for a last line that nothing may follow.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let failed = |source| AuditError::Open { path: path.to_owned(), source };
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(path).map_err(failed)?;
+        let file = private().read(true).append(true).create(true).open(path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
         }
@@ -160,7 +156,7 @@ impl AuditLog {
             let mut name = self.path.clone().into_os_string();
             name.push(format!(".incomplete-{number}"));
             let kept_in = PathBuf::from(name);
-            let mut aside = match OpenOptions::new().write(true).create_new(true).open(&kept_in) {
+            let mut aside = match private().write(true).create_new(true).open(&kept_in) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 opened => opened?,
             };
@@ -173,6 +169,14 @@ impl AuditLog {
         }
         Err(io::Error::other(format!("{ASIDE_MAX} incomplete lines lie beside it already")))
     }
+}
+
+/// What is made with it, only this user can read: records hold prompts and a tenant's settings.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
 }
 
 impl std::fmt::Display for Recovered {
