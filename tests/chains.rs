@@ -201,6 +201,27 @@ pub(crate) fn where_nothing_is_left_the_policies_that_forbade_are_named() {
     assert_eq!((masked.finish, masked.tokens.len()), (Finish::NothingAllowed { policies }, 2));
 }
 
+/// Each policy sees as many candidates as it asked for, whatever the others did: `adjust` and masks are about these.
+#[test]
+pub(crate) fn each_policy_of_a_chain_has_its_own_candidates() {
+    let of = |tiny: &Tiny, script: &str, candidates: &str| {
+        tiny.policy("scripted", &[("script", script), ("candidates", candidates)])
+    };
+    let response = run(|tiny| vec![of(tiny, "* show\n* adjust 0.5", "20"), of(tiny, "* show\n* mask", "4")]);
+    assert_eq!((&response.finish, response.tokens.len()), (&Finish::TokenLimit, 24));
+    for step in notes(&response)[..40].chunks(2) {
+        let [wide, narrow] = [step[0], step[1]].map(|note| {
+            let list = note.split_once("candidates [").unwrap().1.split_once(']').unwrap().0;
+            list.split(", ").collect::<Vec<_>>()
+        });
+        assert_eq!((wide.len(), narrow.len()), (20, 4));
+        assert_eq!(wide[..4], narrow, "the likeliest of them");
+    }
+    // The narrow one's mask leaves its own four, and the wide one's adjustment is the same for all of them.
+    let masked = run(|tiny| vec![of(tiny, "* mask", "4")]);
+    assert_eq!(response.token_ids(), masked.token_ids());
+}
+
 #[test]
 pub(crate) fn the_step_budget_ends_a_rewind_that_goes_on_for_ever() {
     let response = run(|tiny| vec![tiny.scripted("5 splice 3 -")]);

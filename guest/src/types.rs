@@ -397,11 +397,11 @@ fn not_declared(kind: &str, name: &str) -> ! {
 /// How this response's steps shall be prepared, now that the settings are known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// How many candidates a step shall have, 1 to [`Manifest::candidates_max`]. Among several
-    /// policies the greatest wish counts, and no step has more than [`Request::candidates`].
+    /// How many candidates this policy sees a step, 1 to [`Manifest::candidates_max`]; no step has
+    /// more than [`Request::candidates`]. Each policy of a response has its own number.
     pub candidates: u32,
     /// Candidates less likely than this under the base model are left out, 0 to 1; 0 for none.
-    /// Among several policies the smallest counts.
+    /// Each policy of a response has its own.
     pub candidates_floor: f32,
     /// One schedule a head, in manifest order.
     pub prefetch: Vec<Schedule>,
@@ -418,7 +418,7 @@ pub enum ValueError {
     InvalidTokens,
     /// This step's evaluations (2 by default) are spent.
     BudgetSpent,
-    /// The head failed; the host's fault policy decides what follows.
+    /// The head failed. Nothing else follows: the policy decides without the value.
     Unavailable,
 }
 

@@ -184,8 +184,7 @@ impl<D: Device> Engine<D> {
     ) -> Result<Option<Progress>, EngineError> {
         let link = &sequence.chain.links[index];
         let answer = match request {
-            // After the end there is nothing that could follow.
-            ValueRequest::Evaluate { .. } if round.kind == RoundKind::Ended => ValueAnswer::Unavailable,
+            // Not after the end: there the sandbox itself answers that it is not now.
             ValueRequest::Evaluate { heads, tokens } => {
                 let heads: Vec<usize> = heads.iter().map(|&head| link.heads[head as usize]).collect();
                 let mut known = true;

@@ -27,7 +27,7 @@ impl<D: Device> Engine<D> {
         let start = Instant::now();
         let (mut ready, mut queries) = (Vec::new(), Vec::new());
         for index in sequences {
-            // A round that waited for the state of an ended response goes on.
+            // A round that waited for the last token's own row goes on.
             let Some(sequence) = self.running[index].as_ref().filter(|sequence| sequence.round.is_none()) else {
                 continue;
             };

@@ -71,7 +71,7 @@ pub(super) struct Round {
     pub(super) valued: Vec<Valued>,
     /// Tokens whose rows must run before anybody can go on.
     pub(super) wanted: Vec<Token>,
-    /// The last token's own row must run first (`current` after the end).
+    /// The last token's own row must run first: no head has seen it.
     pub(super) wants_state: bool,
     /// The link at which asking stopped because its policy is slow. No row runs for the round until it has gone on.
     pub(super) held_at: Option<usize>,
