@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::{HeadId, Replay};
+use crate::engine::{HeadId, Replay, Response};
 use crate::sampling::philox;
 use crate::sandbox::{CompiledPolicy, Manifest, SettingValue, StartRequest};
 use crate::signature::Signer;
@@ -62,6 +62,12 @@ pub struct PolicyUse {
     pub fault_policy: FaultPolicy,
 }
 
+/// Whoever counts what responses use: the engine tells it of each that ends, so that nobody else has to remember.
+pub trait Account: Send + Sync {
+    /// A response has ended, for whatever reason.
+    fn count(&self, response: &Response);
+}
+
 /// What a caller asks for. Everything but the prompt has a default.
 #[derive(Clone, Default)]
 pub struct Request {
@@ -85,6 +91,8 @@ pub struct Request {
     pub heads: Vec<HeadId>,
     /// Candidates a step at most, 1 to 256; 256 by default: policies choose below it.
     pub candidates_max: Option<usize>,
+    /// Who counts what the response uses; a tenant's quotas, where it is a tenant's.
+    pub account: Option<Arc<dyn Account>>,
 }
 
 /// A request that an engine can run: every option resolved, every number in range.
@@ -112,6 +120,8 @@ pub struct ValidRequest {
     pub heads: Vec<HeadId>,
     /// Candidates a step at most.
     pub candidates_max: usize,
+    /// Who counts what the response uses.
+    pub account: Option<Arc<dyn Account>>,
     /// What a replay repeats; empty for a request of anybody else.
     pub replay: Replay,
 }
@@ -220,6 +230,7 @@ impl Request {
             policies: self.policies,
             heads: self.heads,
             candidates_max,
+            account: self.account,
             replay: Replay::default(),
         })
     }

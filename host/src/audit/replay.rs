@@ -105,6 +105,8 @@ pub fn prepare<E: From<ReplayError>>(
         policies,
         heads: asked.heads.iter().map(head).collect::<Result<_, _>>()?,
         candidates_max: Some(asked.candidates_max),
+        // It was counted when it was made.
+        account: None,
     };
     let valid = request.validate(vocabulary, context_tokens).map_err(ReplayError::from)?;
     if let Some(&token) = asked.end_of_text.iter().find(|&&token| token as usize >= vocabulary.size()) {

@@ -132,7 +132,8 @@ fn table(report: &Value) -> String {
         limits["max_tokens"], limits["candidates"], limits["policies"]
     ));
     for (name, quota) in report["quotas"].as_object().into_iter().flatten().filter(|(_, quota)| !quota.is_null()) {
-        out.push_str(&format!("a minute: {quota} {}\n", name.replace('_', "-")));
+        let name = name.replace('_', "-");
+        out.push_str(&format!("a minute: {quota} {name}, counted by each process that keeps the tenant open\n"));
     }
     out
 }

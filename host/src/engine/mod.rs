@@ -486,6 +486,9 @@ impl<D: Device> Engine<D> {
             notes: trace.iter().filter_map(TraceEvent::note).collect(),
             trace,
         };
+        if let Some(account) = &sequence.request.account {
+            account.count(&response);
+        }
         events.push(Event::Finished { sequence: sequence.id, response: Box::new(response) });
     }
 }

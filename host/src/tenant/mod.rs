@@ -13,14 +13,14 @@ pub mod config;
 pub mod quotas;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use crate::engine::{HeadId, Response};
 use crate::error::Error;
 use crate::host::{Host, find_policy};
 use crate::names::{hint, near_names};
-use crate::request::{LoadedPolicy, PolicyUse, Request};
+use crate::request::{Account, LoadedPolicy, PolicyUse, Request};
 use crate::sandbox::{Limits, Scope, SettingError, settings};
 use crate::shipped;
 use crate::signature;
@@ -135,7 +135,16 @@ pub struct Tenant {
     heads: Vec<HeadId>,
     entries: Vec<Entry>,
     limits: Limits,
-    meter: Meter,
+    meter: Arc<Counted>,
+}
+
+/// What the tenant's responses have used. Its requests carry it to the engine, which tells it of each that ends.
+struct Counted(Mutex<Meter>);
+
+impl Account for Counted {
+    fn count(&self, response: &Response) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).account(response, Instant::now());
+    }
 }
 
 impl Tenant {
@@ -155,7 +164,7 @@ impl Tenant {
         let config = TenantConfig::read(path).map_err(TenantError::Config)?;
         let heads = offered_heads(host, &config)?;
         let limits = host.engine().sandbox_limits().clone();
-        let meter = Meter::new(config.quotas.clone());
+        let meter = Arc::new(Counted(Mutex::new(Meter::new(config.quotas.clone()))));
         let mut tenant = Self { config, heads, entries: Vec::new(), limits, meter };
         let required = tenant.config.required.iter().map(|entry| (entry, true));
         let entries = required.chain(tenant.config.policies.iter().map(|entry| (entry, false)));
@@ -264,13 +273,15 @@ impl Tenant {
     }
 
     /// A request of this tenant's: its required policies first, then those asked for, its heads, within its limits.
-    /// Whatever policies and heads the request had are gone.
+    /// Whatever policies and heads the request had are gone. What its response uses is counted against the quotas when it
+    /// ends: the engine does it.
     ///
     /// # Errors
     /// A quota that is used up ([`TenantError::Quota`], capacity), or what the tenant does not allow (the client's).
     pub fn request(&mut self, request: Request, asked: &[Asked], now: Instant) -> Result<Request, Error> {
         let tenant = || self.config.name.clone();
-        self.meter.admit(now).map_err(|source| TenantError::Quota { tenant: tenant(), source })?;
+        let admitted = self.meter.0.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
+        admitted.map_err(|source| TenantError::Quota { tenant: tenant(), source })?;
         let limits = &self.config.limits;
         let within = |what, limit: usize, given: usize| {
             if given <= limit { Ok(()) } else { Err(TenantError::Limit { tenant: tenant(), what, limit, given }) }
@@ -303,6 +314,7 @@ impl Tenant {
             heads: self.heads.clone(),
             max_tokens: Some(max_tokens),
             candidates_max: Some(candidates),
+            account: Some(self.meter.clone()),
             ..request
         })
     }
@@ -318,11 +330,6 @@ impl Tenant {
             required: entry.required,
             fault_policy: entry.config.fault_policy,
         })
-    }
-
-    /// Counts a finished response against the quotas.
-    pub fn account(&mut self, response: &Response, now: Instant) {
-        self.meter.account(response, now);
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Responses are counted when they end, and a request is refused while what is counted has reached a quota. So a
 //! tenant can exceed a quota by what its running responses still use, and each of those is bounded by its own
-//! limits. The clock is handed in: this module has none.
+//! limits. A meter is one process's: another process, or the same file opened once more, counts for itself. The clock
+//! is handed in: this module has none.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
