@@ -227,6 +227,18 @@ fn shipped_policies_need_no_signature_under_their_own_name_and_only_there() {
 }
 
 #[test]
+fn a_copy_of_a_shipped_policy_is_shown_as_what_the_loader_takes_it_for() {
+    let bench = Bench::new("copy");
+    std::fs::write(&bench.component, shipped::component("guard").unwrap()).unwrap();
+    let more = "signatures.required = false\n[[required]]\npolicy = \"guard\"\n";
+    let config = bench.config(&bench.key, "2099-12-31", more);
+    let report = Run::of(&["tenant", "check", config.to_str().unwrap(), "--model", tiny(), "--json"]).object(0);
+    let shown = |place: usize| (&report["policies"][place]["name"], &report["policies"][place]["shipped"]);
+    assert_eq!(shown(0), (&"guard".into(), &true.into()));
+    assert_eq!(shown(1), (&"mine".into(), &false.into()), "it would need a signature");
+}
+
+#[test]
 fn where_signatures_are_not_required_they_are_taken_down() {
     let bench = Bench::new("optional");
     let config = bench.config(&bench.key, "2099-12-31", "signatures.required = false");

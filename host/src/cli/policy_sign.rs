@@ -132,7 +132,6 @@ pub(super) fn verify(arguments: &VerifyArguments) -> Result<(), Error> {
         let verdicts = store.judge(&component, &found, now);
         print_json(&json!({
             "policy": file, "sha256": hexadecimal(&Sha256::digest(&component)), "trusted": checked.is_ok(),
-            "shipped": shipped::is_shipped(&component),
             "signatures": verdicts.iter().map(verdict_json).collect::<Vec<_>>(),
             "error": checked.as_ref().err().map(ToString::to_string),
         }));
@@ -171,9 +170,8 @@ impl Found {
     /// `policy` is a shipped name or a path.
     pub(super) fn of(policy: &str, component: &[u8]) -> Result<Self, Error> {
         let bytes = signature::find(policy)?.unwrap_or_default();
-        // By its name: in a file, the same bytes need a signature like any other.
-        let (shipped, sha256) = (shipped::component(policy).is_some(), Sha256::digest(component).into());
-        Ok(Self { shipped, sha256, signatures: signature::parse(&bytes) })
+        let sha256 = Sha256::digest(component).into();
+        Ok(Self { shipped: shipped::ships(policy, &sha256), sha256, signatures: signature::parse(&bytes) })
     }
 
     /// For scripts.

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::{HeadArguments, ModelArguments, print, print_json};
 use crate::error::Error;
@@ -64,7 +63,7 @@ fn report(host: &mut Host, tenant: &Tenant) -> Result<Value, Error> {
         policies.push(json!({
             "name": config.name, "required": required, "component": hexadecimal(policy.compiled.sha256()),
             "on_fault": if config.fault_policy == FaultPolicy::Abort { "abort" } else { "base" },
-            "shipped": ships(policy.compiled.sha256()),
+            "shipped": shipped::ships(&config.source, policy.compiled.sha256()),
             "signed_by": policy.signers.iter().map(signer_json).collect::<Vec<_>>(),
             "needs": manifest.needs.names(), "granted": config.grants.names(),
             "heads": manifest.heads.iter().map(|head| head.name.as_str()).collect::<Vec<_>>(),
@@ -81,11 +80,6 @@ fn report(host: &mut Host, tenant: &Tenant) -> Result<Value, Error> {
         "quotas": config.quotas,
         "signatures_required": config.signatures.required,
     }))
-}
-
-/// Whether a component with this hash ships with the program, and so needs no signature.
-fn ships(sha256: &[u8; 32]) -> bool {
-    shipped::POLICIES.iter().any(|policy| Sha256::digest(policy.component).as_slice() == sha256)
 }
 
 fn signer_json(signer: &Signer) -> Value {
