@@ -119,10 +119,20 @@ fn files_that_are_no_models_or_heads_are_refused_for_what_they_are() {
     let text = written("text.gguf", b"a model, honestly");
     Run::of(&["run", "x", "--model", &text]).refuses(2, &["text.gguf"]);
     Run::of(&["pull", &text]).refuses(2, &["text.gguf"]);
-    Run::of(&["run", "x", "--model", folder().to_str().unwrap()]).refuses(2, &["cli: not a regular file"]);
+    Run::of(&["run", "x", "--model", folder().to_str().unwrap()]).refuses(2, &["cli: is a directory"]);
     Run::tiny("x", &["--head", "./nowhere.safetensors"]).refuses(2, &["nowhere.safetensors", "No such file"]);
     let head = written("text.safetensors", b"a head, honestly");
     Run::tiny("x", &["--head", &head]).refuses(2, &["text.safetensors"]);
+    // Nobody writes into the one, and the other never ends.
+    let pipe = folder().join(format!("pipe-{}", std::process::id()));
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    for path in [pipe.to_str().unwrap(), "/dev/zero"] {
+        Run::of(&["run", "x", "--model", path]).refuses(2, &[path, "not a regular file"]);
+        Run::of(&["pull", path]).refuses(2, &[path, "not a regular file"]);
+        Run::tiny("x", &["--head", path]).refuses(2, &[path, "not a regular file"]);
+    }
+    std::fs::remove_file(pipe).unwrap();
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! (`host/src/audit/log.rs`, `host/src/sandbox/compiler/cache.rs`, the downloads) has its own ways.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Opens a regular file for reading.
@@ -15,6 +15,16 @@ use std::path::{Path, PathBuf};
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     is_regular(&fs::metadata(path)?)?;
     File::open(path)
+}
+
+/// Reads a regular file, and of one that is longer than `most` bytes no more than one byte beyond, by which it is refused.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn read(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Writes a file under a temporary name beside `path`, and renames it: nobody sees it in part.
@@ -60,6 +70,9 @@ mod tests {
         assert_eq!(replace(&folder.join("folder"), b"x").unwrap_err().kind(), io::ErrorKind::IsADirectory);
         assert_eq!(replace(Path::new("/dev/null"), b"x").unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert_eq!(open(Path::new("/dev/zero")).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(read(Path::new("/dev/zero"), 9).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!([2, 3, 4].map(|most| read(&path, most).unwrap().len()), [3, 3, 3], "one byte beyond at most");
+        assert_eq!(read(&path, 1).unwrap(), b"tw");
         assert_eq!(open(&folder.join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
         let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left.len(), 2, "{left:?}");

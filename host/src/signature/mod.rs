@@ -12,7 +12,6 @@
 pub mod key;
 pub mod trust;
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::Signature as Ed25519;
@@ -141,14 +140,10 @@ pub fn find(policy: &str) -> Result<Option<Vec<u8>>, Error> {
 pub fn beside(component: &Path) -> Result<Option<Vec<u8>>, Error> {
     let path = path_of(component);
     let failed = |source| Error::File { what: "signatures", path: path.display().to_string(), source };
-    let file = match files::open(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(failed)?,
-    };
-    let mut bytes = Vec::new();
-    // One byte more than is accepted, for the error.
-    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(Some(bytes))
+    match files::read(&path, FILE_BYTES_MAX) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(failed),
+    }
 }
 
 /// Writes the signatures beside a component: under a temporary name, then renamed.

@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use vassal_kernels::Format;
 
 use self::value::{Number, NumberList, TextList, Value};
+use crate::files;
 
 /// Why a GGUF file was refused. The path is the caller's to add; [`GgufError::Open`] has it.
 #[derive(Debug, thiserror::Error)]
@@ -239,14 +240,10 @@ impl Gguf {
     /// Opens a file and checks its header; tensors are read later, one by one.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         let open_error = |source| GgufError::Open { path: path.to_owned(), source };
-        // Looked at before it is opened: a pipe would be waited for.
-        let about = std::fs::metadata(path).map_err(open_error)?;
-        if !about.is_file() {
-            return Err(open_error(io::Error::other("not a regular file")));
-        }
-        let file = File::open(path).map_err(open_error)?;
-        let header = parse::parse(BufReader::with_capacity(1 << 16, &file), about.len())?;
-        Ok(Gguf::new(path.to_owned(), Source::File(file), about.len(), header))
+        let file = files::open(path).map_err(open_error)?;
+        let length = file.metadata().map_err(open_error)?.len();
+        let header = parse::parse(BufReader::with_capacity(1 << 16, &file), length)?;
+        Ok(Gguf::new(path.to_owned(), Source::File(file), length, header))
     }
 
     /// The same over bytes in memory: for tests and generated models.

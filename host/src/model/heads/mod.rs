@@ -148,9 +148,7 @@ impl HeadFile {
     /// Reads a file.
     pub fn open(path: &Path) -> Result<Self, HeadError> {
         let failed = |source| HeadError::File { path: path.to_path_buf(), source };
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(failed)?;
-        io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX as u64 + 1), &mut bytes).map_err(failed)?;
+        let bytes = files::read(path, FILE_BYTES_MAX).map_err(failed)?;
         Self::read(&bytes).map_err(|error| HeadError::Contents { path: path.to_path_buf(), error: Box::new(error) })
     }
 
