@@ -22,8 +22,8 @@ mod words;
 use std::sync::{Arc, OnceLock};
 
 use vassal::sandbox::{
-    BadDecision, CompiledPolicy, Decision, Fault, FaultKind, HeadOffer, Instance, Needs, Progress, Scope, StartRequest,
-    Step, ValueAnswer, ValueRequest, VocabularyText, settings,
+    BadDecision, CompiledPolicy, Decision, Fault, FaultKind, HeadOffer, Instance, Needs, Progress, Scope, SettingValue,
+    StartRequest, Step, ValueAnswer, ValueRequest, VocabularyText, settings,
 };
 use vassal::token::{Token, Vocabulary};
 
@@ -76,16 +76,19 @@ const GRANTED: Needs = Needs { prompt: false, insert: true, rewind: true, stop: 
 fn start(policy: &CompiledPolicy, given: &[(&str, &str)]) -> Result<Instance, Fault> {
     let manifest = policy.describe(&[head("value")], GRANTED).unwrap();
     let settings = settings::resolve(&manifest, given, Scope::Request, sandbox().limits()).unwrap();
-    let request = StartRequest {
-        settings: &settings,
+    policy.start(&Arc::new(manifest), &asked(&settings), text())
+}
+
+fn asked(settings: &[SettingValue]) -> StartRequest<'_> {
+    StartRequest {
+        settings,
         prompt: &[1, 2, 3],
         candidates: 20,
         max_tokens: 100,
         temperature: 1.0,
         top_p: 1.0,
         seed: 1,
-    };
-    policy.start(&Arc::new(manifest), &request, text())
+    }
 }
 
 fn hostile_in(mode: &str) -> Instance {

@@ -264,7 +264,7 @@ fn what_is_no_audit_file_is_refused_for_what_it_is() {
     }
     // A line without an end that is longer than any record: not read to its end.
     std::fs::File::create(&path).unwrap().set_len(LINE_BYTES_MAX as u64 + 2).unwrap();
-    assert_eq!(wrong(&path), (1, LineFault::TooLong));
+    assert_eq!(wrong(&path), (1, LineFault::TooLong { bytes: LINE_BYTES_MAX as u64 + 1 }));
     let missing = verify(&path.with_file_name("nowhere"), None).unwrap_err();
     assert!(missing.to_string().contains("nowhere"), "{missing}");
 }

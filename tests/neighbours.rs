@@ -36,7 +36,7 @@ const ATTACKS: [(&str, Expected); 55] = [
     ("plan-candidates", fault!(FaultKind::BadPlan(BadPlan::Candidates { .. }))),
     ("plan-floor", fault!(FaultKind::BadPlan(BadPlan::Floor(_)))),
     ("plan-short", fault!(FaultKind::BadPlan(BadPlan::Schedules { .. }))),
-    ("plan-every", fault!(FaultKind::BadPlan(BadPlan::Schedule(_)))),
+    ("plan-every", fault!(FaultKind::BadPlan(BadPlan::Schedule { .. }))),
     ("short", fault!(FaultKind::BadDecision(BadDecision::AdjustLength { .. }))),
     ("long", fault!(FaultKind::BadDecision(BadDecision::AdjustLength { .. }))),
     ("nan", fault!(FaultKind::BadDecision(BadDecision::Delta { .. }))),

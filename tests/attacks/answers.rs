@@ -3,7 +3,7 @@
 //! What is forged here is what an answer says of itself: lengths, places, tags. That a list is not lifted beyond its
 //! number of bytes, to the byte, is in [`super::limits`].
 
-use vassal::sandbox::{BadDecision, BadPlan, Decision, FaultKind, Progress, Step, TrapCode, ValueAnswer};
+use vassal::sandbox::{BadDecision, BadPlan, BadSchedule, Decision, FaultKind, Progress, Step, TrapCode, ValueAnswer};
 
 use super::forged::{BUMP, Forged, put};
 use super::{
@@ -150,7 +150,7 @@ fn plans_that_do_not_fit_the_manifest_are_refused() {
     assert_eq!(bad_plan("plan-candidates"), BadPlan::Candidates { given: 257, most: 256 });
     assert!(matches!(bad_plan("plan-floor"), BadPlan::Floor(_)));
     assert_eq!(bad_plan("plan-short"), BadPlan::Schedules { given: 0, heads: 1 });
-    assert_eq!(bad_plan("plan-every"), BadPlan::Schedule(0));
+    assert_eq!(bad_plan("plan-every"), BadPlan::Schedule { head: 0, given: BadSchedule::Every(0) });
 }
 
 #[test]

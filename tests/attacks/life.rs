@@ -8,24 +8,12 @@ use std::sync::Arc;
 use vassal::engine::{Event, Finish, Response, SequenceId};
 use vassal::error::{Cause, Error};
 use vassal::request::{FaultPolicy, PolicyUse};
-use vassal::sandbox::{ChildCompiler, Compilation, Decision, FaultKind, Limits, Progress, Sandbox, StartRequest, Step};
+use vassal::sandbox::{ChildCompiler, Compilation, Decision, FaultKind, Limits, Progress, Sandbox, Step};
 
 use super::alone::{alone, folder, is_alone, resident_bytes};
 use super::forged::Forged;
-use super::{GRANTED, Served, good_policy_is_served, hostile_in, start, step, text};
+use super::{GRANTED, Served, asked, good_policy_is_served, hostile_in, start, step, text};
 use crate::support::{PROMPT, Setup, Tiny, bits, compilation};
-
-fn asked() -> StartRequest<'static> {
-    StartRequest {
-        settings: &[],
-        prompt: &[],
-        candidates: 20,
-        max_tokens: 1,
-        temperature: 1.0,
-        top_p: 1.0,
-        seed: 0,
-    }
-}
 
 #[test]
 fn an_instance_can_be_dropped_while_it_waits() {
@@ -43,7 +31,7 @@ fn a_full_pool_is_the_hosts_fault_and_heals() {
     let small = Sandbox::new(Limits { sequences: 2, ..Limits::default() }, compilation()).unwrap();
     let policy = small.compile("good", &Forged::default().bytes()).unwrap();
     let manifest = Arc::new(policy.describe(&[], GRANTED).unwrap());
-    let open = || policy.start(&manifest, &asked(), text());
+    let open = || policy.start(&manifest, &asked(&[]), text());
     let live = [open().unwrap(), open().unwrap()];
     let fault = open().err().unwrap();
     assert_eq!(fault.kind, FaultKind::Capacity);
@@ -157,7 +145,7 @@ fn as_many_instances_live_as_the_pool_holds_whatever_shape_they_have() {
     let small = Sandbox::new(limits.clone(), compilation()).unwrap();
     let policy = small.compile("large", &of_every_count_the_most(&limits)).unwrap();
     let manifest = Arc::new(policy.describe(&[], GRANTED).unwrap());
-    let open = || policy.start(&manifest, &asked(), text());
+    let open = || policy.start(&manifest, &asked(&[]), text());
     let live = [open(), open(), open()];
     assert!(live.iter().all(Result::is_ok), "{live:?}");
     assert_eq!(open().err().map(|fault| fault.kind), Some(FaultKind::Capacity));

@@ -3,15 +3,50 @@
 //! Every text of a guest is cut to its number of bytes and loses what could move a cursor or turn the reading
 //! direction. The three roads out of the process are taken by the program itself.
 
+use std::sync::Arc;
+
 use vassal::audit::Record;
 use vassal::engine::Finish;
-use vassal::sandbox::{Decision, FaultKind, LoadError, ManifestError, Progress, TrapCode};
+use vassal::sandbox::{
+    Decision, FaultKind, Limits, LoadError, ManifestError, Progress, Sandbox, Scope, TrapCode, settings,
+};
 
 use super::alone::folder;
 use super::forged::{Forged, put};
-use super::{GRANTED, Served, assert_plain, fault_of, head, hostile, hostile_bytes, hostile_in, start, step};
+use super::{
+    GRANTED, Served, asked, assert_plain, drive, fault_of, head, hostile, hostile_bytes, hostile_in, start, step, text,
+};
 use crate::program::Run;
-use crate::support::{PROMPT, Setup};
+use crate::support::{PROMPT, Setup, compilation};
+
+/// Where a kind names no number of its own, the call and its bound stand behind it.
+#[test]
+fn faults_say_what_was_given_and_what_the_bound_is() {
+    let _served = Served::as_before();
+    let limits = Limits { sequences: 2, deadline_windows: 3_000, ..Limits::default() };
+    let small = Sandbox::new(limits, compilation()).unwrap();
+    let policy = small.compile("hostile", hostile_bytes()).unwrap();
+    let manifest = Arc::new(policy.describe(&[head("value")], GRANTED).unwrap());
+    let start = |mode: &str| {
+        let settings = settings::resolve(&manifest, &[("mode", mode)], Scope::Request, small.limits()).unwrap();
+        policy.start(&manifest, &asked(&settings), text())
+    };
+    let at_start = |mode: &str| start(mode).err().unwrap().to_string();
+    let in_a_step = |mode: &str| match drive(&mut start(mode).unwrap(), &step()).0 {
+        Progress::Faulted(fault) => fault.to_string(),
+        other => panic!("`{mode}`: {other:?}"),
+    };
+    assert_eq!(in_a_step("loop"), "policy `hostile`: out of fuel: `decide` may use 250000 units");
+    let fuel = "policy `hostile`: out of fuel: instantiation and `start` may use 1000000 units";
+    assert_eq!(at_start("start-loop"), fuel);
+    let every = "policy `hostile`: bad plan: head 0's schedule is `every` 0, but it must be 1 or more";
+    assert_eq!(at_start("plan-every"), every);
+    let head = "policy `hostile`: bad decision: `blend` names head 7, the manifest has 1, counted from 0";
+    assert_eq!(in_a_step("head"), head);
+    let live = [start("none").unwrap(), start("none").unwrap()];
+    assert_eq!(at_start("none"), "policy `hostile`: no free instance: the host holds 2, and all are in use");
+    drop(live);
+}
 
 #[test]
 fn a_panic_is_a_trap_that_tells_its_message() {

@@ -117,7 +117,7 @@ impl AuditLog {
             let start = self.line_start(end - 1).map_err(failed)?;
             let tail = |fault| AuditError::Tail { path: path.clone(), fault };
             if end - start > LINE_BYTES_MAX as u64 {
-                return Err(tail(LineFault::TooLong));
+                return Err(tail(LineFault::TooLong { bytes: end - start }));
             }
             let line = self.read(start, end - 1).map_err(failed)?;
             Record::parse(&line).map_err(tail)?.sha256

@@ -99,8 +99,11 @@ pub enum LineFault {
         bytes: u64,
     },
     /// More bytes than a record has.
-    #[error("more than {LINE_BYTES_MAX} bytes, which no record has")]
-    TooLong,
+    #[error("{bytes} bytes or more, at most {LINE_BYTES_MAX} are a record")]
+    TooLong {
+        /// As far as it was read.
+        bytes: u64,
+    },
     /// It does not end in its own hash.
     #[error("not a record: it does not end in `,\"sha256\":\"…\"}}`")]
     NoHash,

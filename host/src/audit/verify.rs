@@ -69,7 +69,7 @@ impl Reader {
         }
         let wrong = |fault| AuditError::Line { path: self.path.clone(), line: self.line, fault };
         if read > LINE_BYTES_MAX {
-            return Err(wrong(LineFault::TooLong));
+            return Err(wrong(LineFault::TooLong { bytes: read as u64 }));
         }
         let Some(line) = bytes.strip_suffix(b"\n") else {
             return Err(wrong(LineFault::Incomplete { bytes: read as u64 }));

@@ -324,7 +324,12 @@ impl Compiled {
             let mut store = self.store(data, self.shared.limits.fuel_describe)?;
             self.instantiate_and_call::<_, (bindings::Manifest,)>(&mut store, false, self.describe, (offered,)).await
         };
-        let (_, answer) = to_its_end(run).map_err(|error| exchange.fault(&self.name, &error))?;
+        let limits = &self.shared.limits;
+        let failed = |error| {
+            let fault = exchange.fault(&self.name, &error);
+            fault.of_call("instantiation and `describe`", limits.fuel_describe, limits)
+        };
+        let (_, answer) = to_its_end(run).map_err(failed)?;
         Ok(answer.0)
     }
 }

@@ -108,7 +108,7 @@ pub enum BadDecision {
         limit: f32,
     },
     /// A head that the manifest does not name.
-    #[error("head {given} of {heads}")]
+    #[error("`blend` names head {given}, the manifest has {heads}, counted from 0")]
     UnknownHead {
         /// What was given.
         given: u32,

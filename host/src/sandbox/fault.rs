@@ -5,6 +5,7 @@
 //! answers the same fault for ever. Deciding what follows (`abort` or `base`) is the engine's.
 
 use super::decision::BadDecision;
+use super::limits::Limits;
 use super::plan::BadPlan;
 use super::words::clean;
 use crate::token_search::FindError;
@@ -156,6 +157,18 @@ impl Fault {
         Self { kind, policy: policy.to_owned(), detail: String::new() }
     }
 
+    /// The same, with the bound that `call` has met where the kind does not name it; `fuel` is the call's.
+    pub(super) fn of_call(mut self, call: &str, fuel: u64, limits: &Limits) -> Self {
+        let Limits { deadline_ms, deadline_windows, sequences, .. } = limits;
+        self.detail = match self.kind {
+            FaultKind::OutOfFuel => format!("{call} may use {fuel} units"),
+            FaultKind::Deadline => format!("{call} may take {deadline_windows} times {deadline_ms} ms"),
+            FaultKind::Capacity => format!("the host holds {sequences}, and all are in use"),
+            _ => return self,
+        };
+        self
+    }
+
     /// Classifies the error of a guest call. `last_note` is what the guest noted last in it: the message of
     /// a panic, where it gave up.
     pub(super) fn from_error(policy: &str, error: &wasmtime::Error, last_note: Option<&String>) -> Self {
@@ -173,7 +186,7 @@ impl Fault {
             FaultKind::Error
         };
         let detail = match kind {
-            FaultKind::Error | FaultKind::Capacity | FaultKind::Trap(TrapCode::Other) => {
+            FaultKind::Error | FaultKind::Trap(TrapCode::Other) => {
                 clean(&format!("{error:#}"), DETAIL_BYTES)
             }
             FaultKind::Trap(TrapCode::Unreachable) => last_note.cloned().unwrap_or_default(),

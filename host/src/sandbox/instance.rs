@@ -27,6 +27,9 @@ use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{self, TypedFunc};
 
+/// The call, in the words of a fault.
+const DECIDE: &str = "`decide`";
+
 type Decide = TypedFunc<(Arc<bindings::Step>,), (bindings::Decision,)>;
 type Answer = wasmtime::Result<(bindings::Decision,)>;
 type Call = Pin<Box<dyn Future<Output = (Store<StoreData>, Answer)> + Send>>;
@@ -236,7 +239,9 @@ impl Instance {
             }
             Slice::Late => {
                 self.fuel_used = 0;
+                let limits = &self.compiled.shared.limits;
                 let fault = Fault::new(&self.compiled.name, FaultKind::Deadline);
+                let fault = fault.of_call(DECIDE, limits.fuel_decide, limits);
                 self.state = State::Faulted(fault.clone());
                 Some(Progress::Faulted(fault))
             }
@@ -261,7 +266,9 @@ impl Instance {
             Ok((raw,)) => {
                 context.check(raw).map_err(|error| Fault::new(&self.compiled.name, FaultKind::BadDecision(error)))
             }
-            Err(error) => Err(self.exchange.fault(&self.compiled.name, &error)),
+            Err(error) => {
+                Err(self.exchange.fault(&self.compiled.name, &error).of_call(DECIDE, limits.fuel_decide, limits))
+            }
         };
         match decided {
             Ok(decision) => {

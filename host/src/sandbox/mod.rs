@@ -48,7 +48,7 @@ pub use instance::Instance;
 pub use limits::Limits;
 pub use load_error::LoadError;
 pub use manifest::{HeadOffer, Manifest, ManifestError, Needs, Scope, Setting, SettingKind, SettingValue};
-pub use plan::{BadPlan, Plan, Schedule};
+pub use plan::{BadPlan, BadSchedule, Plan, Schedule};
 pub use settings::SettingError;
 pub use starting::Starting;
 pub use step::{Progress, Step, ValueAnswer, ValueRequest};

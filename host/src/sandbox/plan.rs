@@ -51,8 +51,24 @@ pub enum BadPlan {
         heads: usize,
     },
     /// A schedule whose number is outside its range.
-    #[error("head {0}'s schedule: `every` takes 1 and more, `unsure` 0 to 1")]
-    Schedule(usize),
+    #[error("head {head}'s schedule {given}")]
+    Schedule {
+        /// The head's index in the manifest.
+        head: usize,
+        /// What was given, and what is accepted.
+        given: BadSchedule,
+    },
+}
+
+/// A schedule's number outside its range.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum BadSchedule {
+    /// Every so many tokens.
+    #[error("is `every` {0}, but it must be 1 or more")]
+    Every(u32),
+    /// Below such a probability.
+    #[error("is `unsure` {0}, but it must be 0 to 1")]
+    Unsure(f32),
 }
 
 impl Plan {
@@ -73,7 +89,8 @@ impl Plan {
             bindings::Schedule::Never => Ok(Schedule::Never),
             bindings::Schedule::Every(n) if n >= 1 => Ok(Schedule::Every(n)),
             bindings::Schedule::Unsure(below) if (0.0..=1.0).contains(&below) => Ok(Schedule::Unsure(below)),
-            _ => Err(BadPlan::Schedule(head)),
+            bindings::Schedule::Every(n) => Err(BadPlan::Schedule { head, given: BadSchedule::Every(n) }),
+            bindings::Schedule::Unsure(below) => Err(BadPlan::Schedule { head, given: BadSchedule::Unsure(below) }),
         });
         Ok(Self {
             candidates: raw.candidates,

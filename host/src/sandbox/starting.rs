@@ -93,16 +93,22 @@ impl Starting {
         }
         match slice {
             Slice::Done(started) => Some(self.finish(started)),
-            Slice::Late => Some(Err(Fault::new(&self.compiled.name, FaultKind::Deadline))),
+            Slice::Late => Some(Err(self.of_start(Fault::new(&self.compiled.name, FaultKind::Deadline)))),
             // Nothing is waited for in `start`: values are not answered there.
             Slice::Over | Slice::Waits => None,
         }
     }
 
+    fn of_start(&self, fault: Fault) -> Fault {
+        let limits = &self.compiled.shared.limits;
+        fault.of_call("instantiation and `start`", limits.fuel_start, limits)
+    }
+
     fn finish(&self, started: Started) -> Result<Instance, Fault> {
         let compiled = &self.compiled;
         let fault = |kind| Fault::new(&compiled.name, kind);
-        let (store, instance, (answer,)) = started.map_err(|error| self.exchange.fault(&compiled.name, &error))?;
+        let failed = |error| self.of_start(self.exchange.fault(&compiled.name, &error));
+        let (store, instance, (answer,)) = started.map_err(failed)?;
         compiled.note_fuel(fuel_used(&store, &compiled.shared.limits));
         let plan = answer.map_err(|reason| {
             let detail = clean(&reason, compiled.shared.limits.summary_bytes);
