@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vassal::engine::{Event, Finish, Response};
+use vassal::error::{Cause, Error};
 use vassal::request::{FaultPolicy, LoadedPolicy, PolicyUse, ValidRequest};
 use vassal::sandbox::{
     CompiledPolicy, Decision, Fault, FaultKind, Instance, Limits, Manifest, Needs, Progress, Sandbox, Scope,
@@ -297,4 +298,26 @@ fn a_call_that_runs_out_of_fuel_does_so_in_slices_too() {
         .collect();
     assert_eq!(faults.len(), 1);
     assert!(compiled("spinner").is_slow() && sandbox().limits().fuel_slice == 10_000);
+}
+
+#[test]
+fn no_more_wait_than_the_engine_keeps() {
+    let mut setup = Setup::default();
+    (setup.options.sequences_max, setup.options.waiting_max) = (1, 3);
+    let mut tiny = setup.open();
+    let request = tiny.endless(tiny.request(PROMPT, Vec::new()));
+    assert_eq!(tiny.engine.submit_samples(request.clone(), 2).unwrap().len(), 2);
+    let refused = Error::from(tiny.engine.submit_samples(request.clone(), 2).unwrap_err());
+    assert_eq!(refused.cause(), Cause::Capacity);
+    let words = "2 sequences wait already and 2 more are asked for; the engine keeps at most 3 waiting";
+    assert_eq!(refused.to_string(), words);
+    tiny.engine.submit(request.clone()).unwrap();
+    // One of them runs from here on.
+    tiny.engine.step().unwrap();
+    tiny.engine.submit(request).unwrap();
+    let mut ended = 0;
+    while !tiny.engine.is_idle() {
+        ended += tiny.engine.step().unwrap().iter().filter(|event| matches!(event, Event::Finished { .. })).count();
+    }
+    assert_eq!(ended, 4);
 }

@@ -109,7 +109,7 @@ impl Default for Setup {
             cache_tokens: 16 * 256,
             rows_max: 128,
             candidate_rows_max: 512,
-            taps: Vec::new(),
+            ..EngineOptions::default()
         };
         Setup { model: SyntheticModel::default(), heads: Vec::new(), options, device: device() }
     }

@@ -77,7 +77,7 @@ impl Host {
             cache_tokens: 3 * 64,
             rows_max: 24,
             candidate_rows_max: 24,
-            taps: Vec::new(),
+            ..EngineOptions::default()
         };
         let model = ModelRecord { name: "tiny".into(), sha256: "0".repeat(64), source: String::new() };
         let surroundings = Surroundings::new(&device_info(&device), &limits, model, &heads, &[]).expect("surroundings");

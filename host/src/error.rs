@@ -245,7 +245,7 @@ impl Error {
 fn cause_of_engine(error: &EngineError) -> Cause {
     match error {
         EngineError::Device(error) => cause_of_device(error),
-        EngineError::TooLong { .. } | EngineError::TooManyPolicies { .. } => Cause::Capacity,
+        EngineError::TooLong { .. } | EngineError::TooManyPolicies { .. } | EngineError::Full { .. } => Cause::Capacity,
         EngineError::HeadNotOffered { .. } | EngineError::Options { .. } => Cause::Client,
         EngineError::Failed { .. } | EngineError::NoTap { .. } => Cause::Host,
     }

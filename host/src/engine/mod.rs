@@ -93,6 +93,16 @@ pub enum EngineError {
         /// What the cache holds in all.
         available_tokens: usize,
     },
+    /// Too many wait already.
+    #[error("{waiting} sequences wait already and {more} more are asked for; the engine keeps at most {limit} waiting")]
+    Full {
+        /// Sequences that wait.
+        waiting: usize,
+        /// What would have joined them.
+        more: usize,
+        /// The engine's limit.
+        limit: usize,
+    },
     /// The request's chain can never fit.
     #[error("the request has {needed} policies, which are as many instances; the sandbox holds {limit} in all")]
     TooManyPolicies {
@@ -114,13 +124,16 @@ pub struct EngineOptions {
     pub rows_max: usize,
     /// Candidate rows of one step, all sequences together: bounds scratch memory.
     pub candidate_rows_max: usize,
+    /// Sequences that wait at most; more are refused. A large rollout hands in all its samples at once, which share their
+    /// prompts; whoever serves strangers sets what these may keep waiting, since each holds its prompt and its policies.
+    pub waiting_max: usize,
     /// Layers to tap beside those of the heads, for learning: features can be read there.
     pub taps: Vec<usize>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { sequences_max: 32, cache_tokens: 32 * 512, rows_max: 512, candidate_rows_max: 1024, taps: Vec::new() }
+        Self { sequences_max: 32, cache_tokens: 32 * 512, rows_max: 512, candidate_rows_max: 1024, waiting_max: 1 << 20, taps: Vec::new() }
     }
 }
 
@@ -163,6 +176,7 @@ pub struct Engine<D: Device> {
     /// First slot of the scratch pages.
     scratch_slot: u32,
     candidate_rows_max: usize,
+    waiting_max: usize,
     /// Instances of policies that no sequence has been promised.
     instances_free: usize,
     logits_slots: Vec<u32>,
@@ -216,6 +230,7 @@ impl<D: Device> Engine<D> {
             ("cache_tokens", options.cache_tokens),
             ("rows_max", options.rows_max),
             ("candidate_rows_max", options.candidate_rows_max),
+            ("waiting_max", options.waiting_max),
         ];
         if let Some((what, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return Err(EngineError::Options { what });
@@ -258,6 +273,7 @@ impl<D: Device> Engine<D> {
             pages_total,
             scratch_slot: (pages_total * PAGE_TOKENS) as u32,
             candidate_rows_max: options.candidate_rows_max,
+            waiting_max: options.waiting_max,
             logits_slots: (0..options.sequences_max as u32).rev().collect(),
             running: Vec::new(),
             waiting: VecDeque::new(),
@@ -340,7 +356,7 @@ impl<D: Device> Engine<D> {
     /// Takes a request in; it runs as soon as there is room.
     ///
     /// # Errors
-    /// [`EngineError::TooLong`], [`EngineError::TooManyPolicies`], [`EngineError::HeadNotOffered`].
+    /// [`EngineError::TooLong`], [`EngineError::TooManyPolicies`], [`EngineError::HeadNotOffered`], [`EngineError::Full`].
     pub fn submit(&mut self, request: ValidRequest) -> Result<SequenceId, EngineError> {
         Ok(self.submit_samples(request, 1)?[0])
     }
@@ -362,6 +378,10 @@ impl<D: Device> Engine<D> {
         }
         for policy in &request.policies {
             self.policy_heads(&request, &policy.policy)?;
+        }
+        let (waiting, limit) = (self.waiting.len(), self.waiting_max);
+        if waiting.saturating_add(samples) > limit {
+            return Err(EngineError::Full { waiting, more: samples, limit });
         }
         let request = Arc::new(request);
         let group = self.next_id;
