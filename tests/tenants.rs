@@ -16,6 +16,7 @@ use vassal::sandbox::{Fault, FaultKind};
 use vassal::tenant::{Asked, Tenant};
 use vassal_kernels::cpu::Isa;
 
+use crate::program::{Run, written};
 use crate::rebuild::root;
 use crate::support::{compilation, look_ahead, processor};
 
@@ -216,4 +217,18 @@ fn limits_are_the_requests_and_quotas_the_minutes() {
     assert!(tenant.request(request(&host), &[], now + 60 * second).is_ok(), "both are a minute old");
     // Who opens the file once more counts anew.
     assert!(open(&mut host, "limits", &text).unwrap().request(request(&host), &[], now).is_ok());
+}
+
+#[test]
+fn the_program_keeps_to_a_tenants_limit_where_nobody_says_how_many_tokens() {
+    let short = written("short.toml", b"name = \"acme\"\n[limits]\nmax-tokens = 40\n");
+    for more in [&[][..], &["--compare"], &["--max-tokens", "40"]] {
+        let run = Run::tiny("x", &[&["--tenant", &short, "--json"], more].concat());
+        assert_eq!(run.code, Some(0), "{more:?}: {run:?}");
+    }
+    let words = "tenant \"acme\" allows at most 40 response tokens, got 41";
+    Run::tiny("x", &["--tenant", &short, "--max-tokens", "41"]).refuses(2, &[words]);
+    // One request a process: the one quota that it can meet lets nothing begin.
+    let none = written("none.toml", b"name = \"acme\"\n[quotas]\nforwards = 0\n");
+    Run::tiny("x", &["--tenant", &none]).refuses(4, &["tenant \"acme\": 0 of 0 forwards a minute are used"]);
 }

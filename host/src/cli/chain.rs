@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::run::{COMPARE_DIAL, RunArguments};
+use super::run::{COMPARE_DIAL, MAX_TOKENS, RunArguments};
 use crate::error::Error;
 use crate::host::Host;
 use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request};
@@ -76,6 +76,9 @@ pub(super) fn of_tenant(
     for (place, setting) in given {
         asked[place].settings.push(setting);
     }
+    let most = tenant.config().limits.max_tokens;
+    let max_tokens = arguments.max_tokens.unwrap_or(MAX_TOKENS.min(most));
+    let request = Request { max_tokens: Some(max_tokens), ..request };
     let request = tenant.request(request, &asked, Instant::now())?;
     let source = |used: &PolicyUse| {
         let entry = tenant.policies().find(|(_, _, policy)| Arc::ptr_eq(policy, &used.policy));

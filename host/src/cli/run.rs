@@ -19,6 +19,9 @@ use crate::learning::rewards::{self, Reward};
 use crate::request::{FaultPolicy, PolicyUse, Request, ValidRequest};
 use crate::shipped;
 
+/// Response tokens where nobody says how many.
+pub(super) const MAX_TOKENS: usize = 60;
+
 /// The dial of `vassal run --compare` where nobody turns one.
 pub(super) const COMPARE_DIAL: (&str, &str) = ("sentiment", "1.0");
 
@@ -52,9 +55,9 @@ pub(super) struct RunArguments {
     /// Fixes every draw.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Response tokens at most.
-    #[arg(long, default_value_t = 60)]
-    max_tokens: usize,
+    /// Response tokens at most; 60 without this, or the tenant's limit where that is less.
+    #[arg(long)]
+    pub(super) max_tokens: Option<usize>,
     /// 0 is greedy.
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f32,
@@ -85,7 +88,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
     let options = arguments.heads.offered_by(arguments.model.resolve()?);
     let mut host = Host::open(&options)?;
     let base = Request {
-        max_tokens: Some(arguments.max_tokens),
+        max_tokens: Some(arguments.max_tokens.unwrap_or(MAX_TOKENS)),
         temperature: Some(arguments.temperature),
         top_p: Some(arguments.top_p),
         seed: Some(arguments.seed),
@@ -101,7 +104,9 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Error> {
     };
     let open = |path: &PathBuf| open_recorder(&mut host, arguments, path, &aligned.policies, &sources, &options);
     let recorder = arguments.audit.as_ref().map(open).transpose()?;
-    warn_of_limits(&host, &aligned.policies, arguments.max_tokens);
+    // Compared with a response of the same length.
+    let base = Request { max_tokens: aligned.max_tokens, ..base };
+    warn_of_limits(&host, &aligned.policies, aligned.max_tokens.unwrap_or(MAX_TOKENS));
     if arguments.compare && host.heads().is_empty() && aligned.policies.iter().all(|used| used.policy.name == "vas") {
         complain(&format!(
             "no value head fits this model (SHA-256 {}), so nothing steers: make one with `vassal rollout` and \
