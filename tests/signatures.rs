@@ -13,7 +13,7 @@ use vassal::error::{Cause, Error};
 use vassal::host::Host;
 use vassal::shipped;
 use vassal::signature::{self, PrivateKey, Signature, trust};
-use vassal::tenant::Tenant;
+use vassal::tenant::{Tenant, TenantError};
 
 use crate::program::{Run, tiny};
 use crate::tenants::host;
@@ -76,7 +76,8 @@ impl Bench {
 fn refused(opened: Result<Tenant, Error>, words: &str) {
     let Err(error) = opened else { panic!("it is loaded") };
     assert!(error.to_string().contains(words), "{error}");
-    assert!(matches!(error, Error::Signature(_)), "{error}");
+    let Error::Tenant(TenantError::Policy { source, .. }) = &error else { panic!("{error}") };
+    assert!(matches!(**source, Error::Signature(_)), "{error}");
     assert_eq!(error.cause(), Cause::Guest);
 }
 

@@ -131,6 +131,18 @@ fn grants_heads_and_dials_are_checked_when_the_tenant_is_opened() {
     let (error, cause) = refused(&text("\"rewind\", \"insert\""));
     assert!(error.contains("stop"), "what is not granted is named: {error}");
     assert_eq!(cause, Cause::Guest);
+    // Whatever is wrong with a policy, it is said where it stands, and it stays whose it was.
+    let none = "name = \"a\"\n\n[[policies]]\npolicy = ";
+    for (source, cause, words) in [
+        ("gaurd", Cause::Client, "there is no policy \"gaurd\"; near: guard"),
+        ("./nowhere.wasm", Cause::Client, "nowhere.wasm: No such file"),
+        ("opened.toml/x.wasm", Cause::Client, "x.wasm: Not a directory"),
+        ("./opened.toml", Cause::Guest, "not a WebAssembly file"),
+    ] {
+        let (error, whose) = refused(&format!("{none}{source:?}"));
+        assert!(error.contains("opened.toml, line 3: ") && error.contains(words), "{error}");
+        assert_eq!(whose, cause, "{error}");
+    }
     assert!(open(&mut host, "granted", &text("\"rewind\", \"insert\", \"stop\"")).is_ok());
 }
 

@@ -215,6 +215,7 @@ impl Error {
             Self::Build(_) | Self::Key(KeyError::NoRandomness) => Cause::Host,
             Self::Audit(AuditError::Write { .. } | AuditError::TooLong { .. }) | Self::Difference { .. } => Cause::Host,
             Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
+            Self::Tenant(TenantError::Policy { source, .. }) => source.cause(),
             Self::DeviceMemory { source: error, .. } | Self::Llama(LlamaError::Device(error)) => cause_of_device(error),
             Self::Engine(error) | Self::Fit(FitError::Engine(error)) => cause_of_engine(error),
             Self::Setting(_)

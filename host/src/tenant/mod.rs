@@ -29,7 +29,8 @@ use crate::signature;
 use config::{ConfigError, PolicyConfig, TenantConfig};
 use quotas::{Meter, QuotaError};
 
-/// Why a tenant refuses. All but [`TenantError::Quota`] are the client's or the tenant's own mistakes.
+/// Why a tenant refuses. All but [`TenantError::Quota`] and [`TenantError::Policy`] are the client's or the tenant's own
+/// mistakes.
 #[derive(Debug, thiserror::Error)]
 pub enum TenantError {
     /// The configuration.
@@ -44,6 +45,16 @@ pub enum TenantError {
         line: usize,
         /// Why.
         source: Box<SettingError>,
+    },
+    /// A policy that cannot be found, read or loaded: the cause is its own.
+    #[error("{file}, line {line}: {source}")]
+    Policy {
+        /// The configuration.
+        file: String,
+        /// Where the policy's table begins.
+        line: usize,
+        /// Why.
+        source: Box<Error>,
     },
     /// A head that the host does not have.
     #[error("{file}, line {line}: there is no head {name:?}{}", hint(.near, .all))]
@@ -172,14 +183,25 @@ impl Tenant {
         let entries = required.chain(tenant.config.policies.iter().map(|entry| (entry, false)));
         let mut loaded = Vec::new();
         for (config, required) in entries {
-            let component = find_policy(&config.source)?;
-            let asks = !tenant.config.signatures.is_empty();
-            let signatures = if asks { signature::find(&config.source)? } else { None };
-            let policy = tenant.load(host, config, &component, signatures.as_deref(), now)?;
+            let policy = tenant.find(host, config, now).map_err(|error| match error {
+                Error::Tenant(error) => error,
+                error => {
+                    let (file, line) = (tenant.config.file.clone(), config.line);
+                    TenantError::Policy { file, line, source: Box::new(error) }
+                }
+            })?;
             loaded.push(Entry { config: config.clone(), required, policy });
         }
         tenant.entries = loaded;
         Ok(tenant)
+    }
+
+    /// Finds a policy with its signatures, and loads it.
+    fn find(&self, host: &mut Host, config: &PolicyConfig, now: SystemTime) -> Result<Arc<LoadedPolicy>, Error> {
+        let component = find_policy(&config.source)?;
+        let asks = !self.config.signatures.is_empty();
+        let signatures = if asks { signature::find(&config.source)? } else { None };
+        self.load(host, config, &component, signatures.as_deref(), now)
     }
 
     /// The configuration.
