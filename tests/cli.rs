@@ -101,6 +101,10 @@ fn files_that_are_no_policies_are_refused_for_what_they_are() {
         Run::tiny("x", &["--policy", &path]).refuses(code, words);
         let check = Run::of(&["policy", "check", &path]);
         assert_eq!(check.code, Some(3), "{check:?}");
+        let report = Run::of(&["policy", "check", &path, "--json"]).object(3);
+        let stage = (&report["stages"][0]["stage"], &report["stages"][0]["outcome"]);
+        assert_eq!(stage, (&"component".into(), &"refused".into()), "{report:#}");
+        assert!(report["refused"] == true && report["stages"].as_array().unwrap().len() == 6, "{report:#}");
     };
     file("empty.wasm", b"", 3, &["empty", "not a WebAssembly file"]);
     file("text.wasm", b"a policy, honestly", 3, &["text", "not a WebAssembly file"]);

@@ -19,7 +19,7 @@ use crate::model::source::Models;
 use crate::model::tokenizer::Tokenizer;
 use crate::policy_build;
 use crate::policy_check::recorded::Recording;
-use crate::policy_check::{Check, CheckError};
+use crate::policy_check::{Check, CheckError, Report};
 use crate::sandbox::{
     CompiledPolicy, HeadOffer, Limits, LoadError, Manifest, Needs, Sandbox, Scope, Setting, SettingKind,
 };
@@ -112,9 +112,12 @@ pub(super) fn run(command: &PolicyCommand) -> Result<(), Error> {
 impl PolicyArguments {
     /// The component, and the name that messages use.
     fn component(&self) -> Result<(String, Vec<u8>), Error> {
-        let component = find_policy(&self.policy)?;
+        Ok((self.name(), find_policy(&self.policy)?))
+    }
+
+    fn name(&self) -> String {
         let stem = Path::new(&self.policy).file_stem();
-        Ok((stem.map_or(self.policy.clone(), |stem| stem.to_string_lossy().into_owned()), component))
+        stem.map_or(self.policy.clone(), |stem| stem.to_string_lossy().into_owned())
     }
 
     /// The heads on offer.
@@ -264,14 +267,21 @@ fn inspection_text(
 }
 
 fn check(arguments: &CheckArguments) -> Result<(), Error> {
-    let (name, component) = arguments.policy.component()?;
+    let rights = granted(&arguments.granted)?;
+    let (name, component) = match arguments.policy.component() {
+        // A file that is too large is not read. It is refused like any other.
+        Err(Error::Policy(error)) => {
+            return show_check(&arguments.policy, &arguments.policy.name(), &Report::unread(&error, rights), None);
+        }
+        found => found?,
+    };
     let offered = arguments.policy.offered()?;
     let vocabulary = arguments.model.as_deref().map(vocabulary_of).transpose()?;
     let check = Check {
         name: &name,
         component: &component,
         offered: &offered,
-        granted: granted(&arguments.granted)?,
+        granted: rights,
         settings: &arguments.settings,
         vocabulary: vocabulary.map(|tokenizer| std::sync::Arc::new(tokenizer) as _),
         compilation: super::compilation(),
@@ -284,13 +294,18 @@ fn check(arguments: &CheckArguments) -> Result<(), Error> {
         CheckError::Host(fault) => Error::Fault(fault),
         CheckError::Recording(error) => Error::Usage(error.to_string()),
     })?;
-    if arguments.policy.json {
-        print_json(&report_json(&arguments.policy.policy, &report, &signatures));
+    show_check(&arguments.policy, &name, &report, Some(&signatures))
+}
+
+/// A check's report; a refusal is an error of the guest, after it has been shown.
+fn show_check(asked: &PolicyArguments, name: &str, report: &Report, signatures: Option<&Found>) -> Result<(), Error> {
+    if asked.json {
+        print_json(&report_json(&asked.policy, report, signatures));
     } else {
-        print(&report_text(&report, &signatures));
+        print(&report_text(report, signatures));
     }
     match report.refusal() {
-        Some(stage) => Err(Error::Refused { policy: name, stage: stage.name }),
+        Some(stage) => Err(Error::Refused { policy: name.to_owned(), stage: stage.name }),
         None => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use crate::policy_check::{Outcome, Report};
 use crate::sandbox::{Cap, Footprint, Limits, Needs};
 
 /// `check` for scripts.
-pub(super) fn report_json(source: &str, report: &Report, signatures: &Found) -> Value {
+pub(super) fn report_json(source: &str, report: &Report, signatures: Option<&Found>) -> Value {
     let stages = report.stages.iter().map(|stage| {
         let (outcome, kind) = match stage.outcome {
             Outcome::Passed => ("passed", None),
@@ -31,7 +31,7 @@ pub(super) fn report_json(source: &str, report: &Report, signatures: &Found) -> 
             "granted": report.granted.names(),
             "missing": manifest.needs.without(report.granted).names(),
         })),
-        "signatures": signatures.json(),
+        "signatures": signatures.map(Found::json),
         "caps": report.footprint.as_ref().map(|footprint| caps_json(footprint, &report.limits)),
         "responses": tally.responses,
         "steps": tally.steps,
@@ -75,7 +75,7 @@ fn needs_and_caps_text(report: &Report) -> String {
 }
 
 /// `check` for people.
-pub(super) fn report_text(report: &Report, signatures: &Found) -> String {
+pub(super) fn report_text(report: &Report, signatures: Option<&Found>) -> String {
     let mut out = String::new();
     for stage in &report.stages {
         let outcome = match stage.outcome {
@@ -96,7 +96,7 @@ pub(super) fn report_text(report: &Report, signatures: &Found) -> String {
     if asked > 0 {
         out.push_str(&format!("asked for values {asked} times\n"));
     }
-    out.push_str(&signatures.text());
+    out.push_str(&signatures.map(Found::text).unwrap_or_default());
     out.push_str(&needs_and_caps_text(report));
     out
 }

@@ -104,7 +104,33 @@ pub struct Report {
     pub manifest: Option<Arc<Manifest>>,
 }
 
+/// The stages, in their order.
+const STAGES: [&str; 6] = ["component", "contract", "describe", "settings", "start", "steps"];
+
 impl Report {
+    /// Nothing is checked yet.
+    fn new(limits: Limits, granted: Needs) -> Self {
+        let (stages, tally) = (Vec::new(), Tally::default());
+        Self { stages, tally, limits, footprint: None, granted, manifest: None }
+    }
+
+    /// Of a file that is refused before it is read.
+    pub fn unread(error: &LoadError, granted: Needs) -> Self {
+        let mut report = Self::new(Limits::default(), granted);
+        report.stages.push(refused(STAGES[0], load_kind(error), error));
+        report.fill();
+        report
+    }
+
+    /// The stages that were not reached.
+    fn fill(&mut self) {
+        for name in STAGES {
+            if !self.stages.iter().any(|stage| stage.name == name) {
+                self.stages.push(Stage { name, outcome: Outcome::NotReached, detail: String::new() });
+            }
+        }
+    }
+
     /// The first stage that refused the policy.
     pub fn refusal(&self) -> Option<&Stage> {
         self.stages.iter().find(|stage| matches!(stage.outcome, Outcome::Refused { .. }))
@@ -152,21 +178,10 @@ impl Check<'_> {
     pub fn run(&self) -> Result<Report, CheckError> {
         let recording = Recording::built_in()?;
         let sandbox = Sandbox::new(Limits { sequences: 4, ..Limits::default() }, self.compilation.clone())?;
-        let limits = sandbox.limits().clone();
-        let mut report = Report {
-            stages: Vec::new(),
-            tally: Tally::default(),
-            footprint: inspect(self.name, self.component, &limits).ok(),
-            limits,
-            granted: self.granted,
-            manifest: None,
-        };
+        let mut report = Report::new(sandbox.limits().clone(), self.granted);
+        report.footprint = inspect(self.name, self.component, &report.limits).ok();
         self.stages(&sandbox, &recording, &mut report)?;
-        for name in ["component", "contract", "describe", "settings", "start", "steps"] {
-            if !report.stages.iter().any(|stage| stage.name == name) {
-                report.stages.push(Stage { name, outcome: Outcome::NotReached, detail: String::new() });
-            }
-        }
+        report.fill();
         Ok(report)
     }
 
