@@ -13,6 +13,7 @@ use vassal_kernels::{AnyDevice, DeviceChoice, ModelShape};
 use crate::engine::{Engine, EngineError, EngineOptions, Event, HeadId, Response};
 use crate::error::Error;
 use crate::files;
+pub use crate::hex::hexadecimal;
 use crate::memory::{cache_bytes_per_token, does_not_fit};
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
@@ -370,8 +371,3 @@ pub(crate) fn cores() -> usize {
 
 /// Stands for a prompt while the chat template is rendered: private-use characters.
 const USER_MARK: &str = "\u{f8f0}\u{f8f1}\u{f8f2}";
-
-/// Lower-case hexadecimal.
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod engine;
 pub mod error;
 mod files;
+mod hex;
 pub mod host;
 pub mod learning;
 pub mod memory;

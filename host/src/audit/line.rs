@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::LineFault;
 use super::record::{FORMAT, Record};
-use crate::host::hexadecimal;
+use crate::hex::hexadecimal;
 
 /// Before the hash at a line's end, and after it.
 const HASH_OPENS: &str = ",\"sha256\":\"";

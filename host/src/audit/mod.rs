@@ -24,7 +24,7 @@ pub use self::surroundings::Surroundings;
 pub use self::verify::{Verified, verify};
 
 use crate::engine::Response;
-use crate::host::hexadecimal;
+use crate::hex::hexadecimal;
 use crate::request::ValidRequest;
 
 /// Why an audit file cannot be written or read. Lines count from 1.

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::surroundings::Surroundings;
 use crate::engine::{Finish, Response, TraceEvent, TraceKind};
-use crate::host::hexadecimal;
+use crate::hex::hexadecimal;
 use crate::policy_check::fault_kind;
 use crate::request::{FaultPolicy, PolicyUse, ValidRequest};
 use crate::sandbox::Fault;

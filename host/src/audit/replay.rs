@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::record::{EventRecord, FinishRecord, OnFault, PolicyRecord, Record, ResponseRecord, WhatRecord};
 use super::surroundings::Surroundings;
 use crate::engine::{HeadId, InjectedFault, Replay, Response};
-use crate::host::hexadecimal;
+use crate::hex::hexadecimal;
 use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, RequestError, ValidRequest};
 use crate::sandbox::{FaultKind, Limits, Scope, SettingError, settings};
 use crate::token::Vocabulary;

@@ -11,7 +11,7 @@ use vassal_kernels::cpu::Isa;
 
 use super::AuditError;
 use super::replay::ReplayError;
-use crate::host::hexadecimal;
+use crate::hex::hexadecimal;
 use crate::model::heads::{HeadFile, HeadKind};
 use crate::sandbox::Limits;
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{complain, print, print_json};
 use crate::error::Error;
-use crate::host::hexadecimal;
+use crate::hex::hexadecimal;
 use crate::model::gguf::Gguf;
 use crate::model::source::download::Progress;
 use crate::model::source::{DEFAULT_MODEL, Models, SourceError};

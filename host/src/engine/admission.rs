@@ -91,7 +91,8 @@ impl<D: Device> Engine<D> {
             }
             let Some(slot) = self.logits_slots.pop() else { break };
             self.instances_free -= instances;
-            let mut sequence = Sequence::new(waiting.id, waiting.request, waiting.stream, pages, slot, self.sandbox.limits());
+            let mut sequence =
+                Sequence::new(waiting.id, waiting.request, waiting.stream, pages, slot, self.sandbox.limits());
             (sequence.cached, sequence.paused, sequence.starting) =
                 (cached, waiting.paused, Some(StartingChain::default()));
             match self.running.iter().position(Option::is_none) {

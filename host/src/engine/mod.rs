@@ -133,7 +133,14 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { sequences_max: 32, cache_tokens: 32 * 512, rows_max: 512, candidate_rows_max: 1024, waiting_max: 1 << 20, taps: Vec::new() }
+        Self {
+            sequences_max: 32,
+            cache_tokens: 32 * 512,
+            rows_max: 512,
+            candidate_rows_max: 1024,
+            waiting_max: 1 << 20,
+            taps: Vec::new(),
+        }
     }
 }
 
@@ -425,7 +432,8 @@ impl<D: Device> Engine<D> {
         if let Some(place) = self.waiting.iter().position(|waiting| waiting.id == id) {
             let waiting = self.waiting.remove(place)?;
             self.leave_group(waiting.group);
-            let nothing = Sequence::new(id, waiting.request, waiting.stream, Vec::new(), u32::MAX, self.sandbox.limits());
+            let nothing =
+                Sequence::new(id, waiting.request, waiting.stream, Vec::new(), u32::MAX, self.sandbox.limits());
             let mut events = Vec::new();
             self.finish(nothing, Finish::Cancelled, &mut events);
             return events.pop();

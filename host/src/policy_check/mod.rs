@@ -225,7 +225,13 @@ impl Check<'_> {
             Some(vocabulary) => vocabulary.clone(),
             None => Arc::new(recording.vocabulary()),
         });
-        let driver = drive::Driver { recording, compiled: &compiled, manifest: &manifest, text: &text, limits: sandbox.limits() };
+        let driver = drive::Driver {
+            recording,
+            compiled: &compiled,
+            manifest: &manifest,
+            text: &text,
+            limits: sandbox.limits(),
+        };
         responses(&driver, &cases, report)
     }
 }

@@ -186,9 +186,7 @@ impl Fault {
             FaultKind::Error
         };
         let detail = match kind {
-            FaultKind::Error | FaultKind::Trap(TrapCode::Other) => {
-                clean(&format!("{error:#}"), DETAIL_BYTES)
-            }
+            FaultKind::Error | FaultKind::Trap(TrapCode::Other) => clean(&format!("{error:#}"), DETAIL_BYTES),
             FaultKind::Trap(TrapCode::Unreachable) => last_note.cloned().unwrap_or_default(),
             _ => String::new(),
         };

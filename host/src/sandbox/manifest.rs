@@ -236,7 +236,8 @@ pub enum ManifestError {
     /// A need that is not granted.
     #[error("need `{0}` is not granted")]
     NotGranted(&'static str),
-    /// Two calls of `describe` answered differently.
+    /// Two calls of `describe` answered differently. Insurance: each has an instance of its own, with the same fuel and
+    /// nothing else, so no guest can tell which it is, and only a bug of the runtime's could come to this.
     #[error("`describe` answered two calls differently: {0}")]
     Unstable(&'static str),
 }

@@ -15,7 +15,7 @@ use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 
 use super::bytes_of;
 use crate::files;
-use crate::host::hexadecimal;
+use crate::hex::hexadecimal;
 
 /// How a public key begins.
 const PUBLIC: &str = "ed25519:";

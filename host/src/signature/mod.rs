@@ -22,7 +22,7 @@ pub use self::trust::{SignatureError, SignatureFault, Signer, TrustStore, Truste
 
 use crate::error::Error;
 use crate::files;
-use crate::host::hexadecimal;
+use crate::hex::hexadecimal;
 use crate::sandbox::words::clean;
 use crate::shipped;
 

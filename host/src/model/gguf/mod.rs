@@ -412,8 +412,3 @@ impl Gguf {
 pub fn required<T>(key: &str, value: Option<T>) -> Result<T, GgufError> {
     value.ok_or_else(|| GgufError::Missing { key: key.to_owned() })
 }
-
-/// Bytes as lower-case hex, as checksums are written.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::super::gguf::hex;
 use super::download::{DownloadError, Fetch};
+use crate::hex::hexadecimal;
 
 /// A file that is not complete yet.
 pub(super) struct Part {
@@ -72,7 +72,7 @@ impl Part {
     }
 
     pub(super) fn sha256(&self) -> String {
-        hex(&self.hasher.clone().finalize())
+        hexadecimal(&self.hasher.clone().finalize())
     }
 
     pub(super) fn discard(self) -> Result<(), DownloadError> {
@@ -111,7 +111,7 @@ pub(super) fn file_sha256(path: &Path) -> Result<String, DownloadError> {
     loop {
         let count = file.read(&mut piece).map_err(disk(path))?;
         if count == 0 {
-            return Ok(hex(&hasher.finalize()));
+            return Ok(hexadecimal(&hasher.finalize()));
         }
         hasher.update(&piece[..count]);
     }

@@ -173,7 +173,7 @@ fn content(length: usize) -> (Vec<u8>, String) {
 
 fn sha256(bytes: &[u8]) -> String {
     use sha2::{Digest, Sha256};
-    crate::model::gguf::hex(&Sha256::digest(bytes))
+    crate::hex::hexadecimal(&Sha256::digest(bytes))
 }
 
 fn fetch(url: &str, path: &Path, sha256: &str) -> Result<(), DownloadError> {

@@ -8,6 +8,7 @@
 //! of the disk are never a load's.
 
 use super::seal::{Authentic, KEY_BYTES, Key, SEAL_BYTES, Subject};
+use crate::hex::hexadecimal;
 use crate::sandbox::limits::Limits;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -70,7 +71,6 @@ impl Cache {
     }
 
     fn path(&self, subject: &Subject) -> PathBuf {
-        let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         // Half of the settings' digest tells settings apart; the seal compares all of it.
         let (component, settings) = (hexadecimal(&subject.component), hexadecimal(&subject.settings[..16]));
         self.folder.join(format!("{component}-{settings}.{ENTRY}"))
