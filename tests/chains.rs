@@ -11,6 +11,7 @@ use vassal::request::{FaultPolicy, PolicyUse, Request, TEMPERATURE_MIN};
 use vassal::sandbox::{FaultKind, Scope, SettingError, TrapCode, settings};
 use vassal::token::Token;
 
+use crate::attacks::Served;
 use crate::support::{PROMPT, Setup, Tiny, bits, sandbox};
 
 fn required(policy: PolicyUse) -> PolicyUse {
@@ -320,6 +321,7 @@ pub(crate) fn a_policy_that_fails_in_start_ends_the_response_or_is_left_out() {
 
 #[test]
 pub(crate) fn a_request_cannot_turn_a_tenants_dial() {
+    let _served = Served::as_before();
     let tiny = Setup::with_heads().open();
     let guard = tiny.policy("guard", &[("phrases", "zebra")]);
     let manifest = &guard.policy.manifest;

@@ -15,6 +15,7 @@ use vassal::sandbox::{
     SettingValue, StartRequest, Step, VocabularyText, settings,
 };
 
+use crate::attacks::Served;
 use crate::support::{PROMPT, Setup, Tiny, bits, compilation, compiled, component, sandbox};
 
 /// Divisions that take most of a step's fuel.
@@ -63,6 +64,7 @@ fn run(tiny: &mut Tiny, requests: Vec<ValidRequest>) -> Vec<(Response, usize)> {
 
 #[test]
 fn sixteen_slow_neighbours_change_neither_tokens_nor_steps() {
+    let _served = Served::as_before();
     let setup = setup();
     let alone = {
         let mut tiny = setup.open();
@@ -96,6 +98,7 @@ fn sixteen_slow_neighbours_change_neither_tokens_nor_steps() {
 
 #[test]
 fn a_policy_that_is_slow_in_start_is_left_out_until_it_has_started() {
+    let _served = Served::as_before();
     let setup = setup();
     let mut tiny = setup.open();
     // Its first start is not known to be slow, and runs through.
@@ -245,6 +248,7 @@ const STEP: Step<'static> = Step {
 
 #[test]
 fn a_slow_call_comes_back_after_each_slice_and_ends_as_one_that_runs_through() {
+    let _served = Served::as_before();
     // A slice ends wherever a call yields.
     let limits = Limits { slice_us: 0, deadline_ms: 60_000, ..Limits::default() };
     let sandbox = Sandbox::new(limits, compilation()).unwrap();

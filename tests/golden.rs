@@ -63,8 +63,13 @@ fn renormalised(logits: &[f64]) -> Vec<f64> {
 #[test]
 fn the_default_model_agrees_with_the_reference() {
     let Some(model) = default_model() else { return };
-    let engine =
-        EngineOptions { sequences_max: 1, cache_tokens: 128, rows_max: 64, candidate_rows_max: 1, ..EngineOptions::default() };
+    let engine = EngineOptions {
+        sequences_max: 1,
+        cache_tokens: 128,
+        rows_max: 64,
+        candidate_rows_max: 1,
+        ..EngineOptions::default()
+    };
     let mut host = Host::open(&HostOptions { head_kind: None, engine, ..HostOptions::new(model) }).unwrap();
     let goldens: Goldens = serde_json::from_str(include_str!("goldens/smollm2_q4_1.json")).unwrap();
     assert_eq!(goldens.prompts.len(), 5);

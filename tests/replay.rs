@@ -255,9 +255,8 @@ fn nothing_counts_of_a_call_whose_turn_never_came() {
     ] {
         let mut tiny = Setup::with_heads().open();
         let chain = |tiny: &Tiny| vec![tiny.scripted(first), tiny.scripted(second)];
-        let requests: Vec<ValidRequest> = (0..8)
-            .map(|stream| ValidRequest { stream, ..tiny.endless(tiny.request(PROMPT, chain(&tiny))) })
-            .collect();
+        let requests: Vec<ValidRequest> =
+            (0..8).map(|stream| ValidRequest { stream, ..tiny.endless(tiny.request(PROMPT, chain(&tiny))) }).collect();
         let mut log = recorder(&fresh("early"), &tiny);
         let together = tiny.run(requests.clone());
         for (number, (request, response)) in requests.iter().zip(together).enumerate() {

@@ -16,6 +16,7 @@ use vassal::sandbox::{Fault, FaultKind};
 use vassal::tenant::{Asked, Tenant};
 use vassal_kernels::cpu::Isa;
 
+use crate::attacks::Served;
 use crate::program::{Run, written};
 use crate::rebuild::root;
 use crate::support::{compilation, look_ahead, processor};
@@ -89,6 +90,7 @@ fn required_policies_come_first_and_requests_add_theirs() {
 
 #[test]
 fn a_request_can_neither_turn_a_tenants_dial_nor_touch_what_is_required() {
+    let _served = Served::as_before();
     let mut host = host();
     let mut tenant = open(&mut host, "dials", &config("")).unwrap();
     let mut refused = |asked: &[Asked]| made(&host, &mut tenant, asked).err().expect("it is refused");

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use vassal::sandbox::{CompilerError, Limits, LoadError};
 
 use super::{PROGRAM, folder, good, is_served, limits, sandbox};
-use crate::attacks::Forged;
+use crate::attacks::{Forged, Served};
 
 /// Whether the good policy is loaded without a compiler.
 fn hits(home: &Path) -> bool {
@@ -63,6 +63,7 @@ fn a_hit_is_what_was_compiled() {
 
 #[test]
 fn a_damaged_entry_is_compiled_again_and_replaced() {
+    let _served = Served::as_before();
     let home = folder("damaged");
     fills(&home);
     let entry = entries(&home).remove(0);
@@ -93,6 +94,7 @@ fn a_damaged_entry_is_compiled_again_and_replaced() {
 
 #[test]
 fn an_entry_of_another_component_is_not_taken_under_this_name() {
+    let _served = Served::as_before();
     let home = folder("foreign");
     fills(&home);
     let ours = entries(&home).remove(0);
@@ -106,6 +108,7 @@ fn an_entry_of_another_component_is_not_taken_under_this_name() {
 
 #[test]
 fn an_entry_under_another_key_is_not_taken() {
+    let _served = Served::as_before();
     let home = folder("key");
     fills(&home);
     fs::write(key(&home), [7; 32]).unwrap();

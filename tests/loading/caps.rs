@@ -96,6 +96,7 @@ fn section(component: &mut Vec<u8>, kind: u8, body: &[u8]) {
 
 #[test]
 fn every_cap_holds_at_its_bound_and_one_beyond() {
+    let _served = Served::as_before();
     // The file's size would hide what takes many bytes.
     let limits = Limits { component_bytes: 16 << 20, ..Limits::default() };
     for cap in Cap::ALL.into_iter().filter(|cap| *cap != Cap::ComponentBytes) {
@@ -114,6 +115,7 @@ fn every_cap_holds_at_its_bound_and_one_beyond() {
 
 #[test]
 fn a_file_is_as_large_as_its_limit_and_no_larger() {
+    let _served = Served::as_before();
     let limits = Limits::default();
     let limit = limits.component_bytes;
     let footprint = inspect("file", &padded(limit), &limits).unwrap();

@@ -11,6 +11,7 @@ use vassal::error::{Cause, Error};
 use vassal::sandbox::{Compilation, CompilerError, Limits, LoadError, Sandbox};
 
 use super::{PROGRAM, folder, good, is_served, limits, module, sandbox};
+use crate::attacks::Served;
 
 /// Within every cap, and seconds and more than 100 MiB to compile: large functions of nothing but calls, two bytes
 /// each, around which fuel is counted.
@@ -51,6 +52,7 @@ fn a_child_compiles_what_the_process_would() {
 
 #[test]
 fn a_component_that_compiles_too_long_is_stopped() {
+    let _served = Served::as_before();
     let heavy = heavy();
     let (error, cause) = refused(PROGRAM, &heavy, Limits { compile_ms: 100, ..limits() });
     assert_eq!((error, cause), (LoadError::CompileTime { policy: "policy".into(), limit_ms: 100 }, Cause::Guest));
@@ -58,6 +60,7 @@ fn a_component_that_compiles_too_long_is_stopped() {
 
 #[test]
 fn a_component_that_takes_too_much_memory_to_compile_ends_the_child_only() {
+    let _served = Served::as_before();
     let limit_bytes = 96 << 20;
     let small = Limits { compile_memory_bytes: limit_bytes, compile_ms: 120_000, ..limits() };
     // It is the component that does not fit, not the compiler.
@@ -69,12 +72,14 @@ fn a_component_that_takes_too_much_memory_to_compile_ends_the_child_only() {
 
 #[test]
 fn machine_code_beyond_its_limit_is_not_read() {
+    let _served = Served::as_before();
     let (error, cause) = refused(PROGRAM, &good(), Limits { code_bytes: 1_000, ..limits() });
     assert_eq!((error, cause), (LoadError::CodeTooLarge { policy: "policy".into(), limit_bytes: 1_000 }, Cause::Guest));
 }
 
 #[test]
 fn an_answer_that_is_not_the_compilers_is_refused() {
+    let _served = Served::as_before();
     let relay = script("relay", "\"$program\" \"$@\" | cat");
     is_served(&sandbox(relay, None, limits())).expect("the way itself is sound");
     for (name, line) in [
@@ -93,6 +98,7 @@ fn an_answer_that_is_not_the_compilers_is_refused() {
 
 #[test]
 fn a_child_that_dies_or_goes_silent_over_a_component_is_the_guests_fault() {
+    let _served = Served::as_before();
     let (error, cause) = refused(script("dies", "printf R; kill -9 $$"), &good(), limits());
     let LoadError::CompileMemory { ended, .. } = error else { panic!("{error}") };
     assert_eq!((ended.as_str(), cause), ("it was ended by signal 9", Cause::Guest));
@@ -104,6 +110,7 @@ fn a_child_that_dies_or_goes_silent_over_a_component_is_the_guests_fault() {
 
 #[test]
 fn a_compiler_that_is_none_is_the_hosts_fault() {
+    let _served = Served::as_before();
     let of = |program: &Path, limits| match refused(program, &good(), limits) {
         (LoadError::Compiler { error, .. }, Cause::Host) => error,
         other => panic!("{other:?}"),

@@ -6,6 +6,7 @@
 use vassal::sandbox::LoadError;
 
 use super::{inspect_text, module};
+use crate::attacks::Served;
 
 #[track_caller]
 fn refuses(text: &str, words: &str) {
@@ -17,6 +18,7 @@ fn refuses(text: &str, words: &str) {
 
 #[test]
 fn core_proposals_that_no_guest_needs_are_refused() {
+    let _served = Served::as_before();
     for (fields, words) in [
         ("(memory 1 1 shared)", "threads"),
         ("(memory 1) (func (drop (i32.atomic.load (i32.const 0) )))", "threads"),
@@ -45,6 +47,7 @@ fn core_proposals_that_no_guest_needs_are_refused() {
 
 #[test]
 fn component_proposals_that_no_guest_needs_are_refused() {
+    let _served = Served::as_before();
     for (fields, words) in [
         ("(core func (canon backpressure.inc))", "async"),
         ("(core func (canon task.cancel))", "async"),

@@ -31,7 +31,8 @@ pub(crate) fn modes(guest: &str) -> Vec<&str> {
 
 /// Fields of the struct of limits.
 pub(crate) fn limits(source: &str) -> Vec<&str> {
-    source.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(": ").map(|(name, _)| name)).collect()
+    let fields = source.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(": "));
+    fields.map(|(name, _)| name).filter(|name| !name.starts_with("fn ")).collect()
 }
 
 /// Complaints about the table.
@@ -78,7 +79,7 @@ mod unit {
     fn a_table_of_attacks_names_every_mode_limit_and_an_existing_test() {
         let guest = "match mode {\n    \"loop\" => spin(),\n    \"late\" if true => spin(),\n    other => \"x\",\n}";
         assert_eq!(modes(guest), ["loop", "late"]);
-        let source = "pub struct L {\n    /// One.\n    pub notes: usize,\n    pub fuel: u64,\n}\n    pub fn f() {}\n";
+        let source = "pub struct L {\n    /// One.\n    pub notes: usize,\n    pub fuel: u64,\n}\n    pub fn f(of: u8) -> u8 {}\n";
         assert_eq!(limits(source), ["notes", "fuel"]);
         let known: HashSet<&str> = tests("#[test]\nfn it_ends() {\n}\nfn no_test() {}\n").collect();
         assert_eq!(known, HashSet::from(["it_ends"]));
