@@ -1,5 +1,7 @@
-//! My reward: how much of what the prompt asks about the response takes up, in words of its own. `CHANGE` marks what
-//! you want to change.
+//! My reward: how much of what the prompt asks about the response takes up, and how much it adds of its own.
+//!
+//! It counts words, and knows nothing of what they mean: a response that is long and stays with its topic does best.
+//! `CHANGE` marks what you want to change.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;

@@ -6,17 +6,18 @@
 //! passed or what it would be refused for. A policy that declines to start with an extreme setting, in its own
 //! words, is not at fault: that is what the words are for.
 //!
-//! It judges form and cost, never whether a policy aligns anything. Start at [`Check::run`].
+//! It judges form and cost, never whether a policy aligns anything. Start at [`Check::run`]; a reward's is [`reward`].
 
 mod drive;
 pub mod recorded;
+pub mod reward;
 
 use std::sync::Arc;
 
 use crate::sandbox::{
-    BadCall, Compilation, CompiledPolicy, CompilerError, Fault, FaultKind, Footprint, HeadOffer, Limits, LoadError,
-    Manifest, ManifestError, Needs, Sandbox, SandboxError, Scope, Setting, SettingError, SettingKind, SettingValue,
-    VocabularyText, inspect, settings,
+    BadCall, Compilation, CompiledPolicy, CompilerError, ContractError, Fault, FaultKind, Footprint, Guest, GuestKind,
+    HeadOffer, Limits, LoadError, Manifest, ManifestError, Needs, Sandbox, SandboxError, Scope, Setting, SettingError,
+    SettingKind, SettingValue, VocabularyText, inspect, settings,
 };
 use crate::token::Vocabulary;
 use recorded::Recording;
@@ -102,6 +103,8 @@ pub struct Report {
     pub granted: Needs,
     /// What the policy says of itself, where it came so far.
     pub manifest: Option<Arc<Manifest>>,
+    /// What the component is; where it is no policy, the contract's stage has refused it.
+    pub kind: GuestKind,
 }
 
 impl Report {
@@ -156,10 +159,11 @@ impl Check<'_> {
         let mut report = Report {
             stages: Vec::new(),
             tally: Tally::default(),
-            footprint: inspect(self.name, self.component, &limits).ok(),
+            footprint: inspect(&Guest::policy(self.name), self.component, &limits).ok(),
             limits,
             granted: self.granted,
             manifest: None,
+            kind: GuestKind::Policy,
         };
         self.stages(&sandbox, &recording, &mut report)?;
         for name in ["component", "contract", "describe", "settings", "start", "steps"] {
@@ -176,6 +180,9 @@ impl Check<'_> {
             Ok(compiled) => compiled,
             Err(LoadError::Compiler { error, .. }) => return Err(error.into()),
             Err(error) => {
+                if let LoadError::Contract { error: ContractError::OtherKind { is, .. }, .. } = &error {
+                    report.kind = *is;
+                }
                 let of_contract = matches!(error, LoadError::Contract { .. });
                 if of_contract {
                     stages.push(passed("component", format!("{} bytes", self.component.len())));
