@@ -3,7 +3,7 @@
 //! `tests/attacks/README.md` is the table of them all. The hostile guest (`tests/hostile/`) has a mode for each attack
 //! that safe Rust can make; what needs a forged binary is WebAssembly text ([`forged`]), assembled around a policy that
 //! otherwise keeps the contract. Attacks are sorted by the room that they are tried in: [`loading`], [`answers`],
-//! [`resources`], [`words`], [`chains`], [`life`]; [`limits`] and [`rates`] have every number at its bound and one beyond.
+//! [`resources`], [`words`], [`chains`], [`life`], [`rewards`]; [`limits`] and [`rates`] have every number at its bound and one beyond.
 //!
 //! Each test begins with [`Served::as_before`]: when it is over, the same process serves a good request, whose tokens
 //! are those from before, and, where the test runs [`alone`], its memory is back.
@@ -17,13 +17,14 @@ mod limits;
 mod loading;
 mod rates;
 mod resources;
+mod rewards;
 mod words;
 
 use std::sync::{Arc, OnceLock};
 
 use vassal::sandbox::{
-    BadDecision, CompiledPolicy, Decision, Fault, FaultKind, HeadOffer, Instance, Needs, Progress, Scope, SettingValue,
-    StartRequest, Step, ValueAnswer, ValueRequest, VocabularyText, settings,
+    BadDecision, CompiledPolicy, Decision, Fault, FaultKind, Guest, HeadOffer, Instance, Needs, Progress, Scope,
+    SettingValue, StartRequest, Step, ValueAnswer, ValueRequest, VocabularyText, settings,
 };
 use vassal::token::{Token, Vocabulary};
 
@@ -148,7 +149,7 @@ fn fault_at(mode: &str, step: &Step<'_>) -> FaultKind {
     // By their words, because a NaN that was refused is not equal to itself.
     assert_eq!(again.to_string(), fault.to_string());
     assert_eq!(instance.fault().map(ToString::to_string), Some(fault.to_string()));
-    assert_eq!(fault.policy, "hostile");
+    assert_eq!(fault.guest, Guest::policy("hostile"));
     assert_plain(&fault.to_string());
     good_policy_is_served();
     fault.kind

@@ -296,7 +296,7 @@ pub(crate) fn a_fault_ends_the_response_or_only_the_policy() {
     let panics = |tiny: &Tiny, fault_policy| PolicyUse { fault_policy, ..tiny.scripted("* note here\n3 panic") };
     let aborted = run(|tiny| vec![panics(tiny, FaultPolicy::Abort), tiny.policy("vas", &[("sentiment", "0.9")])]);
     let Finish::Faulted(fault) = &aborted.finish else { panic!("{:?}", aborted.finish) };
-    assert_eq!((fault.policy.as_str(), &fault.kind), ("scripted", &FaultKind::Trap(TrapCode::Unreachable)));
+    assert_eq!((fault.guest.name.as_str(), &fault.kind), ("scripted", &FaultKind::Trap(TrapCode::Unreachable)));
     assert_eq!(aborted.tokens.len(), 3);
     let dropped = run(|tiny| vec![panics(tiny, FaultPolicy::Base), tiny.policy("vas", &[("sentiment", "0.9")])]);
     assert_eq!(dropped.finish, Finish::TokenLimit);

@@ -320,3 +320,36 @@ fn a_copied_and_changed_template_is_built_checked_and_run() {
     let nothing = here(&["policy", "build", "src"]);
     nothing.refuses(2, &["src has no Cargo.toml", "policy-template"]);
 }
+
+#[test]
+fn a_reward_is_built_inspected_and_checked_as_what_it_is() {
+    let dir = template::copied_from("examples/reward-template", "judging");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let here = |arguments: &[&str]| {
+        Run::command(arguments, |command| {
+            command.current_dir(&dir).env("CARGO_TARGET_DIR", target);
+        })
+    };
+    let built = here(&["policy", "build", "."]);
+    assert!(built.code == Some(0) && built.out.contains("on-topic.wasm"), "{built:?}");
+    let inspected = here(&["policy", "inspect", "./on-topic.wasm"]);
+    assert_eq!(inspected.code, Some(0), "{inspected:?}");
+    for words in ["on-topic 0.1.0", "a reward, not a policy: `vassal reward`", "scores      0 to 1", "signed"] {
+        assert!(inspected.out.contains(words), "`{words}` is not in {}", inspected.out);
+    }
+    let object = here(&["policy", "inspect", "./on-topic.wasm", "--json"]).object(0);
+    assert_eq!((&object["minimum"], &object["imports"]), (&0.0.into(), &serde_json::json!([])));
+    let checked = here(&["policy", "check", "./on-topic.wasm"]);
+    assert_eq!((checked.code, checked.out.matches("passed").count()), (Some(0), 4), "{checked:?}");
+    let run = here(&["run", "x", "--policy", "./on-topic.wasm", "--model", tiny()]);
+    run.refuses(3, &["it is a reward, not a policy"]);
+    // One whose scores depend on what was scored before.
+    let counting = "static SEEN: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);\n        \
+                    new / f64::from(SEEN.fetch_add(1, std::sync::atomic::Ordering::Relaxed))";
+    template::edit(&dir.join("src/lib.rs"), &[("        taken_up * new\n", &format!("        {counting}\n"))]);
+    assert_eq!(here(&["policy", "build", ".", "--out", "counting.wasm"]).code, Some(0));
+    let refused = here(&["policy", "check", "./counting.wasm", "--json"]);
+    refused.says(&["reward `counting` would be refused", "score"]);
+    let report = refused.object(3);
+    assert_eq!((&report["stages"][3]["kind"], &report["refused"]), (&"unstable".into(), &true.into()), "{report:#}");
+}

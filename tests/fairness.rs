@@ -296,7 +296,7 @@ fn a_call_that_runs_out_of_fuel_does_so_in_slices_too() {
     let faults: HashSet<String> = run(&mut tiny, requests)
         .into_iter()
         .map(|(response, _)| match response.finish {
-            Finish::Faulted(Fault { kind: FaultKind::OutOfFuel, policy, .. }) => policy,
+            Finish::Faulted(Fault { kind: FaultKind::OutOfFuel, guest, .. }) => guest.name,
             other => panic!("{other:?}"),
         })
         .collect();

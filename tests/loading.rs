@@ -13,14 +13,14 @@ mod proposals;
 use std::path::{Path, PathBuf};
 
 use vassal::sandbox::{
-    ChildCompiler, Compilation, CompiledPolicy, Footprint, Limits, LoadError, Needs, Sandbox, inspect,
+    ChildCompiler, Compilation, CompiledPolicy, Footprint, Guest, Limits, LoadError, Needs, Sandbox, inspect,
 };
 
 use crate::attacks::Forged;
 
 /// What a component in text is made of, under the default limits.
 fn inspect_text(text: &str) -> Result<Footprint, LoadError> {
-    inspect("text", &wat::parse_str(text).unwrap_or_else(|error| panic!("{error}")), &Limits::default())
+    inspect(&Guest::policy("text"), &wat::parse_str(text).unwrap_or_else(|error| panic!("{error}")), &Limits::default())
 }
 
 /// A component with one core module of these fields.

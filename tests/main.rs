@@ -21,6 +21,7 @@ mod program;
 mod prompts;
 mod rebuild;
 mod replay;
+mod rewards;
 mod signatures;
 mod sketches;
 mod support;

@@ -69,7 +69,7 @@ pub(crate) fn component(name: &str) -> Vec<u8> {
     let (dir, example) = match name {
         "hostile" => (hostile, None),
         "spinner" => (root().join("tests/spinner"), None),
-        "scripted" => (hostile, Some(name.to_owned())),
+        "scripted" | "hostile_reward" => (hostile, Some(name.to_owned())),
         "contrastive" | "segment_rejection" | "watermark" | "grammar" => (root().join("guest"), Some(name.to_owned())),
         shipped => return std::fs::read(root().join(format!("guest/policies/{shipped}.wasm"))).unwrap(),
     };

@@ -12,9 +12,14 @@ use vassal::sandbox::{Limits, Needs, Sandbox};
 use crate::rebuild::root;
 use crate::support::compilation;
 
-/// A copy of the template in a folder of its own, with its SDK found.
+/// A copy of the policy template in a folder of its own, with its SDK found.
 pub(crate) fn copied(name: &str) -> PathBuf {
-    let (from, to) = (root().join("examples/policy-template"), Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
+    copied_from("examples/policy-template", name)
+}
+
+/// The same of one of the templates.
+pub(crate) fn copied_from(template: &str, name: &str) -> PathBuf {
+    let (from, to) = (root().join(template), Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
     fs::create_dir_all(to.join("src")).unwrap();
     for file in ["Cargo.toml", "Cargo.lock", "src/lib.rs"] {
         fs::copy(from.join(file), to.join(file)).unwrap();
@@ -35,7 +40,7 @@ pub(crate) fn edit(path: &Path, changes: &[(&str, &str)]) {
 }
 
 /// Builds a copy, beside what other builds have made already.
-fn built(dir: &Path) -> Result<Vec<u8>, BuildError> {
+pub(crate) fn built(dir: &Path) -> Result<Vec<u8>, BuildError> {
     let target_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().map(Path::to_owned);
     let recipe = Recipe { dir: dir.to_owned(), locked: true, quiet: true, target_dir, ..Recipe::default() };
     recipe.component()
@@ -70,7 +75,7 @@ fn a_crate_that_exports_no_policy_is_told_so() {
     let dir = copied("nothing");
     edit(&dir.join("src/lib.rs"), &[("export!(My);\n", "")]);
     let error = built(&dir).unwrap_err().to_string();
-    assert!(error.contains("export!"), "{error}");
+    assert!(error.contains("export!") && error.contains("export_reward!"), "{error}");
 }
 
 #[test]

@@ -22,9 +22,9 @@ use crate::rebuild::root;
 /// A file larger than this belongs into a release or a download, not into the repository.
 const BLOB_BYTES_MAX: usize = 1 << 20;
 
-/// The contract, and the guide that moves with it.
-const CONTRACT: &str = "wit/policy-0.1/policy.wit";
-const GUIDE: &str = "docs/policies.md";
+/// The contracts, and the guide that moves with each.
+const CONTRACTS: [(&str, &str); 2] =
+    [("wit/policy-0.1/policy.wit", "docs/policies.md"), ("wit/reward-0.1/reward.wit", "docs/rewards.md")];
 
 /// The committed files, by path from the root with `/` between names.
 pub(crate) struct Repository {
@@ -159,22 +159,25 @@ fn no_machine_is_named() {
 }
 
 #[test]
-fn the_guide_moved_with_the_contract() {
+fn the_guides_moved_with_their_contracts() {
     let repository = Repository::read();
-    let contract = repository.files.get(CONTRACT).expect("the contract");
-    let hash: String = Sha256::digest(contract).iter().map(|byte| format!("{byte:02x}")).collect();
-    let guide = repository.text(GUIDE).unwrap_or_default();
-    assert!(
-        guide.contains(&hash),
-        "{CONTRACT} has changed: read {GUIDE} again, change what it says, and record {hash} there"
-    );
+    for (contract, guide) in CONTRACTS {
+        let text = repository.files.get(contract).expect("the contract");
+        let hash: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(
+            repository.text(guide).unwrap_or_default().contains(&hash),
+            "{contract} has changed: read {guide} again, change what it says, and record {hash} there"
+        );
+    }
 }
 
 #[test]
-fn the_contract_parses() {
-    let mut resolve = wit_parser::Resolve::default();
-    let (package, _) = resolve.push_dir(root().join("wit/policy-0.1")).unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!(resolve.packages[package].name.to_string(), "vassal:policy@0.1.0");
+fn the_contracts_parse() {
+    for (folder, name) in [("wit/policy-0.1", "vassal:policy@0.1.0"), ("wit/reward-0.1", "vassal:reward@0.1.0")] {
+        let mut resolve = wit_parser::Resolve::default();
+        let (package, _) = resolve.push_dir(root().join(folder)).unwrap_or_else(|error| panic!("{error:#}"));
+        assert_eq!(resolve.packages[package].name.to_string(), name);
+    }
 }
 
 #[test]
@@ -226,7 +229,8 @@ fn the_table_of_attacks_is_whole() {
     let tests = repository.texts(&[".rs"]).filter(|(path, _)| !path.starts_with("tests/tidy/"));
     let tests = tests.flat_map(|(_, text)| attacks::tests(text)).collect();
     let text = |path: &str| repository.text(path).unwrap_or_else(|| panic!("{path} is not there"));
-    let modes = attacks::modes(text("tests/hostile/src/lib.rs"));
+    let guests = ["tests/hostile/src/lib.rs", "tests/hostile/examples/hostile_reward.rs"];
+    let modes: Vec<&str> = guests.into_iter().flat_map(|guest| attacks::modes(text(guest))).collect();
     let limits = attacks::limits(text("host/src/sandbox/limits.rs"));
     assert!(modes.len() > 70 && limits.len() > 50, "{modes:?} {limits:?}");
     check(attacks::table(text("tests/attacks/README.md"), &tests, &modes, &limits));

@@ -1,4 +1,5 @@
-//! The SDK for authors of Vassal policies: one trait, one macro.
+//! The SDK for authors of Vassal policies: one trait, one macro. Rewards, which score finished responses, have theirs in
+//! [`reward`].
 //!
 //! A policy steers a language model while it decodes. The host owns the model; the policy is a
 //! WebAssembly component that the host calls once a token. It sees the likeliest next tokens, may know
@@ -73,10 +74,14 @@
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod component;
+#[cfg(all(target_arch = "wasm32", feature = "reward"))]
+#[doc(hidden)]
+pub mod reward_component;
 
 pub mod blend;
 mod host;
 mod policy;
+pub mod reward;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod test;
 mod tokens;

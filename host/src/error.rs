@@ -23,7 +23,7 @@ use crate::model::tokenizer::TokenizerError;
 use crate::names::{hint, near_names};
 use crate::policy_build::BuildError;
 use crate::request::RequestError;
-use crate::sandbox::{Fault, FaultKind, LoadError, SandboxError, SettingError};
+use crate::sandbox::{Fault, FaultKind, Guest, LoadError, SandboxError, SettingError};
 use crate::signature::{KeyError, SignatureError};
 use crate::tenant::TenantError;
 
@@ -95,7 +95,7 @@ pub enum Error {
     /// The sandbox could not be made.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// A policy was refused.
+    /// A policy or a reward was refused.
     #[error(transparent)]
     Policy(#[from] LoadError),
     /// A setting of a policy was refused.
@@ -141,14 +141,14 @@ pub enum Error {
     /// A reward had no score for too many responses.
     #[error(transparent)]
     Scores(#[from] Box<ScoresError>),
-    /// A policy's crate made no component.
+    /// A policy's or a reward's crate made no component.
     #[error(transparent)]
     Build(#[from] BuildError),
     /// `vassal policy check` found something.
-    #[error("policy `{policy}` would be refused: see {stage:?} above")]
+    #[error("{guest} would be refused: see {stage:?} above")]
     Refused {
-        /// The policy.
-        policy: String,
+        /// Which component.
+        guest: Guest,
         /// The first stage that refused it.
         stage: &'static str,
     },
@@ -210,7 +210,7 @@ impl Error {
             Self::Policy(_) | Self::Fault(_) | Self::Refused { .. } | Self::Signature(_) | Self::Scores(_) => {
                 Cause::Guest
             }
-            Self::Build(BuildError::NotAComponent(_) | BuildError::NoPolicy(_)) => Cause::Guest,
+            Self::Build(BuildError::NotAComponent(_) | BuildError::NoGuest(_)) => Cause::Guest,
             Self::Build(BuildError::NoCrate(_) | BuildError::NoModule(_) | BuildError::Cargo { .. }) => Cause::Client,
             Self::Build(_) | Self::Key(KeyError::NoRandomness) => Cause::Host,
             Self::Audit(AuditError::Write { .. } | AuditError::TooLong { .. }) | Self::Difference { .. } => Cause::Host,

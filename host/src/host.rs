@@ -23,7 +23,7 @@ use crate::model::source::SourceError;
 use crate::model::template::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
 use crate::request::{FaultPolicy, LoadedPolicy, PolicyUse, Request, ValidRequest};
-use crate::sandbox::{Compilation, Limits, LoadError, Needs, Sandbox, Scope, settings};
+use crate::sandbox::{Compilation, Guest, Limits, LoadError, Needs, Sandbox, Scope, settings};
 use crate::shipped;
 use crate::token::Vocabulary;
 
@@ -304,7 +304,7 @@ pub(crate) fn read_component(path: &str) -> Result<Vec<u8>, Error> {
     let file = files::open(Path::new(path)).map_err(failed)?;
     let length = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
     if length > limit_bytes {
-        return Err(LoadError::TooLarge { policy: path.to_owned(), bytes: length, limit_bytes }.into());
+        return Err(LoadError::TooLarge { guest: Guest::policy(path), bytes: length, limit_bytes }.into());
     }
     let mut component = Vec::with_capacity(length);
     // One byte more, so that the sandbox refuses what has no length of its own and goes on.

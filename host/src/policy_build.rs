@@ -1,4 +1,4 @@
-//! Makes a component of a policy's crate: `vassal policy build DIR`.
+//! Makes a component of a policy's or a reward's crate: `vassal policy build DIR`.
 //!
 //! It sees to the compiler's wasm32 target, runs cargo with the flags that suit a policy (so that an author
 //! writes none of them down), and turns the module into a component by what wit-bindgen left in it. It
@@ -20,11 +20,11 @@ use wit_component::ComponentEncoder;
 
 use crate::files;
 
-/// The only target that a policy is built for: no operating system, hence no imports but the contract's.
+/// The only target that a guest is built for: no operating system, hence no imports but its contract's.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
-/// How every version of the contract names what a policy exports.
-const POLICY: &[u8] = b"vassal:policy/policy@";
+/// How every version of the contracts names what a policy exports, and what a reward does.
+const EXPORTS: [&[u8]; 2] = [b"vassal:policy/policy@", b"vassal:reward/reward@"];
 
 /// Guests recurse little; a small stack keeps an instance's memory small. An overflow traps.
 const STACK_BYTES: u32 = 128 * 1024;
@@ -72,7 +72,9 @@ pub struct Built {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// There is no crate.
-    #[error("{0} has no Cargo.toml: name the folder of a policy's crate (examples/policy-template is one to copy)")]
+    #[error(
+        "{0} has no Cargo.toml: name the folder of a policy's or reward's crate (examples/policy-template and examples/reward-template are there to copy)"
+    )]
     NoCrate(PathBuf),
     /// The compiler cannot be asked.
     #[error("`{0}` does not run ({1}): building a policy needs Rust, see https://rustup.rs")]
@@ -100,9 +102,12 @@ pub enum BuildError {
     /// The module is not one of the contract.
     #[error("the module makes no component: {0}")]
     NotAComponent(String),
-    /// The module is nobody's policy.
-    #[error("{0} exports no policy: its library calls vassal_guest::export!(Type) once")]
-    NoPolicy(PathBuf),
+    /// The module is nobody's policy or reward.
+    #[error(
+        "{0} exports no policy and no reward: its library calls vassal_guest::export!(Type), or \
+         vassal_guest::export_reward!(Type), once"
+    )]
+    NoGuest(PathBuf),
     /// A file could not be read or written.
     #[error("{path}: {error}")]
     File {
@@ -117,7 +122,7 @@ fn shown(output: &str) -> String {
     if output.is_empty() { "; its messages are above".to_owned() } else { format!(":\n{output}") }
 }
 
-/// Builds the policy in `dir` and writes the component to `out`.
+/// Builds the policy or reward in `dir` and writes the component to `out`.
 ///
 /// # Errors
 /// As [`Recipe::build`].
@@ -173,8 +178,8 @@ impl Recipe {
         let module = fs::read(&module_path).map_err(|error| BuildError::File { path: module_path, error })?;
         let component = encode(&module).map_err(|error| BuildError::NotAComponent(format!("{error:#}")))?;
         // A library without the macro makes an empty component, which would say nothing until it is loaded.
-        let exports_a_policy = component.windows(POLICY.len()).any(|name| name == POLICY);
-        if exports_a_policy { Ok(component) } else { Err(BuildError::NoPolicy(self.dir.clone())) }
+        let exports = |wanted: &[u8]| component.windows(wanted.len()).any(|name| name == wanted);
+        if EXPORTS.into_iter().any(exports) { Ok(component) } else { Err(BuildError::NoGuest(self.dir.clone())) }
     }
 
     /// Runs cargo, and finds the module in its messages.
@@ -314,7 +319,11 @@ mod tests {
     #[test]
     fn the_component_is_named_after_its_package() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        for (dir, name) in [("guest/policies/vas", "vassal-policy-vas.wasm"), ("examples/policy-template", "my.wasm")] {
+        for (dir, name) in [
+            ("guest/policies/vas", "vassal-policy-vas.wasm"),
+            ("examples/policy-template", "my.wasm"),
+            ("examples/reward-template", "on-topic.wasm"),
+        ] {
             assert_eq!(default_out(&root.join(dir)).unwrap(), root.join(dir).join(name));
         }
     }

@@ -64,7 +64,10 @@ fn a_fault_in_either_place_leaves_the_others_tokens_as_they_are() {
         }
         for response in both_ways(&setup, |tiny| hostile(tiny, FaultPolicy::Abort), others) {
             let Finish::Faulted(fault) = &response.finish else { panic!("`{mode}`: {:?}", response.finish) };
-            assert!(fault.policy == "hostile" && !fault.kind.is_the_hosts() && response.tokens.is_empty(), "`{mode}`");
+            assert!(
+                fault.guest.name == "hostile" && !fault.kind.is_the_hosts() && response.tokens.is_empty(),
+                "`{mode}`"
+            );
         }
         // Required of a tenant, it is no less a guest.
         let both = both_ways(&setup, |tiny| required(hostile(tiny, FaultPolicy::Base)), others);

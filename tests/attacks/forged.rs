@@ -1,14 +1,16 @@
-//! Policies in WebAssembly text: what safe Rust cannot make, around a policy that otherwise keeps the contract.
+//! Policies and rewards in WebAssembly text: what safe Rust cannot make, around a guest that otherwise keeps its contract.
 //!
-//! [`Forged`] has the parts that a test replaces. Records lie where the canonical form puts them, at fixed places:
-//! the manifest at 64, the plan at 256, and the answer to `decide` at 512, where nothing is `keep`. [`put`] writes there.
+//! [`Forged`] and [`ForgedReward`] have the parts that a test replaces. Records lie where the canonical form puts them, at
+//! fixed places: a manifest at 64; of a policy the plan at 256, and the answer to `decide` at 512, where nothing is `keep`;
+//! of a reward the scores' place and number at 1,024. [`put`] writes there.
 
-use vassal::sandbox::{CompiledPolicy, Instance, LoadError};
+use vassal::sandbox::{CompiledPolicy, CompiledReward, Exchange, Instance, LoadError, ScoreFault};
 
 use super::start;
 use crate::support::sandbox;
 
 pub(super) const WIT: &str = include_str!("../../wit/policy-0.1/policy.wit");
+pub(super) const REWARD_WIT: &str = include_str!("../../wit/reward-0.1/reward.wit");
 
 /// `cabi_realloc` as a bump allocator whose memory every call begins anew.
 pub(crate) const BUMP: &str = "(local.set $at (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
@@ -73,15 +75,70 @@ impl Forged<'_> {
                 (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 f32 f32 i32) (result i32)
                 (global.set $next (i32.const 4096)) {decide}))"#
         );
-        componentize(&wat::parse_str(&module).unwrap(), self.wit)
+        componentize(&wat::parse_str(&module).unwrap(), self.wit, "aligner")
     }
 }
 
-/// Wraps a core module as a component of the world `aligner` in `wit`.
-fn componentize(module: &[u8], wit: &str) -> Vec<u8> {
+/// A reward in WebAssembly text that keeps the contract but for what a test forges. Its name is `forged`, its range
+/// -1 to 1, and every exchange scores 0.5.
+pub(super) struct ForgedReward<'a> {
+    pub(super) wit: &'a str,
+    pub(super) imports: &'a str,
+    /// Further fields of the module, among them data that lies over the manifest's, which is at 64.
+    pub(super) fields: &'a str,
+    /// The body of `describe`, which returns where the manifest lies.
+    pub(super) describe: &'a str,
+    /// The body of `score`, whose parameters are the exchanges' place and number; it returns where place and
+    /// number of the scores lie: 1,024 has forty that are 0.5.
+    pub(super) score: &'a str,
+}
+
+/// As many scores as exchanges.
+const HONEST: &str = "(i32.store (i32.const 1028) (local.get 1)) i32.const 1024";
+
+impl Default for ForgedReward<'_> {
+    fn default() -> Self {
+        Self { wit: REWARD_WIT, imports: "", fields: "", describe: "i32.const 64", score: HONEST }
+    }
+}
+
+impl ForgedReward<'_> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let Self { imports, fields, describe, score, .. } = self;
+        let halves = "\\00\\00\\00\\00\\00\\00\\e0\\3f".repeat(40);
+        // Name, version and summary, then the range at 88 and 96.
+        let module = format!(
+            r#"(module
+            {imports}
+            (memory (export "memory") 2)
+            (global $next (mut i32) (i32.const 4096))
+            (data (i32.const 16) "forged1.0")
+            (data (i32.const 64) "\10\00\00\00\06\00\00\00\16\00\00\00\03\00\00\00\10\00\00\00\06\00\00\00")
+            (data (i32.const 88) "\00\00\00\00\00\00\f0\bf\00\00\00\00\00\00\f0\3f")
+            (data (i32.const 1024) "\00\08\00\00")
+            (data (i32.const 2048) "{halves}")
+            {fields}
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (local $at i32) {BUMP})
+            (func (export "vassal:reward/reward@0.1.0#describe") (result i32) {describe})
+            (func (export "vassal:reward/reward@0.1.0#score") (param i32 i32) (result i32) {score}))"#
+        );
+        componentize(&wat::parse_str(&module).unwrap(), self.wit, "judge")
+    }
+
+    pub(super) fn load(&self) -> Result<CompiledReward, LoadError> {
+        sandbox().compile_reward("forged", &self.bytes())
+    }
+
+    pub(super) fn scores(&self, count: usize) -> Vec<Result<f64, ScoreFault>> {
+        self.load().unwrap().score(&vec![Exchange { prompt: "p", response: "r" }; count])
+    }
+}
+
+/// Wraps a core module as a component of a world in `wit`.
+pub(super) fn componentize(module: &[u8], wit: &str, world: &str) -> Vec<u8> {
     let mut resolve = wit_parser::Resolve::default();
-    let package = resolve.push_str("policy.wit", wit).unwrap();
-    let world = resolve.select_world(&[package], Some("aligner")).unwrap();
+    let package = resolve.push_str("contract.wit", wit).unwrap();
+    let world = resolve.select_world(&[package], Some(world)).unwrap();
     let mut module = module.to_vec();
     wit_component::embed_component_metadata(&mut module, &resolve, world, wit_component::StringEncoding::UTF8).unwrap();
     wit_component::ComponentEncoder::default().module(&module).unwrap().encode().unwrap()

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use vassal::sandbox::{
-    ChildCompiler, Compilation, Decision, Instance, Limits, LoadError, Progress, Sandbox, Scope, StartRequest, settings,
+    ChildCompiler, Compilation, Decision, Guest, Instance, Limits, LoadError, Progress, Sandbox, Scope, StartRequest,
+    settings,
 };
 
 use super::alone::folder;
@@ -275,7 +276,7 @@ fn machine_code_and_the_cache_are_as_large_as_their_limits_and_no_larger() {
     let code_bytes = first as usize - 16 - 3 * 32;
     compile(Limits { code_bytes, ..defaults() }, None, "").unwrap();
     let error = compile(Limits { code_bytes: code_bytes - 1, ..defaults() }, None, "").unwrap_err();
-    assert_eq!(error, LoadError::CodeTooLarge { policy: "guest".into(), limit_bytes: code_bytes - 1 });
+    assert_eq!(error, LoadError::CodeTooLarge { guest: Guest::policy("guest"), limit_bytes: code_bytes - 1 });
     compile(defaults(), Some(home.clone()), "(func $more)").unwrap();
     let both = entries().sum::<u64>();
     assert_eq!(entries().count(), 2);

@@ -56,7 +56,7 @@ fn imports_beyond_the_contract_are_refused_by_name() {
     let wasi = r#"(component
         (import "wasi:clocks/monotonic-clock@0.2.0" (instance (export "now" (func (result u64))))))"#;
     let error = load_text(wasi).unwrap_err();
-    let LoadError::Contract { error: ContractError::UnknownImport { import, known }, .. } = error else { panic!() };
+    let LoadError::Contract { error: ContractError::UnknownImport { import, known, .. }, .. } = error else { panic!() };
     assert_eq!(import, "wasi:clocks/monotonic-clock@0.2.0");
     assert_eq!(known.len(), 3);
     let later = r#"(component (import "vassal:policy/text@0.2.0" (instance)))"#;

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use vassal::sandbox::{Cap, Limits, LoadError, inspect};
+use vassal::sandbox::{Cap, Guest, Limits, LoadError, inspect};
 
 use super::{inspect_text, module};
 use crate::attacks::Served;
@@ -101,13 +101,14 @@ fn every_cap_holds_at_its_bound_and_one_beyond() {
     let limits = Limits { component_bytes: 16 << 20, ..Limits::default() };
     for cap in Cap::ALL.into_iter().filter(|cap| *cap != Cap::ComponentBytes) {
         let limit = cap.limit(&limits);
-        let footprint = inspect("text", &having(cap, limit), &limits).unwrap_or_else(|error| panic!("{cap}: {error}"));
+        let footprint = inspect(&Guest::policy("text"), &having(cap, limit), &limits)
+            .unwrap_or_else(|error| panic!("{cap}: {error}"));
         assert_eq!(footprint.of(cap), limit, "{cap}");
-        let error = inspect("text", &having(cap, limit + 1), &limits).expect_err(cap.name());
-        let LoadError::Cap { policy, cap: refused, given, limit: bound, .. } = &error else { panic!("{cap}: {error}") };
+        let error = inspect(&Guest::policy("text"), &having(cap, limit + 1), &limits).expect_err(cap.name());
+        let LoadError::Cap { guest, cap: refused, given, limit: bound, .. } = &error else { panic!("{cap}: {error}") };
         // Memories are counted in whole pages.
         let beyond = if cap == Cap::MemoryBytes { limit + (1 << 16) } else { limit + 1 };
-        assert_eq!((policy.as_str(), *refused, *given, *bound), ("text", cap, beyond, limit));
+        assert_eq!((guest.name.as_str(), *refused, *given, *bound), ("text", cap, beyond, limit));
         let words = error.to_string();
         assert!(words.contains(&format!("{beyond} {cap}, at most {limit} allowed")), "{words}");
     }
@@ -118,10 +119,10 @@ fn a_file_is_as_large_as_its_limit_and_no_larger() {
     let _served = Served::as_before();
     let limits = Limits::default();
     let limit = limits.component_bytes;
-    let footprint = inspect("file", &padded(limit), &limits).unwrap();
+    let footprint = inspect(&Guest::policy("file"), &padded(limit), &limits).unwrap();
     assert_eq!(footprint.of(Cap::ComponentBytes), limit as u64);
-    let error = inspect("file", &padded(limit + 1), &limits).unwrap_err();
-    assert_eq!(error, LoadError::TooLarge { policy: "file".into(), bytes: limit + 1, limit_bytes: limit });
+    let error = inspect(&Guest::policy("file"), &padded(limit + 1), &limits).unwrap_err();
+    assert_eq!(error, LoadError::TooLarge { guest: Guest::policy("file"), bytes: limit + 1, limit_bytes: limit });
 }
 
 #[test]
@@ -158,7 +159,7 @@ fn compile_bombs_are_refused_before_they_are_compiled() {
     for (expected, bytes) in bombs {
         assert!(bytes.len() <= Limits::default().component_bytes, "{expected}: {} bytes", bytes.len());
         let begun = Instant::now();
-        let error = inspect("bomb", &bytes, &Limits::default()).expect_err(expected.name());
+        let error = inspect(&Guest::policy("bomb"), &bytes, &Limits::default()).expect_err(expected.name());
         assert!(matches!(error, LoadError::Cap { cap, .. } if cap == expected), "{expected}: {error}");
         // Compiling the worst of them takes tens of seconds; this, milliseconds, on a machine that is not busy.
         assert!(begun.elapsed() < Duration::from_secs(3), "{expected}: {:?}", begun.elapsed());
@@ -168,7 +169,7 @@ fn compile_bombs_are_refused_before_they_are_compiled() {
     let lie = [&lie[..], &[0xff, 0xff, 0xff, 0xff, 0x0f, 0x7f, 0x0b]].concat();
     let mut component = HEADER.to_vec();
     section(&mut component, 1, &lie);
-    let error = inspect("bomb", &component, &Limits::default()).unwrap_err();
+    let error = inspect(&Guest::policy("bomb"), &component, &Limits::default()).unwrap_err();
     assert!(matches!(error, LoadError::Cap { cap: Cap::FunctionLocals, given: 4_294_967_295, .. }), "{error}");
 }
 
@@ -177,11 +178,12 @@ fn real_guests_keep_well_within_every_cap() {
     let mut guests: Vec<(String, Vec<u8>)> = ["vas", "vas_plain", "guard"]
         .map(|name| (name.to_owned(), std::fs::read(root().join(format!("guest/policies/{name}.wasm"))).unwrap()))
         .into();
-    for name in ["contrastive", "grammar", "segment_rejection", "watermark", "hostile"] {
+    for name in ["contrastive", "grammar", "segment_rejection", "watermark", "hostile", "hostile_reward"] {
         guests.push((name.into(), component(name)));
     }
     let limits = Limits::default();
-    let footprints = guests.iter().map(|(name, bytes)| inspect(name, bytes, &limits).unwrap()).collect::<Vec<_>>();
+    let footprints =
+        guests.iter().map(|(name, bytes)| inspect(&Guest::policy(name), bytes, &limits).unwrap()).collect::<Vec<_>>();
     for cap in Cap::ALL {
         let most = footprints.iter().map(|footprint| footprint.of(cap)).max().unwrap();
         let limit = cap.limit(&limits);

@@ -6,7 +6,7 @@
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use vassal::sandbox::{Cap, Limits};
+use vassal::sandbox::{Cap, Guest, Limits};
 
 use super::{PROGRAM, folder};
 use crate::support::component;
@@ -52,7 +52,7 @@ fn a_check_says_how_near_each_cap_is() {
     let caps = report["caps"].as_array().unwrap();
     assert_eq!(caps.len(), Cap::ALL.len());
     let guard = vassal::shipped::POLICIES.iter().find(|policy| policy.name == "guard").unwrap();
-    let footprint = vassal::sandbox::inspect("guard", guard.component, &Limits::default()).unwrap();
+    let footprint = vassal::sandbox::inspect(&Guest::policy("guard"), guard.component, &Limits::default()).unwrap();
     for (cap, shown) in Cap::ALL.iter().zip(caps) {
         let limit = cap.limit(&Limits::default());
         assert_eq!(*shown, json!({ "cap": cap.name(), "given": footprint.of(*cap), "limit": limit }));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use vassal::error::{Cause, Error};
-use vassal::sandbox::{Compilation, CompilerError, Limits, LoadError, Sandbox};
+use vassal::sandbox::{Compilation, CompilerError, Guest, Limits, LoadError, Sandbox};
 
 use super::{PROGRAM, folder, good, is_served, limits, module, sandbox};
 use crate::attacks::Served;
@@ -55,7 +55,10 @@ fn a_component_that_compiles_too_long_is_stopped() {
     let _served = Served::as_before();
     let heavy = heavy();
     let (error, cause) = refused(PROGRAM, &heavy, Limits { compile_ms: 100, ..limits() });
-    assert_eq!((error, cause), (LoadError::CompileTime { policy: "policy".into(), limit_ms: 100 }, Cause::Guest));
+    assert_eq!(
+        (error, cause),
+        (LoadError::CompileTime { guest: Guest::policy("policy"), limit_ms: 100 }, Cause::Guest)
+    );
 }
 
 #[test]
@@ -74,7 +77,10 @@ fn a_component_that_takes_too_much_memory_to_compile_ends_the_child_only() {
 fn machine_code_beyond_its_limit_is_not_read() {
     let _served = Served::as_before();
     let (error, cause) = refused(PROGRAM, &good(), Limits { code_bytes: 1_000, ..limits() });
-    assert_eq!((error, cause), (LoadError::CodeTooLarge { policy: "policy".into(), limit_bytes: 1_000 }, Cause::Guest));
+    assert_eq!(
+        (error, cause),
+        (LoadError::CodeTooLarge { guest: Guest::policy("policy"), limit_bytes: 1_000 }, Cause::Guest)
+    );
 }
 
 #[test]
@@ -132,7 +138,7 @@ fn nothing_is_compiled_here_unless_that_was_chosen() {
     // The tests' own `main` does not serve, so this program must not be started again.
     let sandbox = Sandbox::new(limits(), Compilation::default()).unwrap();
     let error = sandbox.compile("policy", &good()).unwrap_err();
-    assert_eq!(error, LoadError::Compiler { policy: "policy".into(), error: CompilerError::NotServed });
+    assert_eq!(error, LoadError::Compiler { guest: Guest::policy("policy"), error: CompilerError::NotServed });
     assert_eq!(Error::from(error).cause(), Cause::Host);
 }
 

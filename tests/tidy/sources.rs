@@ -49,6 +49,7 @@ pub(crate) const LONG_FUNCTIONS: &[LongFunction] = &[
     ("host/src/cli/learn.rs", "fit", 140, "a command's stages in order, each a call and a report"),
     ("host/src/engine/pass.rs", "lower_half", 80, "one plan: candidate rows, pending rows, run"),
     ("host/src/engine/teacher.rs", "candidate_states", 100, "a pass with two kinds of rows, in order"),
+    ("host/src/sandbox/limits.rs", "default", 80, "one line a limit"),
     ("tests/hostile/src/lib.rs", "decide", 100, "a match with an arm an attack"),
     ("tests/policies.rs", "run", 90, "two hosts in step, compared at each answer"),
 ];

@@ -13,6 +13,7 @@ mod evaluate;
 mod learn;
 mod policy;
 mod policy_report;
+mod policy_reward;
 mod policy_sign;
 mod process;
 mod pull;

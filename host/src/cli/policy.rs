@@ -1,7 +1,8 @@
 //! `vassal policy`: what a policy is, whether a host would take it, and a component made of its crate.
 //!
 //! None of them needs a model: `inspect` and `check` offer a policy the shipped heads or those named, and
-//! `check` drives it with recorded steps (see [`crate::policy_check`]). Keys and signatures are `policy_sign.rs`'s.
+//! `check` drives it with recorded steps (see [`crate::policy_check`]). A component may be a reward as well: what is said
+//! of one is `policy_reward.rs`'s. Keys and signatures are `policy_sign.rs`'s.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::policy_report::{report_json, report_text};
+use super::policy_reward;
 use super::policy_sign::{self, Found, KeygenArguments, SignArguments, VerifyArguments};
 use super::{parse_setting, print, print_json};
 use crate::error::Error;
@@ -19,9 +21,11 @@ use crate::model::source::Models;
 use crate::model::tokenizer::Tokenizer;
 use crate::policy_build;
 use crate::policy_check::recorded::Recording;
+use crate::policy_check::reward::RewardCheck;
 use crate::policy_check::{Check, CheckError, Report};
 use crate::sandbox::{
-    CompiledPolicy, HeadOffer, Limits, LoadError, Manifest, Needs, Sandbox, Scope, Setting, SettingKind,
+    CompiledPolicy, ContractError, Guest, GuestKind, HeadOffer, Limits, LoadError, Manifest, Needs, Sandbox, Scope,
+    Setting, SettingKind,
 };
 use crate::shipped;
 
@@ -36,11 +40,12 @@ const SPREAD: f32 = 0.05;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
-    /// Says what a policy is: its dials, what it imports and needs, its size and hash.
+    /// Says what a policy is: its dials, what it imports and needs, its size and hash; and what a reward is.
     Inspect(InspectArguments),
-    /// Loads a policy, drives it with recorded steps, and says what a host would refuse it for (exit code 3).
+    /// Loads a policy, drives it with recorded steps, and says what a host would refuse it for (exit code 3); the same
+    /// of a reward, which scores exchanges.
     Check(CheckArguments),
-    /// Builds a component of a policy's crate.
+    /// Builds a component of a policy's or a reward's crate.
     Build(BuildArguments),
     /// Makes a key to sign policies with, and prints its public half.
     Keygen(KeygenArguments),
@@ -173,9 +178,15 @@ fn inspect(arguments: &PolicyArguments) -> Result<(), Error> {
     let (name, component) = arguments.component()?;
     let offered = arguments.offered()?;
     let sandbox = Sandbox::new(Limits { sequences: 2, ..Limits::default() }, super::compilation())?;
-    let compiled = sandbox.compile(&name, &component)?;
-    let manifest = compiled.describe(&offered, Needs::ALL)?;
     let signatures = Found::of(&arguments.policy, &component)?;
+    let compiled = match sandbox.compile(&name, &component) {
+        Err(LoadError::Contract { error: ContractError::OtherKind { is: GuestKind::Reward, .. }, .. }) => {
+            let reward = sandbox.compile_reward(&name, &component)?;
+            return policy_reward::inspect(&arguments.policy, &reward, &signatures, arguments.json);
+        }
+        compiled => compiled?,
+    };
+    let manifest = compiled.describe(&offered, Needs::ALL)?;
     if arguments.json {
         let mut report = inspection(&arguments.policy, &compiled, &manifest, &offered);
         report["signatures"] = signatures.json();
@@ -287,13 +298,19 @@ fn check(arguments: &CheckArguments) -> Result<(), Error> {
         compilation: super::compilation(),
     };
     let signatures = Found::of(&arguments.policy.policy, &component)?;
-    let report = check.run().map_err(|error| match error {
+    let failed = |error| match error {
         CheckError::Sandbox(error) => error.into(),
         CheckError::Setting(error) => error.into(),
-        CheckError::Compiler(error) => LoadError::Compiler { policy: name.clone(), error }.into(),
+        CheckError::Compiler(error) => LoadError::Compiler { guest: Guest::policy(&name), error }.into(),
         CheckError::Host(fault) => Error::Fault(fault),
         CheckError::Recording(error) => Error::Usage(error.to_string()),
-    })?;
+    };
+    let report = check.run().map_err(failed)?;
+    if report.kind == GuestKind::Reward {
+        let check = RewardCheck { name: &name, component: &component, compilation: super::compilation() };
+        let report = check.run().map_err(failed)?;
+        return policy_reward::say(&arguments.policy.policy, &name, &report, &signatures, arguments.policy.json);
+    }
     show_check(&arguments.policy, &name, &report, Some(&signatures))
 }
 
@@ -305,7 +322,7 @@ fn show_check(asked: &PolicyArguments, name: &str, report: &Report, signatures: 
         print(&report_text(report, signatures));
     }
     match report.refusal() {
-        Some(stage) => Err(Error::Refused { policy: name.to_owned(), stage: stage.name }),
+        Some(stage) => Err(Error::Refused { guest: Guest::policy(name), stage: stage.name }),
         None => Ok(()),
     }
 }

@@ -6,26 +6,18 @@
 use serde_json::{Value, json};
 
 use super::policy_sign::Found;
-use crate::policy_check::{Outcome, Report};
+use crate::policy_check::{Outcome, Report, Stage};
 use crate::sandbox::{Cap, Footprint, Limits, Needs};
 
 /// `check` for scripts.
 pub(super) fn report_json(source: &str, report: &Report, signatures: Option<&Found>) -> Value {
-    let stages = report.stages.iter().map(|stage| {
-        let (outcome, kind) = match stage.outcome {
-            Outcome::Passed => ("passed", None),
-            Outcome::Refused { kind } => ("refused", Some(kind)),
-            Outcome::NotReached => ("not-reached", None),
-        };
-        json!({ "stage": stage.name, "outcome": outcome, "kind": kind, "detail": stage.detail })
-    });
     let tally = &report.tally;
     let declined = tally.declined.iter().map(|(settings, words)| json!({ "settings": settings, "words": words }));
     json!({
         "policy": source,
         "name": report.manifest.as_ref().map(|manifest| &manifest.name),
         "refused": report.refusal().is_some(),
-        "stages": stages.collect::<Vec<_>>(),
+        "stages": stages_json(&report.stages),
         "needs": report.manifest.as_ref().map(|manifest| json!({
             "asked": manifest.needs.names(),
             "granted": report.granted.names(),
@@ -47,8 +39,21 @@ pub(super) fn report_json(source: &str, report: &Report, signatures: Option<&Fou
     })
 }
 
+/// Each stage, its outcome, and of what kind a refusal is.
+pub(super) fn stages_json(stages: &[Stage]) -> Vec<Value> {
+    let of = |stage: &Stage| {
+        let (outcome, kind) = match stage.outcome {
+            Outcome::Passed => ("passed", None),
+            Outcome::Refused { kind } => ("refused", Some(kind)),
+            Outcome::NotReached => ("not-reached", None),
+        };
+        json!({ "stage": stage.name, "outcome": outcome, "kind": kind, "detail": stage.detail })
+    };
+    stages.iter().map(of).collect()
+}
+
 /// How near each cap a component comes.
-fn caps_json(footprint: &Footprint, limits: &Limits) -> Vec<Value> {
+pub(super) fn caps_json(footprint: &Footprint, limits: &Limits) -> Vec<Value> {
     let of = |cap: &Cap| json!({ "cap": cap.name(), "given": footprint.of(*cap), "limit": cap.limit(limits) });
     Cap::ALL.iter().map(of).collect()
 }
@@ -64,20 +69,26 @@ fn needs_and_caps_text(report: &Report) -> String {
         }
     }
     if let Some(footprint) = &report.footprint {
-        out.push_str("caps        (given / most allowed)\n");
-        for cap in Cap::ALL {
-            let (given, limit) = (footprint.of(cap), cap.limit(&report.limits));
-            let share = 100.0 * given as f64 / limit.max(1) as f64;
-            out.push_str(&format!("  {cap:<44}  {given:>8} / {limit:<8}  {share:>5.1} %\n"));
-        }
+        out.push_str(&caps_text(footprint, &report.limits));
     }
     out
 }
 
-/// `check` for people.
-pub(super) fn report_text(report: &Report, signatures: Option<&Found>) -> String {
+/// How near each cap a component comes, a line each.
+pub(super) fn caps_text(footprint: &Footprint, limits: &Limits) -> String {
+    let mut out = "caps        (given / most allowed)\n".to_owned();
+    for cap in Cap::ALL {
+        let (given, limit) = (footprint.of(cap), cap.limit(limits));
+        let share = 100.0 * given as f64 / limit.max(1) as f64;
+        out.push_str(&format!("  {cap:<44}  {given:>8} / {limit:<8}  {share:>5.1} %\n"));
+    }
+    out
+}
+
+/// Each stage, a line each.
+pub(super) fn stages_text(stages: &[Stage]) -> String {
     let mut out = String::new();
-    for stage in &report.stages {
+    for stage in stages {
         let outcome = match stage.outcome {
             Outcome::Passed => "passed",
             Outcome::Refused { .. } => "REFUSED",
@@ -89,6 +100,12 @@ pub(super) fn report_text(report: &Report, signatures: Option<&Found>) -> String
         }
         out.push('\n');
     }
+    out
+}
+
+/// `check` for people.
+pub(super) fn report_text(report: &Report, signatures: Option<&Found>) -> String {
+    let mut out = stages_text(&report.stages);
     for (settings, words) in &report.tally.declined {
         out.push_str(&format!("declined to start with {settings}: {words}\n"));
     }

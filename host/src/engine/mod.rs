@@ -497,7 +497,7 @@ impl<D: Device> Engine<D> {
         if let Finish::Faulted(last) = &finish {
             // Not by equality: a fault may name a number that is none.
             let is_it = |fault: &Fault| {
-                fault.policy == last.policy && std::mem::discriminant(&fault.kind) == std::mem::discriminant(&last.kind)
+                fault.guest == last.guest && std::mem::discriminant(&fault.kind) == std::mem::discriminant(&last.kind)
             };
             let at = faults.iter().rposition(is_it);
             at.map(|at| faults.remove(at));

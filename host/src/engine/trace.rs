@@ -10,7 +10,7 @@
 
 use super::Note;
 use super::chain::Chain;
-use crate::sandbox::{Fault, FaultKind};
+use crate::sandbox::{Fault, FaultKind, Guest};
 use crate::token::Token;
 
 /// Something that a policy did.
@@ -106,7 +106,7 @@ impl Replay {
 impl InjectedFault {
     /// It, as a fault of this policy.
     pub(super) fn of(&self, policy: &str) -> Fault {
-        Fault { kind: self.kind.clone(), policy: policy.to_owned(), detail: self.detail.clone() }
+        Fault { kind: self.kind.clone(), guest: Guest::policy(policy), detail: self.detail.clone() }
     }
 }
 

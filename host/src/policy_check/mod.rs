@@ -6,17 +6,18 @@
 //! passed or what it would be refused for. A policy that declines to start with an extreme setting, in its own
 //! words, is not at fault: that is what the words are for.
 //!
-//! It judges form and cost, never whether a policy aligns anything. Start at [`Check::run`].
+//! It judges form and cost, never whether a policy aligns anything. Start at [`Check::run`]; a reward's is [`reward`].
 
 mod drive;
 pub mod recorded;
+pub mod reward;
 
 use std::sync::Arc;
 
 use crate::sandbox::{
-    BadCall, Compilation, CompiledPolicy, CompilerError, Fault, FaultKind, Footprint, HeadOffer, Limits, LoadError,
-    Manifest, ManifestError, Needs, Sandbox, SandboxError, Scope, Setting, SettingError, SettingKind, SettingValue,
-    VocabularyText, inspect, settings,
+    BadCall, Compilation, CompiledPolicy, CompilerError, ContractError, Fault, FaultKind, Footprint, Guest, GuestKind,
+    HeadOffer, Limits, LoadError, Manifest, ManifestError, Needs, Sandbox, SandboxError, Scope, Setting, SettingError,
+    SettingKind, SettingValue, VocabularyText, inspect, settings,
 };
 use crate::token::Vocabulary;
 use recorded::Recording;
@@ -102,6 +103,8 @@ pub struct Report {
     pub granted: Needs,
     /// What the policy says of itself, where it came so far.
     pub manifest: Option<Arc<Manifest>>,
+    /// What the component is; where it is no policy, the contract's stage has refused it.
+    pub kind: GuestKind,
 }
 
 /// The stages, in their order.
@@ -111,7 +114,7 @@ impl Report {
     /// Nothing is checked yet.
     fn new(limits: Limits, granted: Needs) -> Self {
         let (stages, tally) = (Vec::new(), Tally::default());
-        Self { stages, tally, limits, footprint: None, granted, manifest: None }
+        Self { stages, tally, limits, footprint: None, granted, manifest: None, kind: GuestKind::Policy }
     }
 
     /// Of a file that is refused before it is read.
@@ -179,7 +182,7 @@ impl Check<'_> {
         let recording = Recording::built_in()?;
         let sandbox = Sandbox::new(Limits { sequences: 4, ..Limits::default() }, self.compilation.clone())?;
         let mut report = Report::new(sandbox.limits().clone(), self.granted);
-        report.footprint = inspect(self.name, self.component, &report.limits).ok();
+        report.footprint = inspect(&Guest::policy(self.name), self.component, &report.limits).ok();
         self.stages(&sandbox, &recording, &mut report)?;
         report.fill();
         Ok(report)
@@ -191,6 +194,9 @@ impl Check<'_> {
             Ok(compiled) => compiled,
             Err(LoadError::Compiler { error, .. }) => return Err(error.into()),
             Err(error) => {
+                if let LoadError::Contract { error: ContractError::OtherKind { is, .. }, .. } = &error {
+                    report.kind = *is;
+                }
                 let of_contract = matches!(error, LoadError::Contract { .. });
                 if of_contract {
                     stages.push(passed("component", format!("{} bytes", self.component.len())));

@@ -6,7 +6,7 @@
 
 use super::compiler::seal::Subject;
 use super::{
-    ChildCompiler, Compilation, CompiledPolicy, Fault, HeadOffer, Instance, Limits, LoadError, Manifest, Needs,
+    ChildCompiler, Compilation, CompiledPolicy, Fault, Guest, HeadOffer, Instance, Limits, LoadError, Manifest, Needs,
     Progress, Sandbox, SandboxError, Scope, SettingError, StartRequest, Step, ValueAnswer, VocabularyText, settings,
 };
 use crate::token::{Token, Vocabulary};
@@ -121,7 +121,7 @@ pub fn measure_load(component: &[u8], cache: &Path) -> Result<LoadTimes, BenchEr
         let cached = timed(&|| with.compile("load", component).map(drop))?;
         let start = timed(&|| {
             let code = child(None).code(EMPTY, &empty, &limits, true);
-            code.map(drop).map_err(|failure| LoadError::uncompiled("empty", failure, &limits))
+            code.map(drop).map_err(|failure| LoadError::uncompiled(&Guest::policy("empty"), failure, &limits))
         })?;
         if round > 0 {
             times.iter_mut().zip([cold, cached, start]).for_each(|(times, time)| times.push(time));

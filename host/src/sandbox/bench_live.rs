@@ -153,11 +153,11 @@ impl Bare {
         safe: bool,
     ) -> wasmtime::Result<Self> {
         let compiled = &runner.compiled.0;
-        let limits = &compiled.shared.limits;
+        let limits = &compiled.loaded.shared.limits;
         let engine = Engine::new(config::compiler().consume_fuel(safe).epoch_interruption(safe))?;
         let (plain, _) = linkers(&engine)?;
         let component = Component::from_binary(&engine, workload.component)?;
-        let mut data = StoreData::new(limits, text, compiled.shared.window_ticks);
+        let mut data = StoreData::new(&compiled.loaded.shared, text);
         data.heads = runner.manifest.heads.len();
         let mut store = Store::new(&engine, data);
         store.limiter(|data| data);
@@ -180,7 +180,7 @@ impl Bare {
             top_p: 1.0,
             seed: 1,
         };
-        let request = super::compiled::lower_request(&runner.manifest, &request, text);
+        let request = super::policy::lower_request(&runner.manifest, &request, text);
         let start = instance
             .get_typed_func::<_, (Result<bindings::Plan, String>,)>(&mut store, export("start").ok_or_else(missing)?)?;
         start.call(&mut store, (request,))?.0.map_err(wasmtime::Error::msg)?;

@@ -1,133 +1,54 @@
-//! A component on its way from bytes to something that can serve responses.
+//! The road that every component goes, from bytes to something that can be instantiated.
 //!
-//! [`Sandbox::compile`] refuses what the validator refuses, has the rest compiled elsewhere (`compiler/`), takes the
-//! machine code into this process, and refuses what does not keep the contract. [`CompiledPolicy::describe`] runs the guest twice in instances of their own and validates what it
-//! says; [`CompiledPolicy::begin`] makes the instance of one response (`starting.rs`). Limits are set before anything
-//! of the guest runs, core start functions included.
+//! [`Sandbox::load`] refuses what the validator refuses, has the rest compiled elsewhere (`compiler/`), takes the
+//! machine code into this process, and refuses what does not keep the contract of its kind. What comes out is a
+//! [`Loaded`], which makes stores: limits are set before anything of the guest runs, core start functions included.
+//! What policies and rewards are asked is `policy.rs`'s and `reward/`'s.
 
-use super::bindings;
 use super::caps::{Cap, Footprint};
 use super::compiler::seal::{Authentic, Subject};
 use super::compiler::{ChildCompiler, Compilation, Failure, Origin};
 use super::contract::ContractError;
-use super::fault::Fault;
-use super::imports::{POLICY, StoreData, start_clock, window_passed};
-use super::instance::Instance;
+use super::guest::Guest;
+use super::imports::{StoreData, start_clock, window_passed};
 use super::load_error::LoadError;
-use super::manifest::{HeadOffer, Manifest, ManifestError, Needs, SettingValue};
-use super::slice::to_its_end;
-use super::starting::Starting;
-use super::text::VocabularyText;
+use super::manifest::ManifestError;
 use super::validate::inspect;
 use super::{Sandbox, Shared};
-use crate::token::Token;
 use sha2::{Digest, Sha256};
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use wasmtime::component::{self, Component, ComponentExportIndex, ComponentNamedList, InstancePre, Lift, Lower};
 use wasmtime::{Engine, Store};
 
-/// A policy's component, checked and compiled. Clones share it.
-#[derive(Clone)]
-pub struct CompiledPolicy(pub(super) Arc<Compiled>);
-
-impl fmt::Debug for CompiledPolicy {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("CompiledPolicy").field("name", &self.0.name).finish_non_exhaustive()
-    }
-}
-
-pub(super) struct Compiled {
-    pub(super) name: String,
+/// A component that has been checked and compiled, of whatever kind.
+pub(super) struct Loaded {
+    pub(super) guest: Guest,
     pub(super) shared: Arc<Shared>,
-    sha256: [u8; 32],
-    footprint: Footprint,
-    imports: Vec<String>,
-    /// Whether calls may be suspended.
-    pub(super) imports_values: bool,
-    imports_find: bool,
-    /// For calls that run through; none where calls may be suspended.
-    plain: Option<InstancePre<StoreData>>,
-    /// For calls that run in slices.
-    sliced: InstancePre<StoreData>,
-    /// A call has used more fuel than a slice has.
-    slow: AtomicBool,
-    /// The last start was not done within a slice's time.
-    pub(super) slow_to_start: AtomicBool,
-    describe: ComponentExportIndex,
-    pub(super) start: ComponentExportIndex,
-    pub(super) decide: ComponentExportIndex,
-}
-
-/// What one response is started with. Settings are in the manifest's order (see `settings.rs`).
-#[derive(Debug, Clone, PartialEq)]
-pub struct StartRequest<'a> {
-    /// One value a setting, in the manifest's order.
-    pub settings: &'a [SettingValue],
-    /// The user's prompt; the guest sees it only if its manifest needs it.
-    pub prompt: &'a [Token],
-    /// The most candidates that a step of this response has.
-    pub candidates: u32,
-    /// The response's token limit.
-    pub max_tokens: u32,
-    /// 0 for greedy decoding.
-    pub temperature: f32,
-    /// In (0, 1]; 1 where nothing is cut.
-    pub top_p: f32,
-    /// For the policy's own draws.
-    pub seed: u64,
+    pub(super) sha256: [u8; 32],
+    pub(super) footprint: Footprint,
+    pub(super) imports: Vec<String>,
 }
 
 impl Sandbox {
-    /// Checks and compiles a component. `name` is the host's name for it, used in faults.
+    /// Checks and compiles a component of the kind that `guest` says.
     ///
     /// # Errors
     /// [`LoadError`], before any code of the guest has run.
-    pub fn compile(&self, name: &str, bytes: &[u8]) -> Result<CompiledPolicy, LoadError> {
+    pub(super) fn load(&self, guest: Guest, bytes: &[u8]) -> Result<(Loaded, Component), LoadError> {
         let shared = &self.0;
-        let policy = || name.to_owned();
-        let footprint = inspect(name, bytes, &shared.limits)?;
+        let footprint = inspect(&guest, bytes, &shared.limits)?;
         let sha256 = Sha256::digest(bytes).into();
-        let invalid = |error: wasmtime::Error| LoadError::invalid(name, &format!("{error:#}"));
         let component = match &shared.compilation {
-            Compilation::InProcess => Component::from_binary(&shared.engine, bytes).map_err(invalid)?,
+            Compilation::InProcess => Component::from_binary(&shared.engine, bytes)
+                .map_err(|error| LoadError::invalid(&guest, &format!("{error:#}")))?,
             Compilation::Child(child) => shared
                 .compile(child, sha256, bytes)
-                .map_err(|error| LoadError::uncompiled(name, error, &shared.limits))?,
+                .map_err(|error| LoadError::uncompiled(&guest, error, &shared.limits))?,
         };
-        let imports =
-            shared.contract.check(&component).map_err(|error| LoadError::Contract { policy: policy(), error })?;
-        let imports_values = imports.iter().any(|import| import.starts_with("values."));
-        let imports_find = imports.iter().any(|import| import == "text.find");
-        let plain = (!imports_values).then(|| shared.plain.instantiate_pre(&component)).transpose().map_err(invalid)?;
-        let sliced = shared.suspending.instantiate_pre(&component).map_err(invalid)?;
-        let export = |function: &str| {
-            let interface = component.get_export_index(None, POLICY);
-            interface.and_then(|interface| component.get_export_index(Some(&interface), function)).ok_or_else(|| {
-                let wanted = format!("{POLICY}#{function}");
-                LoadError::Contract {
-                    policy: policy(),
-                    error: ContractError::MissingExport { wanted, exports: Vec::new() },
-                }
-            })
-        };
-        Ok(CompiledPolicy(Arc::new(Compiled {
-            name: policy(),
-            shared: Arc::clone(shared),
-            sha256,
-            footprint,
-            imports,
-            imports_values,
-            imports_find,
-            describe: export("describe")?,
-            start: export("start")?,
-            decide: export("decide")?,
-            plain,
-            sliced,
-            slow: AtomicBool::new(false),
-            slow_to_start: AtomicBool::new(false),
-        })))
+        match shared.contract(guest.kind).check(&component) {
+            Ok(imports) => Ok((Loaded { guest, shared: Arc::clone(shared), sha256, footprint, imports }, component)),
+            Err(error) => Err(LoadError::Contract { guest, error }),
+        }
     }
 }
 
@@ -159,104 +80,23 @@ fn deserialize(engine: &Engine, code: &Authentic) -> wasmtime::Result<Component>
     unsafe { Component::deserialize(engine, code.code()) }
 }
 
-impl CompiledPolicy {
-    /// The host's name for it.
-    pub fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    /// The component's SHA-256.
-    pub fn sha256(&self) -> &[u8; 32] {
-        &self.0.sha256
-    }
-
+impl Loaded {
     /// The component's size, bytes.
-    pub fn size_bytes(&self) -> usize {
-        self.0.footprint.of(Cap::ComponentBytes) as usize
+    pub(super) fn size_bytes(&self) -> usize {
+        self.footprint.of(Cap::ComponentBytes) as usize
     }
 
-    /// What the component is made of.
-    pub fn footprint(&self) -> &Footprint {
-        &self.0.footprint
+    /// A function of the interface that its kind exports.
+    pub(super) fn export(&self, component: &Component, function: &str) -> Result<ComponentExportIndex, LoadError> {
+        let exported = self.guest.kind.exported();
+        let interface = component.get_export_index(None, exported);
+        interface.and_then(|interface| component.get_export_index(Some(&interface), function)).ok_or_else(|| {
+            let wanted = format!("{exported}#{function}");
+            let error = ContractError::MissingExport { wanted, exports: Vec::new() };
+            LoadError::Contract { guest: self.guest.clone(), error }
+        })
     }
 
-    /// The functions that it imports, as `interface.function`: all that it can reach.
-    pub fn imports(&self) -> &[String] {
-        &self.0.imports
-    }
-
-    /// Whether it may ask for values, so that its calls may be suspended (and cost more).
-    pub fn imports_values(&self) -> bool {
-        self.0.imports_values
-    }
-
-    /// Asks the guest what it is, in two instances that must agree, and validates the answer against the
-    /// offered heads and what is granted.
-    ///
-    /// # Errors
-    /// [`LoadError::Describe`] if the guest fails, [`LoadError::Manifest`] if its manifest is refused.
-    pub fn describe(&self, offered: &[HeadOffer], granted: Needs) -> Result<Manifest, LoadError> {
-        let refused = |error| LoadError::Manifest { policy: self.0.name.clone(), error };
-        let described = || {
-            let raw = self.0.describe_once(offered).map_err(LoadError::Describe)?;
-            Manifest::check(raw, offered, granted, &self.0.shared.limits).map_err(refused)
-        };
-        let (first, second) = (described()?, described()?);
-        match first.difference(&second) {
-            Some(part) => Err(refused(ManifestError::Unstable(part))),
-            None => Ok(first),
-        }
-    }
-
-    /// Sees to what its responses need of a vocabulary, so that no response waits for it. Starting one does it too.
-    pub fn prepare(&self, text: &VocabularyText) {
-        if self.0.imports_find {
-            // Built once a vocabulary. An error shows where it is used.
-            let _ = text.search();
-        }
-    }
-
-    /// Begins to make the instance of one response; [`Starting::proceed`] does it, slice by slice. `manifest` is
-    /// what [`Self::describe`] returned.
-    pub fn begin(&self, manifest: &Arc<Manifest>, request: &StartRequest<'_>, text: &Arc<VocabularyText>) -> Starting {
-        let compiled = &self.0;
-        self.prepare(text);
-        let mut data = StoreData::new(&compiled.shared.limits, text, compiled.shared.window_ticks);
-        data.heads = manifest.heads.len();
-        data.candidates = request.candidates as usize;
-        Starting::new(compiled, manifest, data, lower_request(manifest, request, text))
-    }
-
-    /// The same to its end.
-    ///
-    /// # Errors
-    /// The guest's fault, or [`FaultKind::Capacity`](super::FaultKind::Capacity) if all instances are in use.
-    pub fn start(
-        &self,
-        manifest: &Arc<Manifest>,
-        request: &StartRequest<'_>,
-        text: &Arc<VocabularyText>,
-    ) -> Result<Instance, Fault> {
-        let mut starting = self.begin(manifest, request, text);
-        loop {
-            if let Some(started) = starting.proceed() {
-                return started;
-            }
-        }
-    }
-
-    /// Whether a call of it has used more fuel than a slice has.
-    pub fn is_slow(&self) -> bool {
-        self.0.is_slow()
-    }
-
-    /// Whether its last start was not done within a slice's time.
-    pub fn is_slow_to_start(&self) -> bool {
-        self.0.slow_to_start.load(Ordering::Relaxed)
-    }
-}
-
-impl Compiled {
     /// A new store, with every limit set before the guest's start functions run in it.
     pub(super) fn store(&self, mut data: StoreData, fuel: u64) -> wasmtime::Result<Store<StoreData>> {
         let limits = &self.shared.limits;
@@ -271,97 +111,40 @@ impl Compiled {
         Ok(store)
     }
 
-    /// An instance, and the answer of one call of it. The future waits only where calls run in slices.
-    pub(super) async fn instantiate_and_call<P, R>(
+    /// What the guest says of itself, asked in two instances that must agree.
+    ///
+    /// # Errors
+    /// What `described` fails with, or [`ManifestError::Unstable`] with the first part that `difference` finds.
+    pub(super) fn agreed<M>(
         &self,
-        store: &mut Store<StoreData>,
-        sliced: bool,
-        export: ComponentExportIndex,
-        parameters: P,
-    ) -> wasmtime::Result<(component::Instance, R)>
-    where
-        P: ComponentNamedList + Lower + Send + Sync,
-        R: ComponentNamedList + Lift + Send + Sync + 'static,
-    {
-        let Some(plain) = self.plain.as_ref().filter(|_| !sliced) else {
-            store.fuel_async_yield_interval(Some(self.shared.limits.fuel_slice))?;
-            let instance = self.sliced.instantiate_async(&mut *store).await?;
-            let function = instance.get_typed_func::<P, R>(&mut *store, &export)?;
-            return Ok((instance, function.call_async(&mut *store, parameters).await?));
-        };
-        let instance = plain.instantiate(&mut *store)?;
-        let function = instance.get_typed_func::<P, R>(&mut *store, &export)?;
-        Ok((instance, function.call(&mut *store, parameters)?))
-    }
-
-    /// A call has used so much fuel; where that is more than a slice, later ones run in slices.
-    pub(super) fn note_fuel(&self, used: u64) {
-        if used > self.shared.limits.fuel_slice && !self.is_slow() {
-            self.call_in_slices();
+        described: impl Fn() -> Result<M, LoadError>,
+        difference: impl FnOnce(&M, &M) -> Option<&'static str>,
+    ) -> Result<M, LoadError> {
+        let (first, second) = (described()?, described()?);
+        match difference(&first, &second) {
+            Some(part) => Err(self.refused(ManifestError::Unstable(part))),
+            None => Ok(first),
         }
     }
 
-    /// Later calls run in slices.
-    pub(super) fn call_in_slices(&self) {
-        self.slow.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a call has used more fuel than a slice has.
-    pub(super) fn is_slow(&self) -> bool {
-        self.slow.load(Ordering::Relaxed)
-    }
-
-    /// Whether new instances run in slices: where calls may be suspended anyway, always.
-    pub(super) fn runs_in_slices(&self) -> bool {
-        self.imports_values || self.is_slow()
-    }
-
-    fn describe_once(&self, offered: &[HeadOffer]) -> Result<bindings::Manifest, Fault> {
-        let offered: Vec<bindings::HeadOffer> = offered.iter().map(lower_offer).collect();
-        let data = StoreData::new(&self.shared.limits, &self.shared.no_text, self.shared.window_ticks);
-        let exchange = data.exchange.clone();
-        let run = async {
-            let mut store = self.store(data, self.shared.limits.fuel_describe)?;
-            self.instantiate_and_call::<_, (bindings::Manifest,)>(&mut store, false, self.describe, (offered,)).await
-        };
-        let limits = &self.shared.limits;
-        let failed = |error| {
-            let fault = exchange.fault(&self.name, &error);
-            fault.of_call("instantiation and `describe`", limits.fuel_describe, limits)
-        };
-        let (_, answer) = to_its_end(run).map_err(failed)?;
-        Ok(answer.0)
+    /// Its manifest is refused.
+    pub(super) fn refused(&self, error: ManifestError) -> LoadError {
+        LoadError::Manifest { guest: self.guest.clone(), error }
     }
 }
 
-fn lower_offer(offer: &HeadOffer) -> bindings::HeadOffer {
-    bindings::HeadOffer { name: offer.name.clone(), kind: offer.kind.clone(), spread: offer.spread }
-}
-
-pub(super) fn lower_request(
-    manifest: &Manifest,
-    request: &StartRequest<'_>,
-    text: &VocabularyText,
-) -> bindings::Request {
-    let lower_value = |value: &SettingValue| match value {
-        SettingValue::Number(number) => bindings::SettingValue::Number(*number),
-        SettingValue::Flag(flag) => bindings::SettingValue::Flag(*flag),
-        SettingValue::Choice(word) => bindings::SettingValue::Choice(word.clone()),
-        SettingValue::Text(text) => bindings::SettingValue::Text(text.clone()),
-    };
-    let named = manifest.settings.iter().zip(request.settings);
-    bindings::Request {
-        settings: named
-            .map(|(setting, value)| bindings::NamedValue { name: setting.name.clone(), value: lower_value(value) })
-            .collect(),
-        heads: manifest.heads.iter().map(lower_offer).collect(),
-        prompt: if manifest.needs.prompt { request.prompt.to_vec() } else { Vec::new() },
-        candidates: request.candidates,
-        vocabulary_size: u32::try_from(text.size()).unwrap_or(u32::MAX),
-        end_of_text: text.vocabulary().end_of_text().to_vec(),
-        max_tokens: request.max_tokens,
-        temperature: request.temperature,
-        top_p: request.top_p,
-        seed: request.seed,
-    }
+/// An instance, and the answer of one call of it that runs through.
+pub(super) fn instantiate_and_call<P, R>(
+    instance: &InstancePre<StoreData>,
+    store: &mut Store<StoreData>,
+    export: ComponentExportIndex,
+    parameters: P,
+) -> wasmtime::Result<(component::Instance, R)>
+where
+    P: ComponentNamedList + Lower,
+    R: ComponentNamedList + Lift,
+{
+    let instance = instance.instantiate(&mut *store)?;
+    let function = instance.get_typed_func::<P, R>(&mut *store, &export)?;
+    Ok((instance, function.call(&mut *store, parameters)?))
 }

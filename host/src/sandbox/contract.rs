@@ -1,18 +1,45 @@
-//! The contract as types, and whether a component keeps it.
+//! The contracts as types, one a kind of guest, and whether a component keeps its own.
 //!
 //! A component whose `decision` has one more case, or whose `step` one more field, links and instantiates:
 //! only the first typed call fails. So its imports and exports are compared before any of its code runs with
 //! a reference made from the WIT text alone, and the first difference is named.
 
-use super::imports::{POLICY, TYPES};
+use super::guest::GuestKind;
+use super::imports::POLICY;
 use super::words::clean;
 use std::fmt::Write as _;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime::component::types::{self, ComponentFunc, ComponentInstance, ComponentItem, Type};
 
-/// The contract's text.
-pub(super) const WIT: &str = include_str!("../../../wit/policy-0.1/policy.wit");
+/// The interface that a reward exports.
+const REWARD: &str = "vassal:reward/reward@0.1.0";
+
+impl GuestKind {
+    /// The contract's text.
+    fn wit(self) -> &'static str {
+        match self {
+            Self::Policy => include_str!("../../../wit/policy-0.1/policy.wit"),
+            Self::Reward => include_str!("../../../wit/reward-0.1/reward.wit"),
+        }
+    }
+
+    /// The contract's world.
+    fn world(self) -> &'static str {
+        match self {
+            Self::Policy => "aligner",
+            Self::Reward => "judge",
+        }
+    }
+
+    /// The interface that a guest of this kind exports.
+    pub(super) fn exported(self) -> &'static str {
+        match self {
+            Self::Policy => POLICY,
+            Self::Reward => REWARD,
+        }
+    }
+}
 
 /// The longest name of a guest's that a message quotes, bytes.
 const NAME_BYTES: usize = 120;
@@ -20,15 +47,25 @@ const NAME_BYTES: usize = 120;
 /// How a component breaks the contract. All names are cleaned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ContractError {
+    /// It is a guest of another kind.
+    #[error("it is a {is}, not a {wanted}: {}", is.usage())]
+    OtherKind {
+        /// What it is.
+        is: GuestKind,
+        /// What it was taken for.
+        wanted: GuestKind,
+    },
     /// It imports what no host of this contract gives.
-    #[error("it imports `{import}`; a policy may import nothing but {}", known.join(", "))]
+    #[error("it imports `{import}`; a {kind} may import nothing{}", if known.is_empty() { String::new() } else { format!(" but {}", known.join(", ")) })]
     UnknownImport {
+        /// What it was taken for.
+        kind: GuestKind,
         /// What it imports.
         import: String,
         /// What it may.
         known: Vec<String>,
     },
-    /// It does not export the policy interface of this version.
+    /// It does not export the interface of its kind in this version.
     #[error("it does not export `{wanted}`{}", if exports.is_empty() { String::from("; it exports nothing") } else { format!(", but {}", exports.join(", ")) })]
     MissingExport {
         /// What it must export.
@@ -46,22 +83,30 @@ pub enum ContractError {
     },
 }
 
-/// The contract's imports and exports.
+/// A contract's imports and exports.
 pub(super) struct Contract {
     engine: Engine,
+    kind: GuestKind,
     reference: types::Component,
 }
 
 impl Contract {
     /// Compiles the reference; an error is a bug of the host.
-    pub(super) fn new(engine: &Engine) -> wasmtime::Result<Self> {
-        let reference = Component::new(engine, reference_bytes().map_err(|error| wasmtime::format_err!("{error:#}"))?)?;
-        Ok(Self { engine: engine.clone(), reference: reference.component_type() })
+    pub(super) fn new(engine: &Engine, kind: GuestKind) -> wasmtime::Result<Self> {
+        let bytes = reference_bytes(kind).map_err(|error| wasmtime::format_err!("{error:#}"))?;
+        let reference = Component::new(engine, bytes)?;
+        Ok(Self { engine: engine.clone(), kind, reference: reference.component_type() })
     }
 
     /// Checks a component and returns the functions that it imports, as `interface.function`.
     pub(super) fn check(&self, component: &Component) -> Result<Vec<String>, ContractError> {
         let component = component.component_type();
+        let exports = |kind: GuestKind| component.get_export(&self.engine, kind.exported()).map(|export| export.ty);
+        // Said first: what else is wrong with it as a guest of this kind would only mislead.
+        let other = [GuestKind::Policy, GuestKind::Reward].into_iter().find(|kind| exports(*kind).is_some());
+        if let Some(is) = other.filter(|_| exports(self.kind).is_none()) {
+            return Err(ContractError::OtherKind { is, wanted: self.kind });
+        }
         let mut imported = Vec::new();
         for (name, import) in component.imports(&self.engine) {
             let ours = self.reference.get_import(&self.engine, name).map(|import| import.ty);
@@ -74,19 +119,29 @@ impl Contract {
                 _ => return Err(self.unknown(clean(name, NAME_BYTES))),
             }
         }
-        match component.get_export(&self.engine, POLICY).map(|export| export.ty) {
+        match exports(self.kind) {
             Some(ComponentItem::ComponentInstance(theirs)) => self.compare_exports(&theirs)?,
             _ => {
                 let exports = component.exports(&self.engine).map(|(name, _)| clean(name, NAME_BYTES)).collect();
-                return Err(ContractError::MissingExport { wanted: POLICY.to_owned(), exports });
+                return Err(ContractError::MissingExport { wanted: self.kind.exported().to_owned(), exports });
             }
         }
         Ok(imported)
     }
 
     fn unknown(&self, import: String) -> ContractError {
-        let known = self.reference.imports(&self.engine).map(|(name, _)| name.to_owned());
-        ContractError::UnknownImport { import, known: known.filter(|name| name != TYPES).collect() }
+        let has_functions = |item: &ComponentItem| match item {
+            ComponentItem::ComponentInstance(interface) => {
+                interface.exports(&self.engine).any(|(_, item)| matches!(item.ty, ComponentItem::ComponentFunc(_)))
+            }
+            _ => false,
+        };
+        let known = self.reference.imports(&self.engine).filter(|(_, import)| has_functions(&import.ty));
+        ContractError::UnknownImport {
+            kind: self.kind,
+            import,
+            known: known.map(|(name, _)| name.to_owned()).collect(),
+        }
     }
 
     /// A guest may import fewer functions than there are, but each as it is.
@@ -112,22 +167,23 @@ impl Contract {
         Ok(functions)
     }
 
-    /// A guest must export every function of the policy interface; others that it has are not looked at.
+    /// A guest must export every function of its kind's interface; others that it has are not looked at.
     fn compare_exports(&self, theirs: &ComponentInstance) -> Result<(), ContractError> {
+        let interface = self.kind.exported();
         let Some(ComponentItem::ComponentInstance(ours)) =
-            self.reference.get_export(&self.engine, POLICY).map(|export| export.ty)
+            self.reference.get_export(&self.engine, interface).map(|export| export.ty)
         else {
-            return Err(ContractError::MissingExport { wanted: POLICY.to_owned(), exports: Vec::new() });
+            return Err(ContractError::MissingExport { wanted: interface.to_owned(), exports: Vec::new() });
         };
         for (name, item) in ours.exports(&self.engine) {
             let ComponentItem::ComponentFunc(ours) = item.ty else {
                 continue;
             };
             match theirs.get_export(&self.engine, name).map(|item| item.ty) {
-                Some(ComponentItem::ComponentFunc(theirs)) => same_function(POLICY, name, &theirs, &ours)?,
+                Some(ComponentItem::ComponentFunc(theirs)) => same_function(interface, name, &theirs, &ours)?,
                 _ => {
                     let exports = theirs.exports(&self.engine).map(|(name, _)| clean(name, NAME_BYTES)).collect();
-                    return Err(ContractError::MissingExport { wanted: format!("{POLICY}#{name}"), exports });
+                    return Err(ContractError::MissingExport { wanted: format!("{interface}#{name}"), exports });
                 }
             }
         }
@@ -135,11 +191,11 @@ impl Contract {
     }
 }
 
-/// A component that implements the contract's world, made from the WIT text: its code only traps.
-fn reference_bytes() -> anyhow::Result<Vec<u8>> {
+/// A component that implements a contract's world, made from the WIT text: its code only traps.
+fn reference_bytes(kind: GuestKind) -> anyhow::Result<Vec<u8>> {
     let mut resolve = wit_parser::Resolve::default();
-    let package = resolve.push_str("policy.wit", WIT)?;
-    let world = resolve.select_world(&[package], Some("aligner"))?;
+    let package = resolve.push_str("contract.wit", kind.wit())?;
+    let world = resolve.select_world(&[package], Some(kind.world()))?;
     let mut module = wit_component::dummy_module(&resolve, world, wit_parser::ManglingAndAbi::Standard32);
     wit_component::embed_component_metadata(&mut module, &resolve, world, wit_component::StringEncoding::UTF8)?;
     wit_component::ComponentEncoder::default().module(&module)?.encode()

@@ -5,6 +5,7 @@
 //! answers the same fault for ever. Deciding what follows (`abort` or `base`) is the engine's.
 
 use super::decision::BadDecision;
+use super::guest::Guest;
 use super::limits::Limits;
 use super::plan::BadPlan;
 use super::words::clean;
@@ -13,12 +14,12 @@ use wasmtime::Trap;
 
 /// A guest that failed, and how.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("policy `{policy}`: {kind}{}{detail}", if detail.is_empty() { "" } else { ": " })]
+#[error("{guest}: {kind}{}{detail}", if detail.is_empty() { "" } else { ": " })]
 pub struct Fault {
     /// What kind of fault it is.
     pub kind: FaultKind,
-    /// The policy's name.
-    pub policy: String,
+    /// Whose it is.
+    pub guest: Guest,
     /// More for a log, cleaned; may be empty.
     pub detail: String,
 }
@@ -152,9 +153,9 @@ pub(super) struct Raised(pub(super) FaultKind);
 const DETAIL_BYTES: usize = 512;
 
 impl Fault {
-    /// A fault of `policy` whose kind says everything.
-    pub(super) fn new(policy: &str, kind: FaultKind) -> Self {
-        Self { kind, policy: policy.to_owned(), detail: String::new() }
+    /// A fault of `guest` whose kind says everything.
+    pub(super) fn new(guest: &Guest, kind: FaultKind) -> Self {
+        Self { kind, guest: guest.clone(), detail: String::new() }
     }
 
     /// The same, with the bound that `call` has met where the kind does not name it; `fuel` is the call's.
@@ -171,7 +172,7 @@ impl Fault {
 
     /// Classifies the error of a guest call. `last_note` is what the guest noted last in it: the message of
     /// a panic, where it gave up.
-    pub(super) fn from_error(policy: &str, error: &wasmtime::Error, last_note: Option<&String>) -> Self {
+    pub(super) fn from_error(guest: &Guest, error: &wasmtime::Error, last_note: Option<&String>) -> Self {
         let kind = if let Some(Raised(kind)) = error.downcast_ref() {
             kind.clone()
         } else if let Some(trap) = error.downcast_ref::<Trap>() {
@@ -190,6 +191,6 @@ impl Fault {
             FaultKind::Trap(TrapCode::Unreachable) => last_note.cloned().unwrap_or_default(),
             _ => String::new(),
         };
-        Self { kind, policy: policy.to_owned(), detail }
+        Self { kind, guest: guest.clone(), detail }
     }
 }

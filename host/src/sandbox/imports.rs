@@ -6,8 +6,10 @@
 //! code yields by the runtime's count, and [`link_function`] sees to it that host functions do.
 //! `text.rs` and `values.rs` hold the functions of those two interfaces.
 
+use super::Shared;
 use super::bindings;
 use super::fault::{Fault, FaultKind, Raised};
+use super::guest::Guest;
 use super::limits::Limits;
 use super::step::{ValueAnswer, ValueRequest};
 use super::text::{self, VocabularyText};
@@ -19,7 +21,7 @@ use std::task::Poll;
 use wasmtime::component::{ComponentNamedList, Lift, Linker, LinkerInstance, Lower};
 use wasmtime::{AsContextMut, Engine, ResourceLimiter, StoreContextMut, Trap, UpdateDeadline};
 
-/// The interfaces that a guest may import, and the one that it exports.
+/// The interfaces that a policy may import, and the one that it exports.
 pub(super) const TYPES: &str = "vassal:policy/types@0.1.0";
 pub(super) const VALUES: &str = "vassal:policy/values@0.1.0";
 pub(super) const TEXT: &str = "vassal:policy/text@0.1.0";
@@ -33,6 +35,8 @@ pub(super) struct StoreData {
     pub(super) exchange: Exchange,
     /// Epochs in a window of the clock.
     window_ticks: u64,
+    /// Windows at whose end a call is cut.
+    pub(super) windows: u32,
     /// Windows of the call under way that have passed since it was last left alone.
     windows_passed: u32,
     /// How often calls had been left alone by then.
@@ -50,12 +54,13 @@ pub(super) struct StoreData {
 }
 
 impl StoreData {
-    pub(super) fn new(limits: &Arc<Limits>, text: &Arc<VocabularyText>, window_ticks: u64) -> Self {
+    pub(super) fn new(shared: &Shared, text: &Arc<VocabularyText>) -> Self {
         Self {
-            limits: Arc::clone(limits),
+            limits: Arc::clone(&shared.limits),
             text: Arc::clone(text),
             exchange: Exchange::default(),
-            window_ticks,
+            window_ticks: shared.window_ticks,
+            windows: shared.limits.deadline_windows,
             windows_passed: 0,
             pauses: 0,
             sliced: false,
@@ -85,7 +90,7 @@ pub(super) fn window_passed(mut store: StoreContextMut<'_, StoreData>) -> wasmti
         return Ok(UpdateDeadline::Continue(data.window_ticks));
     }
     data.windows_passed += 1;
-    if data.windows_passed < data.limits.deadline_windows {
+    if data.windows_passed < data.windows {
         Ok(UpdateDeadline::Continue(data.window_ticks))
     } else {
         Ok(UpdateDeadline::Interrupt)
@@ -151,8 +156,8 @@ impl Exchange {
     }
 
     /// Classifies the error of a call, with the last note for its detail.
-    pub(super) fn fault(&self, policy: &str, error: &wasmtime::Error) -> Fault {
-        Fault::from_error(policy, error, self.lock().notes.last())
+    pub(super) fn fault(&self, guest: &Guest, error: &wasmtime::Error) -> Fault {
+        Fault::from_error(guest, error, self.lock().notes.last())
     }
 }
 

@@ -11,12 +11,12 @@
 //! After a fault the store is gone and the instance answers that fault for ever.
 
 use super::bindings;
-use super::compiled::Compiled;
 use super::decision::Context;
 use super::fault::{Fault, FaultKind};
 use super::imports::{Exchange, StoreData, start_clock};
 use super::manifest::Manifest;
 use super::plan::Plan;
+use super::policy::Compiled;
 use super::slice::{Running, Slice};
 use super::step::{Progress, Step, ValueAnswer, refill};
 use std::fmt;
@@ -60,7 +60,7 @@ pub struct Instance {
 impl fmt::Debug for Instance {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut instance = formatter.debug_struct("Instance");
-        instance.field("policy", &self.compiled.name).field("fault", &self.fault());
+        instance.field("policy", &self.compiled.loaded.guest.name).field("fault", &self.fault());
         instance.field("suspended", &self.is_suspended()).finish_non_exhaustive()
     }
 }
@@ -88,7 +88,7 @@ impl Instance {
     ) -> Result<Self, Fault> {
         let decide = instance
             .get_typed_func(&mut store, compiled.decide)
-            .map_err(|error| Fault::from_error(&compiled.name, &error, None))?;
+            .map_err(|error| Fault::from_error(&compiled.loaded.guest, &error, None))?;
         let left = store.get_fuel().unwrap_or(0);
         Ok(Self {
             compiled: Arc::clone(compiled),
@@ -101,9 +101,9 @@ impl Instance {
             step: Arc::default(),
             wanted: 0,
             fuel_used: 0,
-            started_fuel: compiled.shared.limits.fuel_start.saturating_sub(left),
+            started_fuel: compiled.loaded.shared.limits.fuel_start.saturating_sub(left),
             sliced,
-            credit_us: 5 * compiled.shared.limits.slice_us as i64,
+            credit_us: 5 * compiled.loaded.shared.limits.slice_us as i64,
             running: Running::default(),
         })
     }
@@ -144,7 +144,7 @@ impl Instance {
         assert_eq!(step.logits.len(), step.candidates.len(), "one logit a candidate");
         let rows = step.prefetched.count_ones() as usize;
         assert_eq!(step.values.len(), rows * step.candidates.len(), "one value a prefetched head and candidate");
-        let limits = &self.compiled.shared.limits;
+        let limits = &self.compiled.loaded.shared.limits;
         let mut store = match std::mem::replace(&mut self.state, State::Moved) {
             State::Idle(store) => store,
             State::Faulted(fault) => {
@@ -225,7 +225,7 @@ impl Instance {
     }
 
     fn poll(&mut self, mut running: Call) -> Option<Progress> {
-        match self.running.poll(running.as_mut(), &self.exchange, &self.compiled.shared.limits) {
+        match self.running.poll(running.as_mut(), &self.exchange, &self.compiled.loaded.shared.limits) {
             Slice::Done((store, answer)) => Some(self.settle(store, answer)),
             Slice::Waits => {
                 let request = self.exchange.lock().request.take()?;
@@ -239,8 +239,8 @@ impl Instance {
             }
             Slice::Late => {
                 self.fuel_used = 0;
-                let limits = &self.compiled.shared.limits;
-                let fault = Fault::new(&self.compiled.name, FaultKind::Deadline);
+                let limits = &self.compiled.loaded.shared.limits;
+                let fault = Fault::new(&self.compiled.loaded.guest, FaultKind::Deadline);
                 let fault = fault.of_call(DECIDE, limits.fuel_decide, limits);
                 self.state = State::Faulted(fault.clone());
                 Some(Progress::Faulted(fault))
@@ -250,7 +250,7 @@ impl Instance {
 
     /// Takes the store back, or drops it with the fault it has earned.
     fn settle(&mut self, mut store: Store<StoreData>, answer: Answer) -> Progress {
-        let limits = &self.compiled.shared.limits;
+        let limits = &self.compiled.loaded.shared.limits;
         self.fuel_used = limits.fuel_decide.saturating_sub(store.get_fuel().unwrap_or(0));
         self.compiled.note_fuel(self.fuel_used);
         store.data_mut().deciding.close();
@@ -263,11 +263,12 @@ impl Instance {
             ended: self.step.ended,
         };
         let decided = match answer {
-            Ok((raw,)) => {
-                context.check(raw).map_err(|error| Fault::new(&self.compiled.name, FaultKind::BadDecision(error)))
-            }
+            Ok((raw,)) => context
+                .check(raw)
+                .map_err(|error| Fault::new(&self.compiled.loaded.guest, FaultKind::BadDecision(error))),
             Err(error) => {
-                Err(self.exchange.fault(&self.compiled.name, &error).of_call(DECIDE, limits.fuel_decide, limits))
+                let fault = self.exchange.fault(&self.compiled.loaded.guest, &error);
+                Err(fault.of_call(DECIDE, limits.fuel_decide, limits))
             }
         };
         match decided {
@@ -294,7 +295,7 @@ impl Instance {
 
     /// The host's name for the policy.
     pub fn policy(&self) -> &str {
-        &self.compiled.name
+        &self.compiled.loaded.guest.name
     }
 
     /// The fault that ended it, if one did.
@@ -320,7 +321,7 @@ impl Instance {
     /// Tells it what its last slice took. Each call earns half a slice's time, up to five slices: one that is slow now and then
     /// stays quick, one that always is does not.
     pub fn took(&mut self, time: Duration) {
-        let slice = self.compiled.shared.limits.slice_us as i64;
+        let slice = self.compiled.loaded.shared.limits.slice_us as i64;
         let earned = if self.is_unfinished() { 0 } else { slice / 2 };
         // A busy machine may have let a quick call stand still for long: no slice counts for more than two.
         let spent = (time.as_micros() as i64).min(2 * slice);

@@ -1,10 +1,10 @@
-//! Every number that bounds a policy, in one place.
+//! Every number that bounds a policy or a reward, in one place.
 //!
 //! Each field gives its unit, its default (see [`Limits::default`]) and the reason for it. Numbers that the
 //! contract itself states (256 candidates, 10,000 nats, ...) stand here too, so that no other file of the
 //! sandbox holds one; raising those beyond the contract helps nobody, because guests are written against it.
 
-/// What a policy may use. Set before instantiation, so that core start functions run under it too.
+/// What a guest may use. Set before instantiation, so that core start functions run under it too.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     /// A component's size, bytes. Policies are some 60 kB; a mebibyte leaves room for tables.
@@ -149,6 +149,21 @@ pub struct Limits {
     /// The magnitude of a delta (nats) or weight. The contract's number: far beyond what any logit needs,
     /// and products with a value stay finite.
     pub magnitude: f32,
+    /// Exchanges of one `score`. The contract's number: a call's instance costs some 30 µs, which 32 make nothing; a
+    /// fault in a call costs as many calls more.
+    pub score_exchanges: usize,
+    /// Text of all exchanges of one `score`, bytes; an exchange that has more has no score. The contract's number:
+    /// twice what fits in a context of 8,192 tokens.
+    pub score_text_bytes: usize,
+    /// Fuel of `score` an exchange, besides that for its text, units; instantiation is paid from it. The contract's
+    /// number: room to prepare a list of some thousand words.
+    pub fuel_score: u64,
+    /// Fuel of `score` a byte of text, units. The contract's number: ten times what splitting into words, folding
+    /// their case and looking each of them up takes.
+    pub fuel_score_byte: u64,
+    /// Windows at whose end a `score` must still be running to be cut: as `deadline_windows`, for up to 225,000,000
+    /// units of fuel, which take some 0.2 s in ordinary code and 4.5 s in denormal divisions.
+    pub score_windows: u32,
 }
 
 impl Limits {
@@ -238,6 +253,11 @@ impl Default for Limits {
             bias_tokens: 1_024,
             insert_tokens: 256,
             magnitude: 10_000.0,
+            score_exchanges: 32,
+            score_text_bytes: 64 * KIB,
+            fuel_score: 5_000_000,
+            fuel_score_byte: 1_000,
+            score_windows: 100,
         }
     }
 }

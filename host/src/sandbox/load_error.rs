@@ -1,12 +1,13 @@
 //! Why a component is not loaded, as a value with a closed set of kinds.
 //!
-//! Each kind names the policy, what is wrong, the bound and what was given. Most are the guest's;
+//! Each kind names the component, what is wrong, the bound and what was given. Most are the guest's;
 //! [`LoadError::is_the_hosts`] tells which are not.
 
 use super::caps::Cap;
 use super::compiler::{CompilerError, Failure};
 use super::contract::ContractError;
 use super::fault::Fault;
+use super::guest::Guest;
 use super::limits::Limits;
 use super::manifest::ManifestError;
 use super::words::clean;
@@ -15,34 +16,32 @@ use super::words::clean;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum LoadError {
     /// More bytes than a component may have.
-    #[error("policy `{policy}`: {bytes} bytes, at most {limit_bytes} allowed")]
+    #[error("{guest}: {bytes} bytes, at most {limit_bytes} allowed")]
     TooLarge {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
         /// Its size.
         bytes: usize,
         /// The limit.
         limit_bytes: usize,
     },
     /// Not WebAssembly at all.
-    #[error("policy `{policy}`: not a WebAssembly file (it does not begin with `\\0asm`)")]
+    #[error("{guest}: not a WebAssembly file (it does not begin with `\\0asm`)")]
     NotWebAssembly {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
     },
     /// A core module.
-    #[error(
-        "policy `{policy}`: a core WebAssembly module, not a component; make it one with `wasm-tools component new`"
-    )]
+    #[error("{guest}: a core WebAssembly module, not a component; make it one with `wasm-tools component new`")]
     CoreModule {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
     },
     /// Well formed so far, but more of something than its cap allows.
-    #[error("policy `{policy}`: {}{given} {cap}, at most {limit} allowed", in_function(.function))]
+    #[error("{guest}: {}{given} {cap}, at most {limit} allowed", in_function(.function))]
     Cap {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
         /// What there is too much of.
         cap: Cap,
         /// How much there is, as far as was counted.
@@ -53,52 +52,52 @@ pub enum LoadError {
         function: Option<u32>,
     },
     /// Damaged, cut off, or in need of what is switched off.
-    #[error("policy `{policy}`: not a valid component: {detail}")]
+    #[error("{guest}: not a valid component: {detail}")]
     Invalid {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
         /// The parser's or the runtime's words, cleaned.
         detail: String,
     },
     /// It takes too long to compile.
-    #[error("policy `{policy}`: compiling it takes longer than the {limit_ms} ms allowed")]
+    #[error("{guest}: compiling it takes longer than the {limit_ms} ms allowed")]
     CompileTime {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
         /// The limit.
         limit_ms: u64,
     },
     /// It ended the compiler: by taking too much memory, most likely.
-    #[error("policy `{policy}`: compiling it ended the compiler, which has {limit_bytes} bytes of memory ({ended})")]
+    #[error("{guest}: compiling it ended the compiler, which has {limit_bytes} bytes of memory ({ended})")]
     CompileMemory {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
         /// How the compiler ended.
         ended: String,
         /// The compiler's address space.
         limit_bytes: usize,
     },
     /// Its machine code is too large.
-    #[error("policy `{policy}`: its machine code is larger than the {limit_bytes} bytes allowed")]
+    #[error("{guest}: its machine code is larger than the {limit_bytes} bytes allowed")]
     CodeTooLarge {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
         /// The limit.
         limit_bytes: usize,
     },
-    /// The compiler is at fault: the host's, never the policy's.
-    #[error("policy `{policy}`: {error}")]
+    /// The compiler is at fault: the host's, never the guest's.
+    #[error("{guest}: {error}")]
     Compiler {
-        /// The policy that was to be compiled.
-        policy: String,
+        /// What was to be compiled.
+        guest: Guest,
         /// What is wrong with the compiler.
         error: CompilerError,
     },
-    /// A component, but not a policy.
-    #[error("policy `{policy}`: {error}")]
+    /// A component, but not of the kind that it was taken for.
+    #[error("{guest}: {error}")]
     Contract {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
         /// How it breaks the contract.
         error: ContractError,
     },
@@ -106,10 +105,10 @@ pub enum LoadError {
     #[error("{0}")]
     Describe(Fault),
     /// What `describe` said is refused.
-    #[error("policy `{policy}`: {error}")]
+    #[error("{guest}: {error}")]
     Manifest {
-        /// The policy.
-        policy: String,
+        /// Which.
+        guest: Guest,
         /// Why.
         error: ManifestError,
     },
@@ -134,21 +133,19 @@ impl LoadError {
     }
 
     /// What the runtime finds wrong with a component that passed the validator.
-    pub(super) fn invalid(policy: &str, words: &str) -> Self {
-        Self::Invalid { policy: policy.to_owned(), detail: clean(words, DETAIL_BYTES) }
+    pub(super) fn invalid(guest: &Guest, words: &str) -> Self {
+        Self::Invalid { guest: guest.clone(), detail: clean(words, DETAIL_BYTES) }
     }
 
-    /// A policy for which there is no machine code.
-    pub(super) fn uncompiled(policy: &str, failure: Failure, limits: &Limits) -> Self {
-        let named = policy.to_owned();
+    /// A component for which there is no machine code.
+    pub(super) fn uncompiled(guest: &Guest, failure: Failure, limits: &Limits) -> Self {
+        let guest = guest.clone();
         match failure {
-            Failure::Time => Self::CompileTime { policy: named, limit_ms: limits.compile_ms },
-            Failure::Ended(ended) => {
-                Self::CompileMemory { policy: named, ended, limit_bytes: limits.compile_memory_bytes }
-            }
-            Failure::TooLarge => Self::CodeTooLarge { policy: named, limit_bytes: limits.code_bytes },
-            Failure::Refused(words) => Self::invalid(policy, &words),
-            Failure::Compiler(error) => Self::Compiler { policy: named, error },
+            Failure::Time => Self::CompileTime { guest, limit_ms: limits.compile_ms },
+            Failure::Ended(ended) => Self::CompileMemory { guest, ended, limit_bytes: limits.compile_memory_bytes },
+            Failure::TooLarge => Self::CodeTooLarge { guest, limit_bytes: limits.code_bytes },
+            Failure::Refused(words) => Self::invalid(&guest, &words),
+            Failure::Compiler(error) => Self::Compiler { guest, error },
         }
     }
 }

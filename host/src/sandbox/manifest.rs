@@ -236,6 +236,22 @@ pub enum ManifestError {
     /// A need that is not granted.
     #[error("need `{0}` is not granted")]
     NotGranted(&'static str),
+    /// A reward's name that is not of the letters that it may have.
+    #[error("the reward's name `{given}` must be 1 to {limit_bytes} bytes, each of a to z, 0 to 9 or -")]
+    RewardName {
+        /// The name, cleaned.
+        given: String,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// A reward's range that is none.
+    #[error("the reward's minimum {minimum} must be less than its maximum {maximum}, both finite")]
+    RewardRange {
+        /// Its minimum.
+        minimum: f64,
+        /// Its maximum.
+        maximum: f64,
+    },
     /// Two calls of `describe` answered differently. Insurance: each has an instance of its own, with the same fuel and
     /// nothing else, so no guest can tell which it is, and only a bug of the runtime's could come to this.
     #[error("`describe` answered two calls differently: {0}")]
@@ -333,7 +349,7 @@ fn bound(what: &'static str, given: u64, least: u64, most: u64) -> Result<(), Ma
 }
 
 /// A name is what cleaning leaves as it is: two that look alike cannot differ in hidden characters.
-fn checked_name(what: &'static str, name: &str, limit_bytes: usize) -> Result<String, ManifestError> {
+pub(super) fn checked_name(what: &'static str, name: &str, limit_bytes: usize) -> Result<String, ManifestError> {
     let cleaned = clean(name, limit_bytes);
     let plain = cleaned == name && name.trim() == name && !name.contains('=');
     if plain && !name.is_empty() { Ok(cleaned) } else { Err(ManifestError::Name { what, given: cleaned, limit_bytes }) }

@@ -4,13 +4,13 @@
 //! once, bounded by its fuel; one that is gets a slice at each [`Starting::proceed`], so that nobody waits for it.
 
 use super::bindings;
-use super::compiled::Compiled;
 use super::fault::{Fault, FaultKind};
 use super::imports::{Exchange, StoreData};
 use super::instance::Instance;
 use super::limits::Limits;
 use super::manifest::Manifest;
 use super::plan::Plan;
+use super::policy::Compiled;
 use super::slice::{Running, Slice};
 use super::words::clean;
 use std::fmt;
@@ -38,7 +38,7 @@ pub struct Starting {
 
 impl fmt::Debug for Starting {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Starting").field("policy", &self.compiled.name).finish_non_exhaustive()
+        formatter.debug_struct("Starting").field("policy", &self.compiled.loaded.guest.name).finish_non_exhaustive()
     }
 }
 
@@ -53,7 +53,7 @@ impl Starting {
         let call = {
             let compiled = Arc::clone(compiled);
             Box::pin(async move {
-                let mut store = compiled.store(data, compiled.shared.limits.fuel_start)?;
+                let mut store = compiled.loaded.store(data, compiled.loaded.shared.limits.fuel_start)?;
                 let called = compiled.instantiate_and_call(&mut store, sliced, compiled.start, (request,));
                 let (instance, answer) = called.await?;
                 Ok((store, instance, answer))
@@ -76,7 +76,7 @@ impl Starting {
     /// After it has answered.
     pub fn proceed(&mut self) -> Option<Result<Instance, Fault>> {
         self.exchange.lock().pauses += 1;
-        let (limits, since) = (&self.compiled.shared.limits, Instant::now());
+        let (limits, since) = (&self.compiled.loaded.shared.limits, Instant::now());
         let slice = self.running.poll(self.call.as_mut(), &self.exchange, limits);
         self.slices += 1;
         let quick = match &slice {
@@ -93,25 +93,25 @@ impl Starting {
         }
         match slice {
             Slice::Done(started) => Some(self.finish(started)),
-            Slice::Late => Some(Err(self.of_start(Fault::new(&self.compiled.name, FaultKind::Deadline)))),
+            Slice::Late => Some(Err(self.of_start(Fault::new(&self.compiled.loaded.guest, FaultKind::Deadline)))),
             // Nothing is waited for in `start`: values are not answered there.
             Slice::Over | Slice::Waits => None,
         }
     }
 
     fn of_start(&self, fault: Fault) -> Fault {
-        let limits = &self.compiled.shared.limits;
+        let limits = &self.compiled.loaded.shared.limits;
         fault.of_call("instantiation and `start`", limits.fuel_start, limits)
     }
 
     fn finish(&self, started: Started) -> Result<Instance, Fault> {
         let compiled = &self.compiled;
-        let fault = |kind| Fault::new(&compiled.name, kind);
-        let failed = |error| self.of_start(self.exchange.fault(&compiled.name, &error));
+        let fault = |kind| Fault::new(&compiled.loaded.guest, kind);
+        let failed = |error| self.of_start(self.exchange.fault(&compiled.loaded.guest, &error));
         let (store, instance, (answer,)) = started.map_err(failed)?;
-        compiled.note_fuel(fuel_used(&store, &compiled.shared.limits));
+        compiled.note_fuel(fuel_used(&store, &compiled.loaded.shared.limits));
         let plan = answer.map_err(|reason| {
-            let detail = clean(&reason, compiled.shared.limits.summary_bytes);
+            let detail = clean(&reason, compiled.loaded.shared.limits.summary_bytes);
             Fault { detail, ..fault(FaultKind::StartRefused) }
         })?;
         let plan = Plan::check(&plan, &self.manifest).map_err(|error| fault(FaultKind::BadPlan(error)))?;

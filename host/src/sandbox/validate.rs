@@ -8,6 +8,7 @@
 //! [`FEATURES`] is the one list of what is on: the runtime's configuration takes it too.
 
 use super::caps::{Cap, Exceeded, Footprint};
+use super::guest::Guest;
 use super::limits::Limits;
 use super::load_error::LoadError;
 use super::words::clean;
@@ -53,27 +54,27 @@ impl From<wasmparser::Error> for Refusal {
     }
 }
 
-/// What a component is made of; none of its code is compiled or run. `name` is the host's name for it.
+/// What a component is made of; none of its code is compiled or run. `guest` is what errors name.
 ///
 /// # Errors
 /// [`LoadError`], if it is no component, not valid, in need of a proposal that is off, or beyond a cap.
-pub fn inspect(name: &str, bytes: &[u8], limits: &Limits) -> Result<Footprint, LoadError> {
-    let policy = || name.to_owned();
+pub fn inspect(guest: &Guest, bytes: &[u8], limits: &Limits) -> Result<Footprint, LoadError> {
+    let guest = || guest.clone();
     let (size_bytes, limit_bytes) = (bytes.len(), limits.component_bytes);
     if size_bytes > limit_bytes {
-        return Err(LoadError::TooLarge { policy: policy(), bytes: size_bytes, limit_bytes });
+        return Err(LoadError::TooLarge { guest: guest(), bytes: size_bytes, limit_bytes });
     }
     match bytes.first_chunk::<8>() {
         Some([0, b'a', b's', b'm', _, _, 0, 0]) => {
-            return Err(LoadError::CoreModule { policy: policy() });
+            return Err(LoadError::CoreModule { guest: guest() });
         }
         Some([0, b'a', b's', b'm', ..]) => {}
-        _ => return Err(LoadError::NotWebAssembly { policy: policy() }),
+        _ => return Err(LoadError::NotWebAssembly { guest: guest() }),
     }
     validate(bytes, limits).map_err(|refusal| match refusal {
-        Refusal::Invalid(detail) => LoadError::Invalid { policy: policy(), detail },
+        Refusal::Invalid(detail) => LoadError::Invalid { guest: guest(), detail },
         Refusal::Cap { exceeded: Exceeded { cap, given, limit }, function } => {
-            LoadError::Cap { policy: policy(), cap, given, limit, function }
+            LoadError::Cap { guest: guest(), cap, given, limit, function }
         }
     })
 }
