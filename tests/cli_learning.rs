@@ -1,5 +1,5 @@
-//! Learning end to end through the program, on a tiny model and prompts of this test: `vassal rollout`, `vassal fit`,
-//! `vassal evaluate`.
+//! Learning end to end through the program, on a tiny model and prompts of this test: `vassal rollout`, `vassal reward`,
+//! `vassal fit`, `vassal evaluate`.
 //!
 //! The toy model's text is noise in which VADER finds no word, so the reward is `simplicity` alone: words of noise
 //! have lengths too. That heads of the default model are worth something is measured by the commands in
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vassal::host::hexadecimal;
 use vassal::learning::prompts::{PromptSet, Split};
+use vassal::learning::rewards::{BuiltIn, Reward};
 use vassal::learning::rollouts::{Rollout, Rollouts};
 use vassal::model::heads::{HeadFile, HeadKind, HeadWeights};
 use vassal::model::synthetic::SyntheticModel;
@@ -39,6 +40,13 @@ fn done(command: &str, prompts: &str, arguments: &[&str]) -> Run {
     run
 }
 
+/// `vassal reward`, done, with its JSON.
+#[track_caller]
+fn reward(rollouts: &str, rewards: &[&str], out: &str) -> Value {
+    let rewards: Vec<&str> = rewards.iter().flat_map(|reward| ["--reward", reward]).collect();
+    Run::of(&[&["reward", "--rollouts", rollouts, "--out", out, "--json"], &rewards[..]].concat()).object(0)
+}
+
 fn rollout(prompts: &str, out: &str, seed: &str, arguments: &[&str]) -> Rollouts {
     let limit = MAX_TOKENS.to_string();
     let fixed = ["--out", out, "--seed", seed, "--max-tokens", &limit];
@@ -55,7 +63,7 @@ fn sha256(path: &str) -> String {
 fn learning_on_a_tiny_model_from_rollouts_to_figures() {
     let (prompts, set) = prompts();
     let path = |name: &str| folder().join(name).to_str().unwrap().to_owned();
-    let (learned, pool, heads) = (path("learn.jsonl"), path("pool.jsonl"), path("learned-heads"));
+    let (learned, pool, heads) = (path("learn.parquet"), path("pool.parquet"), path("learned-heads"));
     let _ = std::fs::remove_dir_all(&heads);
 
     let rollouts = rollout(&prompts, &learned, "3", &["--samples", "8"]);
@@ -71,7 +79,15 @@ fn learning_on_a_tiny_model_from_rollouts_to_figures() {
     rollout(&prompts, &learned, "3", &["--samples", "8"]);
     assert!(std::fs::read(&learned).unwrap() == bytes, "the same command writes the same bytes");
 
-    let fit = ["--rollouts", &learned, "--reward", "simplicity", "--rank", "4", "--out", &heads];
+    let fit = ["--rollouts", &learned, "--rank", "4", "--out", &heads];
+    let run = Run::of(&[&["fit", "--model", tiny(), "--prompts", &prompts], &fit[..]].concat());
+    run.refuses(2, &["`vassal reward`"]);
+    let table = reward(&learned, &["simplicity"], &learned);
+    assert_eq!((&table["rollouts"], &table["rewards"][0]["name"]), (&json!(own.len()), &json!("simplicity")));
+    let scored = std::fs::read(&learned).unwrap();
+    assert!(scored != bytes);
+    reward(&learned, &["simplicity"], &learned);
+    assert!(std::fs::read(&learned).unwrap() == scored, "a column that is there is left as it is");
     done("fit", &prompts, &fit);
     let names = ["look-ahead", "one-pass"].map(|kind| format!("{heads}/simplicity.{kind}.safetensors"));
     let files = names.each_ref().map(|name| std::fs::read(name).unwrap());
@@ -81,7 +97,10 @@ fn learning_on_a_tiny_model_from_rollouts_to_figures() {
     done("fit", &prompts, &fit);
     assert!(names.each_ref().map(|name| std::fs::read(name).unwrap()) == files, "and the fit the same heads");
 
-    rollout(&prompts, &pool, "5", &["--samples", "16", "--splits", "test"]);
+    let run = done("rollout", &prompts, &pool_arguments(&pool));
+    assert!(run.out.contains("| simplicity |"), "{run:?}");
+    let run = Run::of(&[&["fit", "--model", tiny(), "--prompts", &prompts, "--rollouts", &pool], &fit[2..]].concat());
+    run.refuses(2, &["no rollouts of learn prompts", "--splits test"]);
     let evaluate = ["--base", &pool, "--reward", "simplicity", "--heads", &heads, "--kl", "0.2", "--json"];
     let figures = done("evaluate", &prompts, &evaluate).object(0);
     check_figures(&figures, set.of(Split::Test).count());
@@ -90,6 +109,18 @@ fn learning_on_a_tiny_model_from_rollouts_to_figures() {
     let other = written("other-prompts.jsonl", b"{\"id\": \"a\", \"kind\": \"b\", \"prompt\": \"c\"}\n");
     let run = Run::of(&[&["fit", "--model", tiny(), "--prompts", &other], &fit[..]].concat());
     run.refuses(2, &[&set.sha256, &sha256(&other)]);
+    let run =
+        Run::of(&[&["evaluate", "--model", tiny(), "--prompts", &prompts, "--split", "learn"], &evaluate[..]].concat());
+    run.refuses(2, &["learned from prompts of the split learn"]);
+    let run =
+        Run::of(&[&["fit", "--model", tiny(), "--prompts", &prompts, "--reward", "sentiment"], &fit[..]].concat());
+    run.refuses(2, &["\"sentiment\"", "they have: simplicity"]);
+}
+
+/// A pool that its reward scores at once.
+fn pool_arguments(out: &str) -> Vec<&str> {
+    let fixed = ["--out", out, "--seed", "5", "--max-tokens", "12", "--samples", "16", "--splits", "test"];
+    [&fixed[..], &["--reward", "simplicity"]].concat()
 }
 
 fn check_rollouts(rollouts: &Rollouts, set: &PromptSet) {
@@ -121,6 +152,7 @@ fn check_head(path: &str, kind: HeadKind, prompts: &str, rollouts: &str, set: &P
     assert_eq!((provenance.prompts, provenance.rollouts, provenance.samples), (learn, 8 * learn, 8));
     assert!(provenance.explained.is_finite() && provenance.explained <= 1.0, "{}", provenance.explained);
     assert!(provenance.command.contains("vassal fit"), "{}", provenance.command);
+    assert_eq!(provenance.reward, BuiltIn::simplicity().definition());
     let table = provenance.dial_to_kl;
     assert!(table.len() >= 3 && table.is_sorted_by(|a, b| a.0 < b.0), "{table:?}");
     assert!(table.iter().all(|(_, kl)| kl.is_finite() && *kl > 0.0), "{table:?}");

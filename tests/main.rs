@@ -7,6 +7,7 @@ mod cli;
 mod cli_bench;
 mod cli_default_model;
 mod cli_learning;
+mod cli_rollouts;
 mod cuda;
 mod embed;
 mod engine;

@@ -70,6 +70,13 @@ pub(crate) fn written(name: &str, bytes: &[u8]) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// The program with these arguments, about to be started.
+pub(crate) fn started(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vassal-under-test"));
+    command.args(arguments).stdin(Stdio::null()).env("VASSAL_HOME", home());
+    command
+}
+
 /// What a run of the program left.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -84,8 +91,7 @@ impl Run {
     }
 
     pub(crate) fn command(arguments: &[&str], set: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vassal-under-test"));
-        command.args(arguments).stdin(Stdio::null()).env("VASSAL_HOME", home());
+        let mut command = started(arguments);
         set(&mut command);
         let output = command.output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

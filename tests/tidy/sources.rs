@@ -31,7 +31,6 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
     ),
     ("host/src/learning/one_pass.rs", 650, "one fit in stages that share their arrays, and its planted test"),
     ("host/src/learning/ridge.rs", 525, "one solver, and tests against the normal equations"),
-    ("host/src/learning/rollouts.rs", 450, "one file format: writer, reader and their tests"),
     ("host/src/model/gguf/mod.rs", 500, "one file format: what a file holds, and why one is refused"),
     ("host/src/model/heads/mod.rs", 600, "one file format in two kinds: writer, reader and their tests"),
     ("host/src/model/source/tests.rs", 600, "a server on loopback, and every way a download goes wrong"),

@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use super::learn::{bar, find_rewards, read_prompts};
+use super::learn::{bar, read_prompts};
 use super::{ModelArguments, print, print_json};
 use crate::engine::EngineOptions;
 use crate::error::Error;
@@ -17,8 +17,8 @@ use crate::host::{Host, HostOptions};
 use crate::learning::decoding::{Decoding, respond, vas};
 use crate::learning::evaluation::{Estimate, Measured, best_of_pools, dial_for_kl, measure};
 use crate::learning::prompts::{Prompt, Split};
-use crate::learning::rewards::SharedReward;
-use crate::learning::rollouts::{Rollouts, score};
+use crate::learning::rewards::{self, SharedReward};
+use crate::learning::rollouts::Rollouts;
 use crate::learning::statistics::repeated_4;
 use crate::model::heads::HeadKind;
 
@@ -77,7 +77,11 @@ struct Line {
 
 pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     let set = read_prompts(arguments.prompts.as_deref())?;
-    let rewards = find_rewards(&arguments.rewards)?;
+    let rewards = rewards::find(&arguments.rewards)?;
+    if arguments.split == Split::Learn {
+        let why = "heads were learned from prompts of the split learn: use test, or tune while settings are chosen";
+        return Err(Error::Usage(why.to_owned()));
+    }
     let rollouts = Rollouts::read(&arguments.base)?;
     rollouts.require_prompts(&set.sha256)?;
     let header = &rollouts.header;
@@ -94,7 +98,8 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     let groups = &groups[..count];
     let find = |id: &str| set.prompts.iter().find(|prompt| prompt.id == id);
     let prompts: Vec<&Prompt> = groups.iter().filter_map(|group| find(&group.first()?.id)).collect();
-    let pools: Vec<Vec<Vec<f64>>> = rewards.iter().map(|reward| score(groups, &**reward)).collect::<Result<_, _>>()?;
+    let scored = |reward: &SharedReward| rollouts.score(groups, &**reward);
+    let pools: Vec<Vec<Vec<f64>>> = rewards.iter().map(scored).collect::<Result<_, _>>()?;
     let of_pools = |n| pools.iter().map(|pools| best_of_pools(pools, n, arguments.seed)).collect::<Vec<_>>();
     let (base, best) = (of_pools(1), of_pools(BEST_OF));
 

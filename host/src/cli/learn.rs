@@ -1,24 +1,23 @@
-//! `vassal rollout`, `fit` and `evaluate`: learning from the base model's own samples.
+//! `vassal fit`, and what the commands of learning share: prompts, splits, a progress bar.
 //!
 //! Arguments become calls of [`crate::learning`]; what is written stands under its final name only
-//! once it is whole.
+//! once it is whole. A fit that was killed begins anew: features are read again, which takes most of its time, and are
+//! too large to keep (some 4 kB a token).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ModelArguments, between, complain};
-use crate::engine::{EngineOptions, Event};
+use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::host::{Host, HostOptions, cores, hexadecimal};
 use crate::learning::decoding::dial_to_kl;
 use crate::learning::fitting::{FitOptions, FittedLookAhead, Material};
 use crate::learning::prompts::{Prompt, PromptSet, Split};
-use crate::learning::rewards::{SharedReward, Spec, SpecError};
-use crate::learning::rollouts::{self, End, Header, Rollout, Rollouts};
+use crate::learning::rollouts::{RewardAbout, Rollouts};
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
@@ -30,37 +29,7 @@ const DIALS: [f64; 5] = [0.25, 0.5, 0.75, 1.0, 1.5];
 const DIAL_PROMPTS: usize = 20;
 
 /// Sequences that decode at once while learning.
-const SEQUENCES: usize = 48;
-
-#[derive(Debug, Args)]
-pub(super) struct RolloutArguments {
-    /// JSON lines with "id", "kind" and "prompt"; the project's own prompts where there is none.
-    #[arg(long, value_name = "FILE")]
-    prompts: Option<PathBuf>,
-    /// Responses a prompt.
-    #[arg(long, default_value_t = 16, value_parser = between(1, 1024))]
-    samples: usize,
-    /// Only prompts of these splits.
-    #[arg(long, value_delimiter = ',', default_value = "learn,tune", value_parser = parse_split)]
-    splits: Vec<Split>,
-    /// Response tokens at most.
-    #[arg(long, default_value_t = 60)]
-    max_tokens: usize,
-    /// Temperature of the draws.
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
-    /// Nucleus of the draws.
-    #[arg(long, default_value_t = 1.0)]
-    top_p: f32,
-    /// Fixes every draw.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// The file to write.
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    #[command(flatten)]
-    model: ModelArguments,
-}
+pub(super) const SEQUENCES: usize = 48;
 
 pub(super) fn parse_split(text: &str) -> Result<Split, String> {
     let all = [Split::Learn, Split::Tune, Split::Test];
@@ -82,73 +51,16 @@ pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
     ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(what)
 }
 
-pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
-    let set = read_prompts(arguments.prompts.as_deref())?;
-    let prompts: Vec<&Prompt> = set.prompts.iter().filter(|prompt| arguments.splits.contains(&prompt.split)).collect();
-    let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
-    let mut host = Host::open(&HostOptions { head_kind: None, engine, ..arguments.model.resolve()? })?;
-    let header = Header {
-        format: rollouts::FORMAT.to_owned(),
-        model_sha256: host.model().sha256.clone(),
-        prompts_sha256: set.sha256.clone(),
-        seed: arguments.seed,
-        samples: arguments.samples as u32,
-        temperature: arguments.temperature,
-        top_p: arguments.top_p,
-        token_limit: arguments.max_tokens as u32,
-        command: std::env::args().skip(1).fold("vassal".to_owned(), |command, word| command + " " + &word),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let mut writer = rollouts::Writer::create(&arguments.out, &header)?;
-    let mut of = HashMap::new();
-    for (place, prompt) in prompts.iter().enumerate() {
-        let request = crate::request::Request {
-            max_tokens: Some(arguments.max_tokens),
-            temperature: Some(arguments.temperature),
-            top_p: Some(arguments.top_p),
-            seed: Some(arguments.seed),
-            // Every prompt has streams of its own.
-            stream: (place * arguments.samples) as u64,
-            ..host.request(&prompt.text)?
-        };
-        let request = host.validate(request)?;
-        for (sample, id) in host.engine().submit_samples(request, arguments.samples)?.into_iter().enumerate() {
-            of.insert(id, (*prompt, sample));
-        }
-    }
-    let bar = bar(of.len(), "rollouts");
-    while !host.engine().is_idle() {
-        for event in host.engine().step()? {
-            let Event::Finished { sequence, response } = event else { continue };
-            let Some((prompt, sample)) = of.remove(&sequence) else { continue };
-            let end =
-                if response.finish == crate::engine::Finish::EndOfText { End::EndOfText } else { End::TokenLimit };
-            writer.append(&Rollout {
-                id: prompt.id.clone(),
-                prompt: prompt.text.clone(),
-                split: prompt.split,
-                sample: sample as u32,
-                tokens: response.token_ids(),
-                text: response.text.clone(),
-                end,
-            })?;
-            bar.inc(1);
-        }
-    }
-    bar.finish();
-    Ok(writer.finish()?)
-}
-
 #[derive(Debug, Args)]
 pub(super) struct FitArguments {
-    /// A file that `vassal rollout` wrote.
+    /// A file that `vassal rollout` wrote and rewards have scored.
     #[arg(long, value_name = "FILE")]
     rollouts: PathBuf,
     /// The prompts file that it was made from; the project's own where there is none.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// A reward to fit heads to, as `sentiment` or `short:length=20`; may repeat.
-    #[arg(long = "reward", default_values = ["sentiment", "simplicity"])]
+    /// The name of a reward that has scored the rollouts; may repeat. All of them where none is given.
+    #[arg(long = "reward", value_name = "NAME")]
     rewards: Vec<String>,
     /// The layer that heads read; 0.7 of all layers where none is given.
     #[arg(long)]
@@ -164,24 +76,6 @@ pub(super) struct FitArguments {
     out: PathBuf,
     #[command(flatten)]
     model: ModelArguments,
-}
-
-/// The rewards that a command line names.
-pub(super) fn find_rewards(specs: &[String]) -> Result<Vec<SharedReward>, Error> {
-    let mut found: Vec<SharedReward> = Vec::new();
-    for spec in specs {
-        let reward: SharedReward = match Spec::parse(spec)? {
-            Spec::BuiltIn(reward) => Arc::new(reward),
-            Spec::File { path, .. } => {
-                return Err(Error::Usage(format!("{}: rewards as components cannot be used yet", path.display())));
-            }
-        };
-        if found.iter().any(|other| other.name() == reward.name()) {
-            return Err(SpecError::Twice(reward.name().to_owned()).into());
-        }
-        found.push(reward);
-    }
-    Ok(found)
 }
 
 /// SHA-256 of a file.
@@ -204,7 +98,11 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     let set = read_prompts(arguments.prompts.as_deref())?;
     let rollouts = Rollouts::read(&arguments.rollouts)?;
     rollouts.require_prompts(&set.sha256)?;
-    let rewards = find_rewards(&arguments.rewards)?;
+    let (rollouts, left_out) = rollouts.scored_by(&arguments.rewards)?;
+    if left_out > 0 {
+        complain(&format!("{left_out} rollouts are left out, which not every reward has scored"));
+    }
+    let rewards = &rollouts.rewards;
     let failed = |source| Error::File { what: "folder", path: arguments.out.display().to_string(), source };
     std::fs::create_dir_all(&arguments.out).map_err(failed)?;
     let options = HostOptions { head_kind: None, ..arguments.model.resolve()? };
@@ -238,14 +136,11 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     progress.finish();
     drop(host);
     complain("fitting look-ahead heads");
-    let (fitted, covariance) = material.look_ahead(&rewards, fit_options.threads)?;
+    let (fitted, covariance) = material.look_ahead(rewards.len(), fit_options.threads)?;
     for (reward, fitted) in rewards.iter().zip(&fitted) {
         complain(&format!(
             "{}: {:.3} of the variance explained on tune prompts ({:.3} without share weights), by position {:.3?}",
-            reward.name(),
-            fitted.evaluation.explained,
-            fitted.explained_plain,
-            fitted.evaluation.explained_by_position
+            reward.name, fitted.evaluation.explained, fitted.explained_plain, fitted.evaluation.explained_by_position
         ));
     }
 
@@ -254,6 +149,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     let provenance = Provenance {
         prompts_sha256: set.sha256.clone(),
         rollouts_sha256: file_sha256(&arguments.rollouts)?,
+        reward: String::new(),
         prompts: count_prompts,
         rollouts: count_rollouts,
         samples: header.samples,
@@ -269,9 +165,9 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let shape = &config.shape;
-    let describe = |name: &str, kind, spread, provenance| Description {
+    let describe = |reward: &RewardAbout, kind, spread, provenance| Description {
         format: heads::FORMAT.to_owned(),
-        name: name.to_owned(),
+        name: reward.name.clone(),
         kind,
         layer,
         layers: shape.layers,
@@ -280,17 +176,17 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         model_sha256: header.model_sha256.clone(),
         spread,
         token_limit: header.token_limit,
-        provenance,
+        provenance: Provenance { reward: reward.definition.clone(), ..provenance },
     };
     let look_ahead_files = |spreads: &[f64]| -> Vec<HeadFile> {
-        let file = |((reward, fitted), &spread): ((&SharedReward, &FittedLookAhead), &f64)| {
+        let file = |((reward, fitted), &spread): ((&RewardAbout, &FittedLookAhead), &f64)| {
             let provenance = Provenance {
                 penalties: fitted.penalties.clone(),
                 explained: fitted.evaluation.explained,
                 explained_by_position: fitted.evaluation.explained_by_position.clone(),
                 ..provenance.clone()
             };
-            let description = describe(reward.name(), HeadKind::LookAhead, spread, provenance);
+            let description = describe(reward, HeadKind::LookAhead, spread, provenance);
             HeadFile { description, weights: HeadWeights::LookAhead(fitted.head.clone()) }
         };
         rewards.iter().zip(&fitted).zip(spreads).map(file).collect()
@@ -306,11 +202,11 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     progress.finish();
     let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
     for (place, reward) in rewards.iter().enumerate() {
-        complain(&format!("distilling the one-pass head of {}", reward.name()));
-        let distilled = material.distil(host.engine(), &candidates, place, &covariance, &fit_options, reward.name())?;
+        complain(&format!("distilling the one-pass head of {}", reward.name));
+        let distilled = material.distil(host.engine(), &candidates, place, &covariance, &fit_options, &reward.name)?;
         complain(&format!(
             "{}: spread {:.4}; one-pass explains {:.3} within states (token bias alone {:.3}), spread {:.4}",
-            reward.name(),
+            reward.name,
             distilled.look_ahead_spread,
             distilled.fit.explained,
             distilled.fit.explained_by_bias,
@@ -318,7 +214,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         ));
         spreads.push(distilled.look_ahead_spread);
         let provenance = Provenance { explained: distilled.fit.explained, ..provenance.clone() };
-        let description = describe(reward.name(), HeadKind::OnePass, distilled.spread, provenance);
+        let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
         one_pass.push(HeadFile { description, weights: HeadWeights::OnePass(distilled.fit.head) });
     }
     drop(host);

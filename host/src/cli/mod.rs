@@ -17,6 +17,8 @@ mod policy_reward;
 mod policy_sign;
 mod process;
 mod pull;
+mod reward;
+mod rollout;
 mod run;
 mod tenant;
 
@@ -67,8 +69,10 @@ enum Command {
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Samples responses of the base model, for learning.
-    Rollout(learn::RolloutArguments),
-    /// Fits a look-ahead head and a one-pass head to rollouts.
+    Rollout(rollout::RolloutArguments),
+    /// Lets rewards score rollouts.
+    Reward(reward::RewardArguments),
+    /// Fits a look-ahead head and a one-pass head to the rewards of rollouts.
     Fit(learn::FitArguments),
     /// Compares base, Best-of-16 and vas on test prompts.
     Evaluate(evaluate::EvaluateArguments),
@@ -154,7 +158,8 @@ pub fn main() -> std::process::ExitCode {
         Command::Audit(command) => audit::run(command),
         Command::Replay(arguments) => audit::replay(arguments),
         Command::Bench(command) => bench::run(command),
-        Command::Rollout(arguments) => learn::rollout(arguments),
+        Command::Rollout(arguments) => rollout::rollout(arguments),
+        Command::Reward(arguments) => reward::reward(arguments),
         Command::Fit(arguments) => learn::fit(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
     };

@@ -243,6 +243,7 @@ mod tests {
             tokens: tokens.to_vec(),
             text: String::new(),
             end: End::TokenLimit,
+            scores: Vec::new(),
         };
         let all = [rollout(&[3, 4]), rollout(&[5]), rollout(&[6, 7, 8])];
         let groups = [vec![&all[0], &all[1]], vec![&all[2]]];

@@ -13,12 +13,10 @@ use super::features::{FeatureSource, FeaturesError, States};
 use super::look_ahead::{self, Evaluation, Layout, Spread};
 use super::one_pass;
 use super::prompts::Split;
-use super::rewards::SharedReward;
 use super::ridge::{Covariance, RidgeError};
-use super::rollouts::{Rollout, Rollouts, RolloutsError, score};
+use super::rollouts::{Rollout, Rollouts, RolloutsError, column};
 use crate::engine::teacher::CandidateState;
 use crate::engine::{Engine, EngineError, HeadId};
-use crate::error::Error;
 use crate::token::Token;
 
 /// Parts of the token limit that explained variance is reported for.
@@ -151,22 +149,20 @@ impl<'a> Material<'a> {
         (self.learn_groups.len(), self.learn.rollouts())
     }
 
-    /// Fits a look-ahead head to each reward; the covariance of the learn states comes along, in the plain
+    /// Fits a look-ahead head to each of the rollouts' rewards, every one of which has scored every rollout
+    /// ([`Rollouts::scored_by`]); the covariance of the learn states comes along, in the plain
     /// layout, for [`Material::distil`].
     ///
     /// # Errors
-    /// The algebra's, and the rewards'.
-    pub fn look_ahead(
-        &self,
-        rewards: &[SharedReward],
-        threads: usize,
-    ) -> Result<(Vec<FittedLookAhead>, Covariance), Error> {
+    /// The algebra's.
+    pub fn look_ahead(&self, rewards: usize, threads: usize) -> Result<(Vec<FittedLookAhead>, Covariance), FitError> {
         let hidden = self.learn.hidden();
         let layout = Layout::with_share(hidden);
-        let targets = |groups: &[Vec<&Rollout>]| -> Result<Vec<Vec<f64>>, Error> {
-            rewards.iter().map(|reward| Ok(look_ahead::centre(&score(groups, &**reward)?))).collect()
+        let targets = |groups: &[Vec<&Rollout>]| -> Vec<Vec<f64>> {
+            let scores = |place| groups.iter().map(|group| column(group, place)).collect::<Vec<_>>();
+            (0..rewards).map(|place| look_ahead::centre(&scores(place))).collect()
         };
-        let (learn_targets, tune_targets) = (targets(&self.learn_groups)?, targets(&self.tune_groups)?);
+        let (learn_targets, tune_targets) = (targets(&self.learn_groups), targets(&self.tune_groups));
         let moments = |states: &States, targets: &[Vec<f64>]| {
             let targets: Vec<&[f64]> = targets.iter().map(Vec::as_slice).collect();
             look_ahead::moments(layout, states, &targets, threads).map_err(FitError::from)

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub use builtin::BuiltIn;
 pub use scores::{FAILURES_MAX, Scores, ScoresError};
-pub use spec::{Spec, SpecError};
+pub use spec::{Spec, SpecError, find};
 
 use crate::error::Error;
 
@@ -57,7 +57,7 @@ pub type Score = Result<f64, Unscored>;
 
 /// A judge of finished responses. The same exchange always gets the same score, whatever it is asked beside.
 pub trait Reward: Send + Sync {
-    /// The name in tables, in heads, and of the dial that turns one: 1 to 64 bytes of `a`-`z`, `0`-`9` and `-`.
+    /// The name in tables, in heads, and of the dial that turns one: 1 to 32 bytes of `a`-`z`, `0`-`9` and `-`.
     fn name(&self) -> &str;
 
     /// One line for people: what is measured, and what the ends of the range mean.

@@ -4,12 +4,13 @@
 //! `short:length=20` beside `long:length=80`. What has a `/` or ends in `.wasm` before any `=` is a path.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::SharedReward;
 use super::builtin::{self, BuiltIn};
+use crate::error::Error;
+use crate::model::heads::NAME_BYTES_MAX as NAME_BYTES;
 use crate::names::{hint, near_names};
-
-/// The longest name of a reward, bytes.
-const NAME_BYTES: usize = 64;
 
 /// A reward, named.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,6 +87,27 @@ impl Spec {
             None => made,
         }))
     }
+}
+
+/// The rewards that a command line names, no two alike.
+///
+/// # Errors
+/// [`SpecError`], and a component, which cannot be used yet.
+pub fn find(specs: &[String]) -> Result<Vec<SharedReward>, Error> {
+    let mut found: Vec<SharedReward> = Vec::new();
+    for spec in specs {
+        let reward: SharedReward = match Spec::parse(spec)? {
+            Spec::BuiltIn(reward) => Arc::new(reward),
+            Spec::File { path, .. } => {
+                return Err(Error::Usage(format!("{}: rewards as components cannot be used yet", path.display())));
+            }
+        };
+        if found.iter().any(|other| other.name() == reward.name()) {
+            return Err(SpecError::Twice(reward.name().to_owned()).into());
+        }
+        found.push(reward);
+    }
+    Ok(found)
 }
 
 /// Refuses what cannot be the name of a dial.

@@ -12,7 +12,8 @@ pub const FORMAT: &str = "vassal-head-1";
 
 const HIDDEN_MAX: usize = 1 << 16;
 const VOCABULARY_MAX: usize = 1 << 21;
-const NAME_BYTES_MAX: usize = 32;
+/// The longest name of a head, and so of a reward, bytes.
+pub const NAME_BYTES_MAX: usize = 32;
 
 /// How a head reads the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,9 @@ pub struct Provenance {
     pub prompts_sha256: String,
     /// SHA-256 of the rollouts file.
     pub rollouts_sha256: String,
+    /// What the reward is, exactly; empty in files from before it was noted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reward: String,
     /// Prompts fitted to.
     pub prompts: usize,
     /// Rollouts fitted to.
@@ -106,6 +110,7 @@ impl Provenance {
         Self {
             prompts_sha256: String::new(),
             rollouts_sha256: String::new(),
+            reward: String::new(),
             prompts: 0,
             rollouts: 0,
             samples: 0,

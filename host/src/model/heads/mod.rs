@@ -21,7 +21,7 @@ use vassal_kernels::{LinearHead, OnePassHead};
 
 use crate::files;
 
-pub use self::description::{Description, FORMAT, HeadKind, Provenance};
+pub use self::description::{Description, FORMAT, HeadKind, NAME_BYTES_MAX, Provenance};
 
 /// The metadata key that holds the description.
 pub const METADATA_KEY: &str = "vassal_head";
@@ -385,6 +385,7 @@ mod tests {
             provenance: Provenance {
                 prompts_sha256: "cd".repeat(32),
                 rollouts_sha256: "ef".repeat(32),
+                reward: "sentiment 1".into(),
                 prompts: 10,
                 rollouts: 80,
                 samples: 8,
