@@ -117,7 +117,7 @@ fn rewards_are_added_kept_replaced_and_refused() {
     assert_eq!(figures["rewards"].as_array().unwrap().len(), 2);
     assert_eq!(names(), [before[0].clone(), "words: length 1: 6".to_owned()]);
     reward(&["simplicity", "simplicity"], &[]).refuses(2, &["two rewards are named \"simplicity\""]);
-    reward(&["./judge.wasm"], &[]).refuses(2, &["rewards as components cannot be used yet"]);
+    reward(&["./judge.wasm"], &[]).refuses(2, &["reward ./judge.wasm", "No such file"]);
     reward(&["kindness"], &[]).refuses(2, &["there is no reward \"kindness\""]);
 
     // A run that was killed after its first reward: what that has said is taken, not asked again.
@@ -139,17 +139,19 @@ fn damaged_files_are_refused_by_name() {
     let (prompts, out) = place("damaged.parquet");
     done(&rollout(&prompts, &out, "2"));
     let whole = std::fs::read(&out).unwrap();
-    let damaged = |name: &str, bytes: &[u8]| {
+    let damaged = |name: &str, bytes: &[u8], why: &str| {
         let path = written(name, bytes);
         let fit = ["fit", "--model", tiny(), "--prompts", &prompts, "--rollouts", &path, "--out", "x"];
-        Run::of(&fit).refuses(2, &[name, "expected a whole vassal-rollouts-2 file"]);
+        Run::of(&fit).refuses(2, &[name, why]);
     };
-    damaged("cut.parquet", &whole[..whole.len() / 2]);
-    damaged("empty.parquet", b"");
+    let not_whole = "expected a whole vassal-rollouts-2 file";
+    damaged("cut.parquet", &whole[..whole.len() / 2], not_whole);
+    damaged("empty.parquet", b"", not_whole);
     let mut flipped = whole.clone();
     let text = whole.windows(9).position(|window| window == b"say 1 wor").unwrap();
     flipped[text + 4] ^= 1;
-    damaged("flipped.parquet", &flipped);
+    // Another prompt may be one of another split, which is seen before the hash is asked.
+    damaged("flipped.parquet", &flipped, "rollouts file");
 }
 
 /// A Python that has pyarrow: the one that `tests/parquet/prepare` makes, or the machine's own.

@@ -6,6 +6,7 @@ mod chains;
 mod cli;
 mod cli_bench;
 mod cli_default_model;
+mod cli_evaluation;
 mod cli_learning;
 mod cli_rollouts;
 mod cuda;

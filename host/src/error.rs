@@ -10,6 +10,7 @@ use crate::audit::{AuditError, Difference, ReplayError};
 use crate::engine::EngineError;
 use crate::learning::fitting::FitError;
 use crate::learning::prompts::PromptsError;
+use crate::learning::report::samples::JournalError;
 use crate::learning::rewards::{ScoresError, SpecError};
 use crate::learning::rollouts::RolloutsError;
 use crate::memory::MemoryNeeds;
@@ -141,6 +142,9 @@ pub enum Error {
     /// A reward had no score for too many responses.
     #[error(transparent)]
     Scores(#[from] Box<ScoresError>),
+    /// An evaluation's journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A policy's or a reward's crate made no component.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -203,6 +207,7 @@ impl Error {
             Self::Policy(error) if error.is_the_hosts() => Cause::Host,
             Self::File { source, .. }
             | Self::Rollouts(RolloutsError::File { source, .. })
+            | Self::Journal(JournalError::File { source, .. })
             | Self::Head(HeadError::File { source, .. })
             | Self::HeadFile { source: HeadError::File { source, .. }, .. }
             | Self::Key(KeyError::File { source, .. })
@@ -227,6 +232,7 @@ impl Error {
             | Self::Prompts(_)
             | Self::Rollouts(_)
             | Self::Reward(_)
+            | Self::Journal(_)
             | Self::Fit(_)
             | Self::Gguf(_)
             | Self::Config(_)

@@ -292,14 +292,14 @@ pub fn find_policy(name: &str) -> Result<Vec<u8>, Error> {
         return Ok(component.to_vec());
     }
     if name.ends_with(".wasm") || name.contains(std::path::MAIN_SEPARATOR) {
-        return read_component(name);
+        return read_component("policy", name);
     }
     Err(Error::unknown("policy", name, shipped::POLICIES.iter().map(|policy| policy.name)))
 }
 
 /// A component's file. One that no sandbox would take is not read to its end.
-pub(crate) fn read_component(path: &str) -> Result<Vec<u8>, Error> {
-    let failed = |source| Error::File { what: "policy", path: path.to_owned(), source };
+pub(crate) fn read_component(what: &'static str, path: &str) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::File { what, path: path.to_owned(), source };
     let limit_bytes = Limits::default().component_bytes;
     let file = files::open(Path::new(path)).map_err(failed)?;
     let length = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);

@@ -1,148 +1,90 @@
-//! `vassal evaluate`: base, Best-of-16 and `vas` on test prompts, as two tables and as JSON.
+//! `vassal evaluate`: what guided decoding buys, as a report in three files.
 //!
-//! What is measured, and how, is [`crate::learning::evaluation`]'s; here are flags, a progress bar and the
-//! tables. Start at [`evaluate`].
+//! What is measured, and how, is [`crate::learning::report`]'s; here are flags, a progress bar and the files. What was decoded
+//! is kept as it comes, so the same command goes on after a kill. Start at [`evaluate`].
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use indicatif::ProgressBar;
-use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::learn::{bar, read_prompts};
-use super::{ModelArguments, print, print_json};
+use super::{ModelArguments, complain, print, print_json};
 use crate::engine::EngineOptions;
 use crate::error::Error;
-use crate::host::{Host, HostOptions};
-use crate::learning::decoding::{Decoding, respond, vas};
-use crate::learning::evaluation::{Estimate, Measured, best_of_pools, dial_for_kl, measure};
-use crate::learning::prompts::{Prompt, Split};
+use crate::files;
+use crate::host::{Host, HostOptions, hexadecimal};
+use crate::learning::prompts::{Prompt, PromptSet, Split};
+use crate::learning::report::assemble::{Material, assemble};
+use crate::learning::report::methods::Wanted;
+use crate::learning::report::run::{Progress, Runner, head_path};
+use crate::learning::report::samples::{FORMAT, Header, Journal};
+use crate::learning::report::within_state::Amount;
+use crate::learning::report::{About, HeadReport, Report, heads, html, markdown};
 use crate::learning::rewards::{self, SharedReward};
-use crate::learning::rollouts::Rollouts;
-use crate::learning::statistics::repeated_4;
-use crate::model::heads::HeadKind;
+use crate::learning::rollouts::{Rollout, Rollouts};
+use crate::model::heads::HeadFile;
+use crate::shipped;
 
-/// Best-of-n that guided decoding is set against.
-const BEST_OF: usize = 16;
+/// Sequences that decode at once.
+const SEQUENCES: usize = 24;
+
+/// Tune prompts that dials are calibrated on.
+const TUNE_PROMPTS: usize = 12;
+
+/// Prompts of a quick evaluation.
+const QUICK_PROMPTS: usize = 60;
 
 #[derive(Debug, Args)]
 pub(super) struct EvaluateArguments {
-    /// The base model's pool: a file that `vassal rollout --splits test --samples 32` wrote.
+    /// The base model's samples of these prompts: a file that `vassal rollout --splits test --samples 64` wrote.
     #[arg(long, value_name = "FILE")]
-    base: PathBuf,
+    pool: PathBuf,
     /// The prompts file that it was made from; the project's own where there is none.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// A reward, as `sentiment` or `short:length=20`; may repeat.
+    /// A reward, as `sentiment` or `short:length=20`; may repeat. A grid of dials is of the first two.
     #[arg(long = "reward", default_values = ["sentiment", "simplicity"])]
     rewards: Vec<String>,
-    /// Dials are set to cost this many nats a token by the heads' own tables, measured on tune prompts; one or
-    /// several budgets. Rewards are mixed half and half at the first.
-    #[arg(long, value_name = "NATS", value_delimiter = ',', default_value = "0.25,0.12", value_parser = parse_nats)]
+    /// Dials are set to cost this many nats a token, measured on tune prompts; the first is the main one.
+    #[arg(long, value_name = "NATS", value_delimiter = ',', default_value = "0.25,0.12,0.06", value_parser = parse_nats)]
     kl: Vec<f64>,
+    /// Seeds; a guided response for each prompt and seed.
+    #[arg(long, value_delimiter = ',', default_value = "11,12,13")]
+    seeds: Vec<u64>,
+    /// Dials along each side of the grid of two rewards; 0 for none.
+    #[arg(long, default_value_t = 5, value_parser = super::between(0, 9))]
+    grid: usize,
+    /// 60 prompts, one seed, one divergence, no grid: some minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Decodes nothing: a report, marked as partial, of what an evaluation that was stopped has decoded so far.
+    #[arg(long)]
+    partial: bool,
     /// Candidates of a step.
     #[arg(long, default_value_t = 20)]
     candidates: usize,
     /// What becomes of the tokens that are not candidates: keep or mask.
     #[arg(long, default_value = "keep")]
     tail: String,
-    /// Guided responses a prompt.
-    #[arg(long, default_value_t = 2)]
-    samples: usize,
     /// Only the first of the split's prompts.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// The split: test, or tune while settings are chosen.
     #[arg(long, default_value = "test", value_parser = super::learn::parse_split)]
     split: Split,
-    /// Fixes every draw.
-    #[arg(long, default_value_t = 11)]
-    seed: u64,
     /// Heads from this folder (as `vassal fit --out` writes them) instead of the shipped ones.
     #[arg(long, value_name = "FOLDER")]
     heads: Option<PathBuf>,
-    /// One JSON object on standard output, and nothing else.
+    /// The folder that gets report.html, report.json and report.md, and what they are made of.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// The report as one JSON object on standard output, and nothing else.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     model: ModelArguments,
-}
-
-/// One line of the tables.
-struct Line {
-    method: String,
-    dials: String,
-    measured: Measured,
-}
-
-pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
-    let set = read_prompts(arguments.prompts.as_deref())?;
-    let rewards = rewards::find(&arguments.rewards)?;
-    if arguments.split == Split::Learn {
-        let why = "heads were learned from prompts of the split learn: use test, or tune while settings are chosen";
-        return Err(Error::Usage(why.to_owned()));
-    }
-    let rollouts = Rollouts::read(&arguments.base)?;
-    rollouts.require_prompts(&set.sha256)?;
-    let header = &rollouts.header;
-    if (header.temperature, header.top_p) != (1.0, 1.0) {
-        return Err(Error::Usage(format!(
-            "{}: the pool must be samples at temperature 1 and top-p 1, as the methods are; its are {} and {}",
-            arguments.base.display(),
-            header.temperature,
-            header.top_p
-        )));
-    }
-    let groups = rollouts.groups(arguments.split, 2, BEST_OF)?;
-    let count = arguments.limit.unwrap_or(usize::MAX).min(groups.len());
-    let groups = &groups[..count];
-    let find = |id: &str| set.prompts.iter().find(|prompt| prompt.id == id);
-    let prompts: Vec<&Prompt> = groups.iter().filter_map(|group| find(&group.first()?.id)).collect();
-    let scored = |reward: &SharedReward| rollouts.score(groups, &**reward);
-    let pools: Vec<Vec<Vec<f64>>> = rewards.iter().map(scored).collect::<Result<_, _>>()?;
-    let of_pools = |n| pools.iter().map(|pools| best_of_pools(pools, n, arguments.seed)).collect::<Vec<_>>();
-    let (base, best) = (of_pools(1), of_pools(BEST_OF));
-
-    let kinds = [HeadKind::LookAhead, HeadKind::OnePass];
-    let runs = 1 + kinds.len() * (rewards.len() * arguments.kl.len() + usize::from(rewards.len() > 1));
-    let progress = bar(runs * prompts.len() * arguments.samples, "responses");
-    let mut lines = Vec::new();
-    for (place, kind) in kinds.into_iter().enumerate() {
-        let mut host = open(arguments, kind, &rewards)?;
-        rollouts.require_model(&host.model().sha256)?;
-        let dials_at = |host: &Host, kl: f64| -> Vec<(String, f64)> {
-            let heads = || host.heads().iter().map(|head| &head.description);
-            let table = |name| heads().find(|head| head.name == name).map(|head| &head.provenance.dial_to_kl);
-            let dial = |name| table(name).map_or(0.0, |table| dial_for_kl(table, kl));
-            rewards.iter().map(|reward| (reward.name().to_owned(), dial(reward.name()))).collect()
-        };
-        if place == 0 {
-            let mut base = run(&mut host, arguments, &prompts, &rewards, "base", &[], &progress)?;
-            if arguments.tail == "keep" {
-                // The pool is the same distribution and many times the text, which so rare an event needs.
-                let pool = groups.iter().flatten().map(|rollout| rollout.tokens.as_slice());
-                base.measured.repeated_4 = repeated_4(pool).unwrap_or(base.measured.repeated_4);
-            }
-            lines.push(base);
-        }
-        for (budget, &kl) in arguments.kl.iter().enumerate() {
-            let dials = dials_at(&host, kl);
-            let mut settings: Vec<Vec<(String, f64)>> = dials.iter().map(|dial| vec![dial.clone()]).collect();
-            if budget == 0 && dials.len() > 1 {
-                settings.push(dials.iter().map(|(name, dial)| (name.clone(), dial / 2.0)).collect());
-            }
-            for dials in settings {
-                lines.push(run(&mut host, arguments, &prompts, &rewards, kind.name(), &dials, &progress)?);
-            }
-        }
-    }
-    progress.finish_and_clear();
-    if arguments.json {
-        print_json(&report(arguments, &rewards, &base, &best, &lines, prompts.len()));
-    } else {
-        print(&tables(arguments, &rewards, &base, &best, &lines, prompts.len()));
-    }
-    Ok(())
 }
 
 fn parse_nats(text: &str) -> Result<f64, String> {
@@ -150,143 +92,238 @@ fn parse_nats(text: &str) -> Result<f64, String> {
     nats.ok_or_else(|| format!("{text:?} is no number of nats above 0"))
 }
 
-fn open(arguments: &EvaluateArguments, kind: HeadKind, rewards: &[SharedReward]) -> Result<Host, Error> {
-    let engine = EngineOptions { sequences_max: 24, cache_tokens: 24 * 512, ..EngineOptions::default() };
-    let file =
-        |folder: &PathBuf, reward: &SharedReward| folder.join(format!("{}.{}.safetensors", reward.name(), kind.name()));
-    let heads = arguments.heads.iter().flat_map(|folder| rewards.iter().map(|reward| file(folder, reward))).collect();
-    Host::open(&HostOptions { heads, head_kind: Some(kind), engine, ..arguments.model.resolve()? })
+pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
+    let set = read_prompts(arguments.prompts.as_deref())?;
+    let rewards = rewards::find(&arguments.rewards, &super::compilation())?;
+    let rollouts = Rollouts::read(&arguments.pool)?;
+    check_pool(arguments, &rollouts, &set)?;
+    let groups = groups(arguments, &rollouts)?;
+    let find = |id: &str| set.prompts.iter().find(|prompt| prompt.id == id);
+    let prompts: Vec<&Prompt> = groups.iter().filter_map(|group| find(&group.first()?.id)).collect();
+    let folder_failed = |source| Error::File { what: "folder", path: arguments.out.display().to_string(), source };
+    std::fs::create_dir_all(&arguments.out).map_err(folder_failed)?;
+
+    let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
+    let runner = Runner {
+        options: HostOptions { engine, ..arguments.model.resolve()? },
+        heads: arguments.heads.clone(),
+        prompts: prompts.clone(),
+        tune: set.of(Split::Tune).take(TUNE_PROMPTS).collect(),
+        rewards: rewards.clone(),
+        wanted: wanted(arguments, &rewards),
+        common: vec![
+            ("candidates".to_owned(), arguments.candidates.to_string()),
+            ("tail".to_owned(), arguments.tail.clone()),
+        ],
+        max_tokens: rollouts.header.token_limit as usize,
+    };
+    let mut host = runner.open("look-ahead")?;
+    rollouts.require_model(&host.model().sha256)?;
+    let header = header(arguments, &runner, &rollouts, &host)?;
+    let mut journal = Journal::open(&arguments.out.join("decoded.jsonl"), &header)?;
+    let heads = judged_heads(arguments, &runner, &mut host, (&rollouts, &groups), &header)?;
+    let about = about(arguments, &runner, &rollouts, &mut host);
+    drop(host);
+
+    let (settings, responses) = runner.amount();
+    if !arguments.partial {
+        let progress = bar(responses, "responses");
+        runner.run(&mut journal, &mut |told| match told {
+            Progress::Setting(setting) => progress.set_message(words(&setting.method, &setting.dials)),
+            Progress::Response => progress.inc(1),
+            Progress::Done(count) => progress.inc(count as u64),
+        })?;
+        progress.finish_and_clear();
+    }
+    let pools = rewards.iter().map(|reward| rollouts.score(&groups, &**reward)).collect::<Result<Vec<_>, _>>()?;
+    let lengths: Vec<f64> = groups.iter().flatten().map(|rollout| rollout.tokens.len() as f64).collect();
+    let done = journal.done().iter().filter(|decoded| !decoded.setting.tune).count();
+    if done == 0 {
+        return Err(Error::Usage(format!(
+            "nothing of this evaluation has been decoded yet: {settings} settings are missing; leave --partial out"
+        )));
+    }
+    let report = assemble(Material {
+        about: About { settings_missing: settings.saturating_sub(done), ..about },
+        rewards: &rewards,
+        wanted: &runner.wanted,
+        prompts: &prompts,
+        journal: &journal,
+        pools: &pools,
+        pool_tokens: crate::learning::statistics::mean(&lengths),
+        heads,
+        seed: arguments.seeds.first().copied().unwrap_or(0),
+    });
+    write(arguments, &report)
 }
 
-/// Decodes one method on all prompts.
-fn run(
+/// Refuses a pool that is not of the base model as the methods run it, or of other prompts.
+fn check_pool(arguments: &EvaluateArguments, rollouts: &Rollouts, set: &PromptSet) -> Result<(), Error> {
+    rollouts.require_prompts(&set.sha256)?;
+    let header = &rollouts.header;
+    if (header.temperature, header.top_p) != (1.0, 1.0) {
+        return Err(Error::Usage(format!(
+            "{}: the pool must be samples at temperature 1 and top-p 1, as the methods are; its are {} and {}",
+            arguments.pool.display(),
+            header.temperature,
+            header.top_p
+        )));
+    }
+    if arguments.seeds.is_empty() || arguments.kl.is_empty() {
+        return Err(Error::Usage("--seeds and --kl need at least one number each".into()));
+    }
+    if arguments.split == Split::Learn {
+        return Err(Error::Usage("--split is test or tune: heads are fitted on the learn prompts".into()));
+    }
+    Ok(())
+}
+
+fn groups<'a>(arguments: &EvaluateArguments, rollouts: &'a Rollouts) -> Result<Vec<Vec<&'a Rollout>>, Error> {
+    let mut groups = rollouts.groups(arguments.split, 2, 2)?;
+    let quick = if arguments.quick { QUICK_PROMPTS } else { usize::MAX };
+    groups.truncate(arguments.limit.unwrap_or(usize::MAX).min(quick));
+    if groups.len() < 2 {
+        return Err(Error::Usage(format!("an evaluation needs at least 2 prompts, got {}", groups.len())));
+    }
+    Ok(groups)
+}
+
+fn wanted(arguments: &EvaluateArguments, rewards: &[SharedReward]) -> Wanted {
+    let first = |numbers: usize| if arguments.quick { 1 } else { numbers };
+    Wanted {
+        rewards: rewards.iter().map(|reward| reward.name().to_owned()).collect(),
+        kls: arguments.kl[..first(arguments.kl.len())].to_vec(),
+        seeds: arguments.seeds[..first(arguments.seeds.len())].to_vec(),
+        grid: if arguments.quick { 0 } else { arguments.grid },
+    }
+}
+
+fn header(
+    arguments: &EvaluateArguments,
+    runner: &Runner<'_>,
+    rollouts: &Rollouts,
+    host: &Host,
+) -> Result<Header, Error> {
+    let mut hashes = BTreeMap::new();
+    match &arguments.heads {
+        Some(folder) => {
+            for reward in &runner.rewards {
+                for kind in ["look-ahead", "one-pass", "value-model", "fudge", "args", "token-bias"] {
+                    let path = head_path(folder, reward.name(), kind);
+                    if path.is_file() {
+                        hashes.insert(format!("{}.{kind}", reward.name()), sha256(&path)?);
+                    }
+                }
+            }
+        }
+        None => {
+            let shipped = shipped::HEADS.iter();
+            hashes.extend(shipped.map(|head| (head.name.to_owned(), hexadecimal(&Sha256::digest(head.file)))));
+        }
+    }
+    let ids = |prompts: &[&Prompt]| prompts.iter().map(|prompt| prompt.id.clone()).collect();
+    Ok(Header {
+        format: FORMAT.to_owned(),
+        model_sha256: host.model().sha256.clone(),
+        pool_sha256: sha256(&arguments.pool)?,
+        heads: hashes,
+        rewards: runner.rewards.iter().map(|reward| (reward.name().to_owned(), reward.definition())).collect(),
+        prompts: ids(&runner.prompts),
+        tune_prompts: ids(&runner.tune),
+        token_limit: rollouts.header.token_limit,
+        candidates: arguments.candidates,
+        tail: arguments.tail.clone(),
+    })
+}
+
+fn sha256(path: &Path) -> Result<String, Error> {
+    let failed = |source| Error::File { what: "file", path: path.display().to_string(), source };
+    Ok(hexadecimal(&Sha256::digest(std::fs::read(path).map_err(failed)?)))
+}
+
+/// What the look-ahead heads are worth: kept beside the journal, since it takes minutes.
+fn judged_heads(
+    arguments: &EvaluateArguments,
+    runner: &Runner<'_>,
     host: &mut Host,
-    arguments: &EvaluateArguments,
-    prompts: &[&Prompt],
-    rewards: &[SharedReward],
-    method: &str,
-    dials: &[(String, f64)],
-    progress: &ProgressBar,
-) -> Result<Line, Error> {
-    let mut settings: Vec<(&str, String)> =
-        dials.iter().map(|(name, dial)| (name.as_str(), dial.to_string())).collect();
-    // Base samples are drawn with the same tail: fluency is compared like with like.
-    settings.push(("candidates", arguments.candidates.to_string()));
-    settings.push(("tail", arguments.tail.clone()));
-    let policies = vec![vas(host, &settings)?];
-    let max_tokens = host.heads().first().map_or(60, |head| head.description.token_limit as usize);
-    let decoding = Decoding { policies, samples: arguments.samples, max_tokens, seed: arguments.seed };
-    let responses = respond(host, prompts, &decoding, || progress.inc(1))?;
+    (rollouts, groups): (&Rollouts, &[Vec<&Rollout>]),
+    header: &Header,
+) -> Result<BTreeMap<String, HeadReport>, Error> {
+    let path = arguments.out.join("heads.json");
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && let Ok((of, heads)) = serde_json::from_str::<(Header, BTreeMap<String, HeadReport>)>(&text)
+        && of == *header
+    {
+        return Ok(heads);
+    }
+    let amount = if arguments.quick {
+        Amount { states: 40, tokens: 4, continuations: 8 }
+    } else {
+        Amount { states: 100, tokens: 5, continuations: 16 }
+    };
+    let bias = runner.rewards.iter().filter_map(|reward| {
+        let path = head_path(arguments.heads.as_ref()?, reward.name(), "token-bias");
+        HeadFile::open(&path).ok()
+    });
+    let bias: Vec<HeadFile> = bias.collect();
+    let options = heads::Options {
+        amount,
+        candidates: arguments.candidates,
+        token_limit: runner.max_tokens,
+        seed: arguments.seeds.first().copied().unwrap_or(0),
+    };
+    let progress = bar(amount.states * amount.tokens * amount.continuations, "continuations of states");
+    let found =
+        heads::judge(host, (rollouts, groups), &runner.prompts, &runner.rewards, &bias, options, || progress.inc(1))?;
+    progress.finish_and_clear();
+    save(&path, serde_json::to_string(&(header, &found)).unwrap_or_default().as_bytes())?;
+    Ok(found)
+}
+
+fn about(arguments: &EvaluateArguments, runner: &Runner<'_>, rollouts: &Rollouts, host: &mut Host) -> About {
+    let info = vassal_kernels::Device::info(host.engine().device());
+    About {
+        command: std::env::args().skip(1).fold("vassal".to_owned(), |command, word| command + " " + &word),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        model: host.model().name.clone(),
+        model_sha256: host.model().sha256.clone(),
+        prompts_sha256: rollouts.header.prompts_sha256.clone(),
+        pool_sha256: sha256(&arguments.pool).unwrap_or_default(),
+        split: arguments.split.name().to_owned(),
+        prompts: runner.prompts.len(),
+        pool_samples: rollouts.header.samples as usize,
+        seeds: runner.wanted.seeds.clone(),
+        temperature: 1.0,
+        top_p: 1.0,
+        candidates: arguments.candidates,
+        tail: arguments.tail.clone(),
+        token_limit: rollouts.header.token_limit,
+        device: format!("{} ({}, {} threads)", info.name, info.isa, info.threads),
+        settings_missing: 0,
+    }
+}
+
+fn words(method: &str, dials: &[(String, f64)]) -> String {
     let dials: Vec<String> = dials.iter().map(|(name, dial)| format!("{name} {dial:.2}")).collect();
-    Ok(Line {
-        method: method.to_owned(),
-        dials: dials.join(", "),
-        measured: measure(prompts, &responses, rewards, arguments.seed)?,
-    })
+    if dials.is_empty() { method.to_owned() } else { format!("{method} ({})", dials.join(", ")) }
 }
 
-fn cell(estimate: &Estimate) -> String {
-    format!("{:.3} [{:.3}, {:.3}]", estimate.mean, estimate.interval.start(), estimate.interval.end())
+fn save(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let failed = |source| Error::File { what: "report", path: path.display().to_string(), source };
+    files::replace(path, bytes).map_err(failed)
 }
 
-/// How far a method comes from base to Best-of-n.
-fn share(value: f64, base: &Estimate, best: &Estimate) -> f64 {
-    (value - base.mean) / (best.mean - base.mean)
-}
-
-fn tables(
-    arguments: &EvaluateArguments,
-    rewards: &[SharedReward],
-    base: &[Estimate],
-    best: &[Estimate],
-    lines: &[Line],
-    prompts: usize,
-) -> String {
-    let mut out = format!(
-        "{prompts} {} prompts, T = 1, top-p 1, {} candidates, tail {}; base and Best-of-{BEST_OF} from a pool of\n\
-         samples by the unbiased estimator, guided methods {} responses a prompt; 95 % bootstrap over prompts;\n\
-         \"way\" is the share of the way from base to Best-of-{BEST_OF}.\n\n",
-        arguments.split.name(),
-        arguments.candidates,
-        arguments.tail,
-        arguments.samples
-    );
-    out.push_str("| method | dials |");
-    rewards.iter().for_each(|reward| out.push_str(&format!(" {} | way |", reward.name())));
-    out.push_str("\n|---|---|");
-    rewards.iter().for_each(|_| out.push_str("---|---|"));
-    out.push('\n');
-    for (name, estimates) in [("base".to_owned(), base), (format!("Best-of-{BEST_OF}"), best)] {
-        out.push_str(&format!("| {name} (pool) | |"));
-        let ways = estimates.iter().zip(base.iter().zip(best));
-        ways.for_each(|(own, (base, best))| {
-            out.push_str(&format!(" {} | {:.2} |", cell(own), share(own.mean, base, best)))
-        });
-        out.push('\n');
+fn write(arguments: &EvaluateArguments, report: &Report) -> Result<(), Error> {
+    let tables = markdown::tables(report);
+    let object = serde_json::to_value(report).map_err(|error| Error::Usage(error.to_string()))?;
+    save(&arguments.out.join("report.json"), serde_json::to_string_pretty(&object).unwrap_or_default().as_bytes())?;
+    save(&arguments.out.join("report.md"), tables.as_bytes())?;
+    save(&arguments.out.join("report.html"), html::page(report).as_bytes())?;
+    if arguments.json {
+        print_json(&object);
+    } else {
+        print(&tables);
+        complain(&format!("the page is {}", arguments.out.join("report.html").display()));
     }
-    for line in lines {
-        out.push_str(&format!("| {} | {} |", line.method, line.dials));
-        let ways = line.measured.rewards.iter().zip(base.iter().zip(best));
-        ways.for_each(|(own, (base, best))| {
-            out.push_str(&format!(" {} | {:.2} |", cell(own), share(own.mean, base, best)))
-        });
-        out.push('\n');
-    }
-    out.push_str("\nCost and fluency; ratios are to the base samples decoded beside them (repeated 4-grams: to the pool's, where the \
-         tail is kept).\n\n",
-    );
-    out.push_str("| method | dials | KL a token | forwards a token | tail draws | cross-entropy | ratio | distinct-2 | ratio | repeated 4-grams | ratio |\n");
-    out.push_str("|---|---|---|---|---|---|---|---|---|---|---|\n");
-    let Some(reference) = lines.first().map(|line| &line.measured) else { return out };
-    for line in lines {
-        let own = &line.measured;
-        out.push_str(&format!(
-            "| {} | {} | {:.3} | {:.2} | {:.1} % | {:.3} | {:.2} | {:.3} | {:.2} | {:.4} | {:.2} |\n",
-            line.method,
-            line.dials,
-            own.kl_per_token,
-            own.forwards_per_token,
-            100.0 * own.tail_share,
-            own.cross_entropy,
-            own.cross_entropy / reference.cross_entropy,
-            own.distinct_2,
-            own.distinct_2 / reference.distinct_2,
-            own.repeated_4,
-            own.repeated_4 / reference.repeated_4
-        ));
-    }
-    out
-}
-
-fn report(
-    arguments: &EvaluateArguments,
-    rewards: &[SharedReward],
-    base: &[Estimate],
-    best: &[Estimate],
-    lines: &[Line],
-    prompts: usize,
-) -> Value {
-    let estimates = |estimates: &[Estimate]| -> Value {
-        let one = |(reward, own): (&SharedReward, &Estimate)| {
-            (
-                reward.name().to_owned(),
-                json!({ "mean": own.mean, "ci_low": own.interval.start(), "ci_high": own.interval.end() }),
-            )
-        };
-        rewards.iter().zip(estimates).map(one).collect::<serde_json::Map<_, _>>().into()
-    };
-    let line = |line: &Line| {
-        let own = &line.measured;
-        json!({
-            "method": line.method, "dials": line.dials, "rewards": estimates(&own.rewards), "kl_per_token": own.kl_per_token,
-            "cross_entropy": own.cross_entropy, "distinct_2": own.distinct_2, "repeated_4": own.repeated_4,
-            "forwards_per_token": own.forwards_per_token, "tail_share": own.tail_share,
-        })
-    };
-    json!({
-        "prompts": prompts, "split": arguments.split.name(), "samples": arguments.samples, "seed": arguments.seed,
-        "candidates": arguments.candidates, "tail": arguments.tail,
-        "base": estimates(base), "best_of": { "n": BEST_OF, "rewards": estimates(best) },
-        "methods": lines.iter().map(line).collect::<Vec<_>>(),
-    })
+    Ok(())
 }

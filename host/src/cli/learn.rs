@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use vassal_kernels::ModelShape;
 
+use super::fit_comparison::Comparison;
 use super::{ModelArguments, between, complain};
 use crate::engine::EngineOptions;
 use crate::error::Error;
@@ -17,7 +19,8 @@ use crate::host::{Host, HostOptions, cores, hexadecimal};
 use crate::learning::decoding::dial_to_kl;
 use crate::learning::fitting::{FitOptions, FittedLookAhead, Material};
 use crate::learning::prompts::{Prompt, PromptSet, Split};
-use crate::learning::rollouts::{RewardAbout, Rollouts};
+use crate::learning::report::run::head_path;
+use crate::learning::rollouts::{Header, RewardAbout, Rollouts};
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
@@ -71,6 +74,10 @@ pub(super) struct FitArguments {
     /// Fixes every choice.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Fits the heads of the methods too that an evaluation compares with: ARGS, FUDGE, a context-free token bias, and a value
+    /// model of the first third of the layers.
+    #[arg(long)]
+    comparison: bool,
     /// The folder that gets REWARD.look-ahead.safetensors and REWARD.one-pass.safetensors.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
@@ -146,37 +153,9 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
 
     let (count_prompts, count_rollouts) = material.counts();
     let header = &rollouts.header;
-    let provenance = Provenance {
-        prompts_sha256: set.sha256.clone(),
-        rollouts_sha256: file_sha256(&arguments.rollouts)?,
-        reward: String::new(),
-        prompts: count_prompts,
-        rollouts: count_rollouts,
-        samples: header.samples,
-        temperature: header.temperature,
-        top_p: header.top_p,
-        lambda: 1.0,
-        penalties: Vec::new(),
-        explained: 0.0,
-        explained_by_position: Vec::new(),
-        dial_to_kl: Vec::new(),
-        seed: arguments.seed,
-        command: "vassal rollout, then vassal fit: docs/evaluation.md".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let shape = &config.shape;
-    let describe = |reward: &RewardAbout, kind, spread, provenance| Description {
-        format: heads::FORMAT.to_owned(),
-        name: reward.name.clone(),
-        kind,
-        layer,
-        layers: shape.layers,
-        hidden: shape.hidden,
-        vocabulary: shape.vocabulary,
-        model_sha256: header.model_sha256.clone(),
-        spread,
-        token_limit: header.token_limit,
-        provenance: Provenance { reward: reward.definition.clone(), ..provenance },
+    let provenance = provenance(arguments, &set, header, (count_prompts, count_rollouts))?;
+    let describe = |reward: &RewardAbout, kind, spread, provenance| {
+        describe((header, &config.shape), reward, kind, layer, spread, provenance)
     };
     let look_ahead_files = |spreads: &[f64]| -> Vec<HeadFile> {
         let file = |((reward, fitted), &spread): ((&RewardAbout, &FittedLookAhead), &f64)| {
@@ -213,6 +192,12 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
             distilled.spread
         ));
         spreads.push(distilled.look_ahead_spread);
+        if arguments.comparison {
+            let provenance = Provenance { explained: distilled.fit.explained_by_bias, ..provenance.clone() };
+            let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
+            let weights = HeadWeights::OnePass(distilled.fit.bias_head);
+            HeadFile { description, weights }.write(&head_path(&arguments.out, &reward.name, "token-bias"))?;
+        }
         let provenance = Provenance { explained: distilled.fit.explained, ..provenance.clone() };
         let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
         one_pass.push(HeadFile { description, weights: HeadWeights::OnePass(distilled.fit.head) });
@@ -229,8 +214,71 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
             let table = dial_to_kl(&mut host, &name, &tune, &DIALS, limit, arguments.seed)?;
             complain(&format!("{name} {kind}: nats a token by dial {table:.3?}"));
             file.description.provenance.dial_to_kl = table;
-            file.write(&arguments.out.join(format!("{name}.{kind}.safetensors")))?;
+            file.write(&head_path(&arguments.out, &name, kind))?;
         }
     }
+    if arguments.comparison {
+        let comparison = Comparison {
+            out: &arguments.out,
+            rollouts: &rollouts,
+            prompts: &prompts,
+            shape: &config.shape,
+            options: &with_engine,
+            fit: &fit_options,
+            provenance: &provenance,
+        };
+        comparison.fit(&material)?;
+    }
     Ok(())
+}
+
+/// What all heads of a fit have in common.
+fn provenance(
+    arguments: &FitArguments,
+    set: &PromptSet,
+    header: &Header,
+    (prompts, rollouts): (usize, usize),
+) -> Result<Provenance, Error> {
+    Ok(Provenance {
+        prompts_sha256: set.sha256.clone(),
+        rollouts_sha256: file_sha256(&arguments.rollouts)?,
+        reward: String::new(),
+        prompts,
+        rollouts,
+        samples: header.samples,
+        temperature: header.temperature,
+        top_p: header.top_p,
+        lambda: 1.0,
+        penalties: Vec::new(),
+        explained: 0.0,
+        explained_by_position: Vec::new(),
+        dial_to_kl: Vec::new(),
+        seed: arguments.seed,
+        command: "vassal rollout, then vassal fit: docs/evaluation.md".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// A head's description.
+pub(super) fn describe(
+    (header, shape): (&Header, &ModelShape),
+    reward: &RewardAbout,
+    kind: HeadKind,
+    layer: usize,
+    spread: f64,
+    provenance: Provenance,
+) -> Description {
+    Description {
+        format: heads::FORMAT.to_owned(),
+        name: reward.name.clone(),
+        kind,
+        layer,
+        layers: shape.layers,
+        hidden: shape.hidden,
+        vocabulary: shape.vocabulary,
+        model_sha256: header.model_sha256.clone(),
+        spread,
+        token_limit: header.token_limit,
+        provenance: Provenance { reward: reward.definition.clone(), ..provenance },
+    }
 }

@@ -10,6 +10,7 @@ mod chain;
 mod device;
 mod display;
 mod evaluate;
+mod fit_comparison;
 mod learn;
 mod policy;
 mod policy_report;

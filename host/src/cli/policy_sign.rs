@@ -80,7 +80,7 @@ const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 /// Adds a signature to those that are there. Those of other bytes, of an earlier build most likely, can be of no use
 /// to anybody and are dropped.
 pub(super) fn sign(arguments: &SignArguments) -> Result<(), Error> {
-    let component = read_component(&arguments.file.to_string_lossy())?;
+    let component = read_component("policy", &arguments.file.to_string_lossy())?;
     if !component.starts_with(COMPONENT) {
         let file = arguments.file.display();
         return Err(Error::Usage(format!("{file} is no component: it does not begin as one does")));
@@ -124,7 +124,7 @@ pub(super) fn verify(arguments: &VerifyArguments) -> Result<(), Error> {
     };
     let store = TrustStore { required: true, keys };
     let (file, now) = (&arguments.file, SystemTime::now());
-    let component = read_component(&file.to_string_lossy())?;
+    let component = read_component("policy", &file.to_string_lossy())?;
     let signatures = signature::beside(file)?;
     let checked = store.check(&name_of(file), &component, signatures.as_deref(), now);
     if arguments.json {

@@ -38,7 +38,7 @@ pub(super) struct RewardArguments {
 }
 
 pub(super) fn reward(arguments: &RewardArguments) -> Result<(), Error> {
-    let rewards = rewards::find(&arguments.rewards)?;
+    let rewards = rewards::find(&arguments.rewards, &super::compilation())?;
     let mut rollouts = Rollouts::read(&arguments.rollouts)?;
     let mut missing = missing(&rollouts, &rewards, arguments.replace)?;
     let part = part_of(&arguments.out);

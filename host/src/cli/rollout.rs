@@ -55,7 +55,7 @@ pub(super) struct RolloutArguments {
 
 pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
     let set = read_prompts(arguments.prompts.as_deref())?;
-    let rewards = rewards::find(&arguments.rewards)?;
+    let rewards = rewards::find(&arguments.rewards, &super::compilation())?;
     let splits: Vec<Split> =
         [Split::Learn, Split::Tune, Split::Test].into_iter().filter(|split| arguments.splits.contains(split)).collect();
     let prompts: Vec<&Prompt> = set.prompts.iter().filter(|prompt| splits.contains(&prompt.split)).collect();

@@ -72,17 +72,20 @@ pub fn respond(
 /// # Errors
 /// The policy's and its settings'.
 pub fn vas(host: &Host, settings: &[(&str, String)]) -> Result<PolicyUse, Error> {
-    let policy = host.load_policy("vas")?;
-    let settings: Vec<(String, String)> =
-        settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-    // Whoever learns is the tenant.
-    let (tenant, given): (Vec<_>, Vec<_>) = settings.into_iter().partition(|(name, _)| {
-        policy
-            .manifest
-            .settings
-            .iter()
-            .any(|setting| setting.name == *name && setting.scope == crate::sandbox::Scope::Tenant)
-    });
+    use_with(host, "vas", settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
+}
+
+/// A shipped policy with settings: whoever learns is the tenant.
+///
+/// # Errors
+/// The policy's and its settings'.
+pub fn use_with(host: &Host, policy: &str, settings: Vec<(String, String)>) -> Result<PolicyUse, Error> {
+    let policy = host.load_policy(policy)?;
+    let of_tenant = |name: &str| {
+        let setting = policy.manifest.settings.iter().find(|setting| setting.name == name);
+        setting.is_some_and(|setting| setting.scope == crate::sandbox::Scope::Tenant)
+    };
+    let (tenant, given): (Vec<_>, Vec<_>) = settings.into_iter().partition(|(name, _)| of_tenant(name));
     host.use_policy(&policy, &tenant, &given, false, FaultPolicy::Abort)
 }
 
@@ -112,4 +115,33 @@ pub fn kl_per_token<'a>(responses: impl Iterator<Item = &'a Response>) -> f64 {
     let (kl, tokens) =
         responses.fold((0.0, 0usize), |(kl, tokens), response| (kl + response.kl(), tokens + response.tokens.len()));
     kl / tokens.max(1) as f64
+}
+
+/// The dial that costs `kl` nats a token by a head's table, interpolated between its entries (KL is about
+/// quadratic in the dial, so its root is interpolated); the table's last dial where it never costs as much.
+pub fn dial_for_kl(table: &[(f64, f64)], kl: f64) -> f64 {
+    let (mut below, root) = ((0.0, 0.0), kl.max(0.0).sqrt());
+    for &(dial, cost) in table {
+        let above = cost.max(0.0).sqrt();
+        if above >= root && above > below.1 {
+            return below.0 + (dial - below.0) * (root - below.1) / (above - below.1);
+        }
+        below = (dial, above);
+    }
+    below.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dial_is_found_between_the_entries_of_a_table() {
+        let table = [(0.5, 0.04), (1.0, 0.16), (1.5, 0.36)];
+        assert!((dial_for_kl(&table, 0.16) - 1.0).abs() < 1e-12);
+        assert!((dial_for_kl(&table, 0.09) - 0.75).abs() < 1e-12);
+        assert!((dial_for_kl(&table, 0.01) - 0.25).abs() < 1e-12);
+        assert_eq!(dial_for_kl(&table, 9.0), 1.5);
+        assert_eq!(dial_for_kl(&[], 1.0), 0.0);
+    }
 }

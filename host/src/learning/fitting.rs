@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use vassal_kernels::{Device, LinearHead};
 
+use super::comparison;
 use super::features::{FeatureSource, FeaturesError, States};
 use super::look_ahead::{self, Evaluation, Layout, Spread};
 use super::one_pass;
@@ -84,21 +85,31 @@ pub struct Material<'a> {
 }
 
 /// The engine as a source of features.
-struct Source<'a, D: Device> {
-    engine: &'a mut Engine<D>,
-    prompts: &'a HashMap<String, Vec<Token>>,
-    layer: usize,
-    token_limit: usize,
-    hidden: usize,
+pub(super) struct Source<'a, D: Device> {
+    pub(super) engine: &'a mut Engine<D>,
+    /// Each prompt id's tokens.
+    pub(super) prompts: &'a HashMap<String, Vec<Token>>,
+    pub(super) layer: usize,
+    pub(super) token_limit: usize,
+    pub(super) hidden: usize,
 }
 
 /// Either side's failure while features are collected.
 #[derive(Debug, thiserror::Error)]
-enum CollectError {
+pub(super) enum CollectError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
     Features(#[from] FeaturesError),
+}
+
+impl From<CollectError> for FitError {
+    fn from(error: CollectError) -> Self {
+        match error {
+            CollectError::Engine(error) => Self::Engine(error),
+            CollectError::Features(error) => Self::Features(error),
+        }
+    }
 }
 
 impl<D: Device> FeatureSource for Source<'_, D> {
@@ -134,10 +145,7 @@ impl<'a> Material<'a> {
         let hidden = engine.hidden();
         let (mut learn, mut tune) = (States::new(hidden), States::new(hidden));
         let mut source = Source { engine, prompts, layer, token_limit, hidden };
-        let failed = |error: CollectError| match error {
-            CollectError::Engine(error) => FitError::Engine(error),
-            CollectError::Features(error) => FitError::Features(error),
-        };
+        let failed = |error: CollectError| FitError::from(error);
         learn.collect(&mut source, &learn_groups, &mut done).map_err(failed)?;
         let before = learn.rollouts();
         tune.collect(&mut source, &tune_groups, |count| done(before + count)).map_err(failed)?;
@@ -158,14 +166,9 @@ impl<'a> Material<'a> {
     pub fn look_ahead(&self, rewards: usize, threads: usize) -> Result<(Vec<FittedLookAhead>, Covariance), FitError> {
         let hidden = self.learn.hidden();
         let layout = Layout::with_share(hidden);
-        let targets = |groups: &[Vec<&Rollout>]| -> Vec<Vec<f64>> {
-            let scores = |place| groups.iter().map(|group| column(group, place)).collect::<Vec<_>>();
-            (0..rewards).map(|place| look_ahead::centre(&scores(place))).collect()
-        };
-        let (learn_targets, tune_targets) = (targets(&self.learn_groups), targets(&self.tune_groups));
+        let (learn_targets, tune_targets) = (targets(&self.learn_groups, rewards), targets(&self.tune_groups, rewards));
         let moments = |states: &States, targets: &[Vec<f64>]| {
-            let targets: Vec<&[f64]> = targets.iter().map(Vec::as_slice).collect();
-            look_ahead::moments(layout, states, &targets, threads).map_err(FitError::from)
+            look_ahead::moments(layout, states, &slices(targets), threads).map_err(FitError::from)
         };
         let learn = moments(&self.learn, &learn_targets)?;
         let tune = moments(&self.tune, &tune_targets)?;
@@ -202,34 +205,94 @@ impl<'a> Material<'a> {
         options: &FitOptions,
         mut done: impl FnMut(usize),
     ) -> Result<Candidates, FitError> {
-        let heads: Vec<HeadId> = (0..engine.head_count()).map(HeadId).collect();
-        let mut found = Candidates { learn: Vec::new(), tune: Vec::new() };
         let mut count = 0;
-        for (groups, states, out) in
-            [(&self.learn_groups, &self.learn, &mut found.learn), (&self.tune_groups, &self.tune, &mut found.tune)]
-        {
-            let mut rollout = 0;
-            for group in groups {
-                for (place, sampled) in group.iter().enumerate() {
-                    if place < options.rollouts_per_prompt {
-                        // States at even steps through the response, from a different one for each rollout.
-                        let step = (sampled.tokens.len() / options.states_per_rollout).max(1);
-                        let first = (rollout * 7 + options.seed as usize) % step;
-                        let wanted: Vec<usize> = (first..sampled.tokens.len()).step_by(step).collect();
-                        let prompt = prompts.get(&sampled.id).map_or(&[][..], Vec::as_slice);
-                        let k = options.candidates;
-                        let valued =
-                            engine.candidate_states(&heads, prompt, &sampled.tokens, &wanted, k, self.token_limit)?;
-                        let start = states.range(rollout).start;
-                        out.extend(valued.into_iter().map(|state| ((start + state.response_count) as u32, state)));
-                        count += 1;
-                        done(count);
-                    }
-                    rollout += 1;
+        let mut counted = || {
+            count += 1;
+            done(count);
+        };
+        let (learn, tune) = ((&self.learn_groups, &self.learn), (&self.tune_groups, &self.tune));
+        Ok(Candidates {
+            learn: self.valued(engine, learn, prompts, options, &mut counted)?,
+            tune: self.valued(engine, tune, prompts, options, &mut counted)?,
+        })
+    }
+
+    fn valued<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        (groups, states): (&Vec<Vec<&Rollout>>, &States),
+        prompts: &HashMap<String, Vec<Token>>,
+        options: &FitOptions,
+        done: &mut dyn FnMut(),
+    ) -> Result<Vec<(u32, CandidateState)>, FitError> {
+        let heads: Vec<HeadId> = (0..engine.head_count()).map(HeadId).collect();
+        let (mut out, mut rollout) = (Vec::new(), 0);
+        for group in groups {
+            for (place, sampled) in group.iter().enumerate() {
+                if place < options.rollouts_per_prompt {
+                    // States at even steps through the response, from a different one for each rollout.
+                    let step = (sampled.tokens.len() / options.states_per_rollout).max(1);
+                    let first = (rollout * 7 + options.seed as usize) % step;
+                    let wanted: Vec<usize> = (first..sampled.tokens.len()).step_by(step).collect();
+                    let prompt = prompts.get(&sampled.id).map_or(&[][..], Vec::as_slice);
+                    let k = options.candidates;
+                    let valued =
+                        engine.candidate_states(&heads, prompt, &sampled.tokens, &wanted, k, self.token_limit)?;
+                    let start = states.range(rollout).start;
+                    out.extend(valued.into_iter().map(|state| ((start + state.response_count) as u32, state)));
+                    done();
                 }
+                rollout += 1;
             }
         }
-        Ok(found)
+        Ok(out)
+    }
+
+    /// The spread of each of the engine's look-ahead heads, over the tune prompts' candidates.
+    ///
+    /// # Errors
+    /// The engine's, and [`FitError::NoSpread`] with the head's place.
+    pub fn spreads<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        prompts: &HashMap<String, Vec<Token>>,
+        options: &FitOptions,
+    ) -> Result<Vec<f64>, FitError> {
+        let valued = self.valued(engine, (&self.tune_groups, &self.tune), prompts, options, &mut || ())?;
+        let of = |head: usize| {
+            let mut spread = Spread::default();
+            for (_, state) in &valued {
+                spread.add(&state.values[head], &probabilities(state));
+            }
+            let positive = spread.get().filter(|spread| *spread > 0.0);
+            positive.ok_or_else(|| FitError::NoSpread(format!("number {}", head + 1)))
+        };
+        (0..engine.head_count()).map(of).collect()
+    }
+
+    /// The heads that other methods than Value Augmented Sampling read, one of each a reward.
+    ///
+    /// # Errors
+    /// The algebra's.
+    pub fn comparison(&self, rewards: usize, threads: usize) -> Result<Vec<ComparisonHeads>, FitError> {
+        let hidden = self.learn.hidden();
+        let layout = Layout::with_share(hidden);
+        let (learn, tune) = (targets(&self.learn_groups, rewards), targets(&self.tune_groups, rewards));
+        let good = |targets: &[Vec<f64>]| targets.iter().map(|own| comparison::classes(own)).collect::<Vec<_>>();
+        let (learn_good, tune_good) = (good(&learn), good(&tune));
+        let classes = look_ahead::moments(layout, &self.learn, &slices(&learn_good), threads)?;
+        let classes_tune = look_ahead::moments(layout, &self.tune, &slices(&tune_good), threads)?;
+        let plain = Layout::plain(hidden);
+        let ends = look_ahead::end_moments(plain, &self.learn, &slices(&learn), threads)?;
+        let ends_tune = look_ahead::end_moments(plain, &self.tune, &slices(&tune), threads)?;
+        let of = |place: usize| {
+            let discriminant = look_ahead::fit(layout, &classes, &classes_tune, place)?.head;
+            Ok(ComparisonHeads {
+                fudge: comparison::calibrate(&discriminant, &self.tune, &tune_good[place]),
+                args: look_ahead::fit(plain, &ends, &ends_tune, place)?.head,
+            })
+        };
+        (0..rewards).map(of).collect()
     }
 
     /// Distils head `place` of the engine's into a one-pass head. The look-ahead head's spread comes back
@@ -272,8 +335,7 @@ impl<'a> Material<'a> {
         )?;
         let (mut spread, mut own) = (Spread::default(), Spread::default());
         for (_, valued) in &candidates.tune {
-            let top = &valued.top;
-            let probabilities: Vec<f32> = top.logits.iter().map(|logit| (logit - top.log_normalizer).exp()).collect();
+            let (top, probabilities) = (&valued.top, probabilities(valued));
             spread.add(&valued.values[place], &probabilities);
             let values: Vec<f32> = top
                 .tokens
@@ -288,6 +350,31 @@ impl<'a> Material<'a> {
         };
         Ok(Distilled { fit, look_ahead_spread, spread })
     }
+}
+
+/// Base probabilities of a state's candidates.
+fn probabilities(state: &CandidateState) -> Vec<f32> {
+    let top = &state.top;
+    top.logits.iter().map(|logit| (logit - top.log_normalizer).exp()).collect()
+}
+
+/// Rewards of all rollouts, centred by prompt, a row for each of the first `rewards` columns.
+fn targets(groups: &[Vec<&Rollout>], rewards: usize) -> Vec<Vec<f64>> {
+    let scores = |place| groups.iter().map(|group| column(group, place)).collect::<Vec<_>>();
+    (0..rewards).map(|place| look_ahead::centre(&scores(place))).collect()
+}
+
+fn slices(targets: &[Vec<f64>]) -> Vec<&[f64]> {
+    targets.iter().map(Vec::as_slice).collect()
+}
+
+/// Heads of the methods that Value Augmented Sampling is compared with: see [`comparison`].
+#[derive(Debug, Clone)]
+pub struct ComparisonHeads {
+    /// Log-odds that the finished response is better than its prompt's others.
+    pub fudge: LinearHead,
+    /// A reward model of finished responses.
+    pub args: LinearHead,
 }
 
 /// States with valued candidates, each with its number among the split's states.

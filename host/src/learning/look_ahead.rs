@@ -76,6 +76,27 @@ impl Layout {
 /// Second moments of all states: the layout's features, then one column for each reward in `targets`,
 /// whose entries are one number a rollout.
 pub fn moments(layout: Layout, states: &States, targets: &[&[f64]], threads: usize) -> Result<Covariance, RidgeError> {
+    moments_from(|_| 0, layout, states, targets, threads)
+}
+
+/// The same of the end states alone: what a reward model of finished responses is fitted on.
+pub fn end_moments(
+    layout: Layout,
+    states: &States,
+    targets: &[&[f64]],
+    threads: usize,
+) -> Result<Covariance, RidgeError> {
+    moments_from(|count| count - 1, layout, states, targets, threads)
+}
+
+/// `first` says with which of a rollout's so many states to begin.
+fn moments_from(
+    first: impl Fn(usize) -> usize,
+    layout: Layout,
+    states: &States,
+    targets: &[&[f64]],
+    threads: usize,
+) -> Result<Covariance, RidgeError> {
     for target in targets {
         if target.len() != states.rollouts() {
             let (expected, got) = (format!("{} numbers", states.rollouts()), target.len().to_string());
@@ -87,7 +108,8 @@ pub fn moments(layout: Layout, states: &States, targets: &[&[f64]], threads: usi
     for rollout in 0..states.rollouts() {
         states.rows(rollout, &mut rows);
         portion.clear();
-        for row in rows.chunks_exact(states.width()) {
+        let first = first(states.range(rollout).len());
+        for row in rows.chunks_exact(states.width()).skip(first) {
             layout.extend(row, &mut portion);
             portion.extend(targets.iter().map(|target| target[rollout] as f32));
         }

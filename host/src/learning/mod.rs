@@ -11,8 +11,8 @@
 //! [`features::FeatureSource`]. Start at [`look_ahead::fit`].
 
 pub mod bilinear;
+pub mod comparison;
 pub mod decoding;
-pub mod evaluation;
 pub mod features;
 pub mod fitting;
 pub mod look_ahead;

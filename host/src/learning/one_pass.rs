@@ -100,6 +100,8 @@ pub struct Fit {
     pub explained: f64,
     /// The same by token biases alone: what a head without any context reaches.
     pub explained_by_bias: f64,
+    /// That head.
+    pub bias_head: OnePassHead,
 }
 
 /// Fits a head to `learn`, penalties chosen on `tune`. `covariance` has the learn states' features (the
@@ -136,8 +138,9 @@ pub fn fit(
         (learn.design(&space, &[], options.threads), tune.design(&space, &[], options.threads));
     let by_bias = choose(&bias_design, &learn, &bias_tune, &tune);
     let head = space.head(&learn, &directions, &chosen.solution, embedding, options);
+    let bias_head = space.head(&learn, &[], &by_bias.solution, embedding, options);
     let Chosen { penalty, explained, .. } = chosen;
-    Ok(Fit { head, penalty, explained, explained_by_bias: by_bias.explained })
+    Ok(Fit { head, penalty, explained, explained_by_bias: by_bias.explained, bias_head })
 }
 
 fn check(pairs: Pairs<'_>, covariance: &Covariance, options: Options) -> Result<(), RidgeError> {

@@ -8,6 +8,7 @@
 //!
 //! It judges form and cost, never whether a policy aligns anything. Start at [`Check::run`]; a reward's is [`reward`].
 
+mod cases;
 mod drive;
 pub mod recorded;
 pub mod reward;
@@ -16,14 +17,12 @@ use std::sync::Arc;
 
 use crate::sandbox::{
     BadCall, Compilation, CompiledPolicy, CompilerError, ContractError, Fault, FaultKind, Footprint, Guest, GuestKind,
-    HeadOffer, Limits, LoadError, Manifest, ManifestError, Needs, Sandbox, SandboxError, Scope, Setting, SettingError,
-    SettingKind, SettingValue, VocabularyText, inspect, settings,
+    HeadOffer, Limits, LoadError, Manifest, ManifestError, Needs, Sandbox, SandboxError, Scope, SettingError,
+    VocabularyText, inspect, settings,
 };
 use crate::token::Vocabulary;
+use cases::{Case, cases};
 use recorded::Recording;
-
-/// The text that a text setting is tried with, beside none: a list as a tenant would write it.
-const SAMPLE_TEXT: &str = "nervous\ndon't worry\nÄrger\n日本";
 
 /// What to check, and with what.
 pub struct Check<'a> {
@@ -121,17 +120,8 @@ impl Report {
     pub fn unread(error: &LoadError, granted: Needs) -> Self {
         let mut report = Self::new(Limits::default(), granted);
         report.stages.push(refused(STAGES[0], load_kind(error), error));
-        report.fill();
+        fill(&mut report.stages, &STAGES);
         report
-    }
-
-    /// The stages that were not reached.
-    fn fill(&mut self) {
-        for name in STAGES {
-            if !self.stages.iter().any(|stage| stage.name == name) {
-                self.stages.push(Stage { name, outcome: Outcome::NotReached, detail: String::new() });
-            }
-        }
     }
 
     /// The first stage that refused the policy.
@@ -160,19 +150,6 @@ pub enum CheckError {
     Recording(#[from] recorded::RecordingError),
 }
 
-/// One response to drive.
-struct Case {
-    /// For messages.
-    label: String,
-    settings: Vec<SettingValue>,
-    seed: u64,
-    temperature: f32,
-    /// Candidates of a step at most.
-    candidates: u32,
-    /// Whether heads answer.
-    heads_answer: bool,
-}
-
 impl Check<'_> {
     /// Takes the policy through all stages.
     ///
@@ -184,7 +161,7 @@ impl Check<'_> {
         let mut report = Report::new(sandbox.limits().clone(), self.granted);
         report.footprint = inspect(&Guest::policy(self.name), self.component, &report.limits).ok();
         self.stages(&sandbox, &recording, &mut report)?;
-        report.fill();
+        fill(&mut report.stages, &STAGES);
         Ok(report)
     }
 
@@ -285,58 +262,12 @@ fn responses(driver: &drive::Driver<'_>, cases: &[Case], report: &mut Report) ->
     Ok(())
 }
 
-/// The responses to drive; the first is the policy as it is given.
-fn cases(manifest: &Manifest, given: &[SettingValue]) -> Vec<Case> {
-    let case = |label: String, settings: Vec<SettingValue>| Case {
-        label,
-        settings,
-        seed: 1,
-        temperature: 1.0,
-        candidates: 256,
-        heads_answer: true,
-    };
-    let base = |label: &str| case(label.to_owned(), given.to_vec());
-    let mut cases = vec![
-        base("as given"),
-        Case { seed: u64::MAX, ..base("another seed") },
-        Case { temperature: 0.0, seed: 0, ..base("greedy, seed 0") },
-        Case { temperature: 100.0, ..base("temperature 100") },
-        Case { candidates: 1, ..base("one candidate") },
-        Case { heads_answer: false, ..base("heads that fail") },
-    ];
-    for (place, setting) in manifest.settings.iter().enumerate() {
-        for value in extremes(setting) {
-            let mut settings = given.to_vec();
-            settings[place] = value;
-            let shown = match &settings[place] {
-                SettingValue::Text(text) => format!("{text:?}"),
-                other => other.to_string(),
-            };
-            cases.push(case(format!("{}={shown}", setting.name), settings));
+/// Adds the stages that were not reached.
+fn fill(stages: &mut Vec<Stage>, all: &[&'static str]) {
+    for name in all {
+        if !stages.iter().any(|stage| stage.name == *name) {
+            stages.push(Stage { name, outcome: Outcome::NotReached, detail: String::new() });
         }
-    }
-    // The least and the most of all dials at once.
-    for (label, last) in [("every dial at its first", false), ("every dial at its last", true)] {
-        let of = |setting: &Setting| {
-            let mut extremes = extremes(setting);
-            let place = if last { extremes.len() - 1 } else { 0 };
-            extremes.swap_remove(place)
-        };
-        cases.push(case(label.to_owned(), manifest.settings.iter().map(of).collect()));
-    }
-    cases
-}
-
-/// The values of a dial that are worth a try; at least one.
-fn extremes(setting: &Setting) -> Vec<SettingValue> {
-    match &setting.kind {
-        SettingKind::Number { minimum, maximum, .. } => {
-            vec![SettingValue::Number(*minimum), SettingValue::Number(*maximum)]
-        }
-        SettingKind::Flag(_) => vec![SettingValue::Flag(false), SettingValue::Flag(true)],
-        SettingKind::Choice(words) if words.is_empty() => vec![setting.initial()],
-        SettingKind::Choice(words) => words.iter().cloned().map(SettingValue::Choice).collect(),
-        SettingKind::Text(_) => vec![SettingValue::Text(String::new()), SettingValue::Text(SAMPLE_TEXT.to_owned())],
     }
 }
 

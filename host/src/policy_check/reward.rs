@@ -6,7 +6,7 @@
 //!
 //! Whether the numbers mean anything is not judged. Start at [`RewardCheck::run`].
 
-use super::{CheckError, Outcome, Stage, fault_kind, load_kind, passed, plural, refused};
+use super::{CheckError, Outcome, Stage, fault_kind, fill, load_kind, passed, plural, refused};
 use crate::sandbox::{
     Compilation, CompiledReward, Exchange, Footprint, Guest, Limits, LoadError, RewardManifest, Sandbox, ScoreFault,
     inspect,
@@ -80,11 +80,7 @@ impl RewardCheck<'_> {
         let footprint = inspect(&Guest::reward(self.name), self.component, &limits).ok();
         let mut report = RewardReport { stages: Vec::new(), limits, footprint, manifest: None, exchanges: 0 };
         self.stages(&sandbox, &mut report)?;
-        for name in ["component", "contract", "describe", "score"] {
-            if !report.stages.iter().any(|stage| stage.name == name) {
-                report.stages.push(Stage { name, outcome: Outcome::NotReached, detail: String::new() });
-            }
-        }
+        fill(&mut report.stages, &["component", "contract", "describe", "score"]);
         Ok(report)
     }
 

@@ -158,12 +158,13 @@ impl Fault {
         Self { kind, guest: guest.clone(), detail: String::new() }
     }
 
-    /// The same, with the bound that `call` has met where the kind does not name it; `fuel` is the call's.
-    pub(super) fn of_call(mut self, call: &str, fuel: u64, limits: &Limits) -> Self {
-        let Limits { deadline_ms, deadline_windows, sequences, .. } = limits;
+    /// The same, with the bound that `call` has met where the kind does not name it; `fuel` is the call's, and so are the
+    /// `windows` of the clock.
+    pub(super) fn of_call(mut self, call: &str, fuel: u64, windows: u32, limits: &Limits) -> Self {
+        let Limits { deadline_ms, sequences, .. } = limits;
         self.detail = match self.kind {
             FaultKind::OutOfFuel => format!("{call} may use {fuel} units"),
-            FaultKind::Deadline => format!("{call} may take {deadline_windows} times {deadline_ms} ms"),
+            FaultKind::Deadline => format!("{call} may take {windows} times {deadline_ms} ms"),
             FaultKind::Capacity => format!("the host holds {sequences}, and all are in use"),
             _ => return self,
         };

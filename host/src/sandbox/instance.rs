@@ -27,9 +27,6 @@ use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{self, TypedFunc};
 
-/// The call, in the words of a fault.
-const DECIDE: &str = "`decide`";
-
 type Decide = TypedFunc<(Arc<bindings::Step>,), (bindings::Decision,)>;
 type Answer = wasmtime::Result<(bindings::Decision,)>;
 type Call = Pin<Box<dyn Future<Output = (Store<StoreData>, Answer)> + Send>>;
@@ -239,13 +236,16 @@ impl Instance {
             }
             Slice::Late => {
                 self.fuel_used = 0;
-                let limits = &self.compiled.loaded.shared.limits;
-                let fault = Fault::new(&self.compiled.loaded.guest, FaultKind::Deadline);
-                let fault = fault.of_call(DECIDE, limits.fuel_decide, limits);
+                let fault = self.of_decide(Fault::new(&self.compiled.loaded.guest, FaultKind::Deadline));
                 self.state = State::Faulted(fault.clone());
                 Some(Progress::Faulted(fault))
             }
         }
+    }
+
+    fn of_decide(&self, fault: Fault) -> Fault {
+        let limits = &self.compiled.loaded.shared.limits;
+        fault.of_call("`decide`", limits.fuel_decide, limits.deadline_windows, limits)
     }
 
     /// Takes the store back, or drops it with the fault it has earned.
@@ -266,10 +266,7 @@ impl Instance {
             Ok((raw,)) => context
                 .check(raw)
                 .map_err(|error| Fault::new(&self.compiled.loaded.guest, FaultKind::BadDecision(error))),
-            Err(error) => {
-                let fault = self.exchange.fault(&self.compiled.loaded.guest, &error);
-                Err(fault.of_call(DECIDE, limits.fuel_decide, limits))
-            }
+            Err(error) => Err(self.of_decide(self.exchange.fault(&self.compiled.loaded.guest, &error))),
         };
         match decided {
             Ok(decision) => {

@@ -243,9 +243,10 @@ impl Compiled {
             let mut store = self.loaded.store(data, shared.limits.fuel_describe)?;
             self.instantiate_and_call::<_, (bindings::Manifest,)>(&mut store, false, self.describe, (offered,)).await
         };
+        let limits = &shared.limits;
         let failed = |error| {
             let fault = exchange.fault(&self.loaded.guest, &error);
-            fault.of_call("instantiation and `describe`", shared.limits.fuel_describe, &shared.limits)
+            fault.of_call("instantiation and `describe`", limits.fuel_describe, limits.deadline_windows, limits)
         };
         let (_, answer) = to_its_end(run).map_err(failed)?;
         Ok(answer.0)

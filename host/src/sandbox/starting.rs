@@ -101,7 +101,7 @@ impl Starting {
 
     fn of_start(&self, fault: Fault) -> Fault {
         let limits = &self.compiled.loaded.shared.limits;
-        fault.of_call("instantiation and `start`", limits.fuel_start, limits)
+        fault.of_call("instantiation and `start`", limits.fuel_start, limits.deadline_windows, limits)
     }
 
     fn finish(&self, started: Started) -> Result<Instance, Fault> {

@@ -1,6 +1,7 @@
 //! What the three methods put in the values' place.
 //!
-//! Natively, against the SDK's double of a host; the component itself runs in the evaluation's tests.
+//! Natively, against the SDK's double of a host, with values and logits made up here; the component itself runs in
+//! the evaluation's tests.
 
 use vassal_guest::test::{FakeHost, Harness};
 

@@ -1,20 +1,30 @@
 //! The report of an evaluation: every number in one object, from which a page and tables are drawn.
 //!
 //! [`Report`] is the file report.json; [`html`] and [`markdown`] show it and compute nothing of their own, so no
-//! number stands in one of the three files only. How the numbers are found is in the modules beside it: `samples`
-//! has what was decoded, `analysis` the estimates, `diagnosis` what a head is worth. Start at [`Report`].
+//! number stands in one of the three files only. [`methods`] says what is compared, [`run`] decodes it into the journal of
+//! [`samples`], [`analysis`] and [`best_of`] estimate, [`diagnosis`] and [`within_state`] judge the heads, [`assemble`] puts all
+//! together. Start at [`Report`].
 
-pub mod html;
-pub mod markdown;
-
+pub mod analysis;
+pub mod assemble;
+pub mod best_of;
 mod charts;
+pub mod diagnosis;
 #[cfg(test)]
 mod example;
+pub mod heads;
+pub mod html;
+pub mod markdown;
 mod markup;
+pub mod methods;
+pub mod run;
+pub mod samples;
 mod svg;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod trends;
+pub mod within_state;
 mod wording;
 
 use std::collections::BTreeMap;
@@ -44,8 +54,7 @@ pub struct Report {
     pub about: About,
     /// The rewards, by name.
     pub rewards: BTreeMap<String, RewardAbout>,
-    /// The value heads, by reward and then by kind (`look-ahead`, `one-pass`, ...). Flattened in the file under the look-ahead
-    /// head's numbers, which are those that a reader asks for first.
+    /// The look-ahead heads, by reward.
     pub heads: BTreeMap<String, HeadReport>,
     /// Every method at every setting.
     pub points: Vec<Point>,
@@ -167,7 +176,8 @@ pub struct Point {
     pub ci_low: f64,
     /// The upper end.
     pub ci_high: f64,
-    /// Nats a token; for Best-of-n the upper bound (ln n − (n − 1)/n) over the mean length.
+    /// Nats a token; for Best-of-n the upper bound (ln n − (n − 1)/n) over the mean length, for guided
+    /// Best-of-n that bound beside what guidance costs.
     pub kl_per_token: f64,
     /// Cross-entropy under the base over that of base samples; none for Best-of-n, whose pool keeps no probabilities.
     pub cross_entropy_ratio: Option<f64>,

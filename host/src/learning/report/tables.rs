@@ -159,7 +159,7 @@ pub(super) fn points(report: &Report, reward_name: &str) -> Table {
 
 /// A point's KL; Best-of-n's is a bound.
 pub(super) fn kl(point: &Point) -> String {
-    let bound = point.method == "best_of_n" && point.kl_per_token.is_finite();
+    let bound = ["best_of_n", "guided_best_of_n"].contains(&point.method.as_str()) && point.kl_per_token.is_finite();
     format!("{}{}", if bound { "≤ " } else { "" }, significant(point.kl_per_token))
 }
 

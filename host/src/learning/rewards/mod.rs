@@ -8,6 +8,7 @@
 //! ([`builtin`]) read nothing but the response. Start at [`Reward`].
 
 pub mod builtin;
+mod component;
 mod reading;
 mod scores;
 mod spec;
@@ -21,15 +22,7 @@ pub use scores::{FAILURES_MAX, Scores, ScoresError};
 pub use spec::{Spec, SpecError, find};
 
 use crate::error::Error;
-
-/// What a reward reads: what the user said and what the model answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exchange<'a> {
-    /// The prompt's text.
-    pub prompt: &'a str,
-    /// The response's text, without an end-of-text token.
-    pub response: &'a str,
-}
+pub use crate::sandbox::Exchange;
 
 /// Why an exchange has no score.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use super::SharedReward;
 use super::builtin::{self, BuiltIn};
+use super::component;
 use crate::error::Error;
 use crate::model::heads::NAME_BYTES_MAX as NAME_BYTES;
 use crate::names::{hint, near_names};
+use crate::sandbox::Compilation;
 
 /// A reward, named.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,15 +94,13 @@ impl Spec {
 /// The rewards that a command line names, no two alike.
 ///
 /// # Errors
-/// [`SpecError`], and a component, which cannot be used yet.
-pub fn find(specs: &[String]) -> Result<Vec<SharedReward>, Error> {
+/// [`SpecError`], and why a component is refused. It is compiled as `compilation` says.
+pub fn find(specs: &[String], compilation: &Compilation) -> Result<Vec<SharedReward>, Error> {
     let mut found: Vec<SharedReward> = Vec::new();
     for spec in specs {
         let reward: SharedReward = match Spec::parse(spec)? {
             Spec::BuiltIn(reward) => Arc::new(reward),
-            Spec::File { path, .. } => {
-                return Err(Error::Usage(format!("{}: rewards as components cannot be used yet", path.display())));
-            }
+            Spec::File { name, path } => component::open(&path, name, compilation)?,
         };
         if found.iter().any(|other| other.name() == reward.name()) {
             return Err(SpecError::Twice(reward.name().to_owned()).into());

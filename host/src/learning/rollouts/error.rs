@@ -1,6 +1,7 @@
 //! Why a rollouts file, or the journal of one, was refused or could not be written.
 //!
-//! Each names the file, and what in it is accepted and what was given. Rows and lines count from 1.
+//! Each names the file, and what in it is accepted and what was given. Rows and lines count from 1. Whose fault one is,
+//! `host/src/error.rs` says.
 
 use std::io;
 use std::path::PathBuf;

@@ -282,6 +282,9 @@ fn decode_group(group: &dyn RowGroupReader, rewards: usize, memory_bytes: &mut u
     }
     // Row r's tokens are those from its first, which alone has repetition 0, to the next row's.
     let mut starts: Vec<usize> = (0..repeated.len()).filter(|&place| repeated[place] == 0).collect();
+    if starts.first() != Some(&0) || starts.len() != ids.len() || repeated.len() != tokens.len() {
+        return Err("the lists of tokens are not one a row".to_owned().into());
+    }
     starts.push(tokens.len());
     let mut scores = Vec::new();
     for reward in 0..rewards {

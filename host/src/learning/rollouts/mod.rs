@@ -185,7 +185,8 @@ impl<'a> Checker<'a> {
             }
             let (low, high) = reward.range;
             if !(low.is_finite() && high.is_finite() && low <= high) {
-                return Err(format!("the range of the reward {:?} must be finite, it is {low} to {high}", reward.name));
+                let reason = format!("the range of the reward {:?} must be finite and ascend", reward.name);
+                return Err(format!("{reason}, it is {low} to {high}"));
             }
         }
         Ok(Self { header, rewards, seen: HashSet::new(), prompts: HashMap::new() })
@@ -358,13 +359,23 @@ impl Rollouts {
     /// # Errors
     /// The reward's, and too many without a score.
     pub fn score(&self, groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Result<Vec<Vec<f64>>, Error> {
+        let known = |group: Vec<Option<f64>>| group.into_iter().flatten().collect();
+        Ok(self.score_each(groups, reward)?.into_iter().map(known).collect())
+    }
+
+    /// As [`Rollouts::score`], with a place for those without a score.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn score_each(&self, groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Result<Vec<Vec<Option<f64>>>, Error> {
         let definition = reward.definition();
         if let Some(place) = self.rewards.iter().position(|about| about.definition == definition) {
-            return Ok(groups.iter().map(|group| column(group, place)).collect());
+            let of = |rollout: &&Rollout| *rollout.scores.get(place)?;
+            return Ok(groups.iter().map(|group| group.iter().map(of).collect()).collect());
         }
         let exchanges: Vec<Exchange<'_>> = groups.iter().flatten().map(|rollout| exchange(rollout)).collect();
         let mut scores = Scores::of(reward, &exchanges)?.accept()?.scores.into_iter();
-        Ok(groups.iter().map(|group| scores.by_ref().take(group.len()).flatten().collect()).collect())
+        Ok(groups.iter().map(|group| scores.by_ref().take(group.len()).collect()).collect())
     }
 }
 

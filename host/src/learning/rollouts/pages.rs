@@ -4,7 +4,7 @@
 //! page has to be able to hold what it claims, in one of the two encodings that are written, before a value of it is
 //! decoded; so nothing is allocated that the file's own size, or the rows of a group, do not bound.
 
-use parquet::basic::{Compression, Encoding};
+use parquet::basic::{Compression, Encoding, Type};
 use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::DataType;
@@ -51,7 +51,9 @@ pub(super) fn read<T: DataType>(group: &dyn RowGroupReader, place: usize) -> Res
     let about = group.metadata();
     let descriptor = about.schema_descr().column(place);
     let name = descriptor.path().string();
-    let pages = Checked { pages: group.get_column_page_reader(place)?, name: name.clone() };
+    let texts = descriptor.physical_type() == Type::BYTE_ARRAY;
+    let pages = group.get_column_page_reader(place)?;
+    let pages = Checked { pages, name: name.clone(), texts, dictionary: false };
     let mut reader = ColumnReaderImpl::<T>::new(descriptor, Box::new(pages));
     let (mut values, mut defined, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
     let rows = about.num_rows() as usize;
@@ -69,6 +71,10 @@ pub(super) fn read<T: DataType>(group: &dyn RowGroupReader, place: usize) -> Res
 struct Checked {
     pages: Box<dyn PageReader>,
     name: String,
+    /// Whether its values are texts, each after its length.
+    texts: bool,
+    /// Whether the dictionary has come.
+    dictionary: bool,
 }
 
 impl Checked {
@@ -80,8 +86,26 @@ impl Checked {
         if count > most {
             return Err(refused(format!("a page claims {count} values and can have {most}")));
         }
-        if !matches!(page.encoding(), Encoding::PLAIN | Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY) {
-            return Err(refused(format!("its encoding is {}, which is none that is written", page.encoding())));
+        let known = match page {
+            Page::DictionaryPage { encoding, .. } => *encoding == Encoding::PLAIN && !self.dictionary,
+            Page::DataPage { encoding, def_level_encoding, rep_level_encoding, .. } => {
+                let dictionary = *encoding == Encoding::RLE_DICTIONARY && self.dictionary;
+                (*encoding == Encoding::PLAIN || dictionary)
+                    && [def_level_encoding, rep_level_encoding].iter().all(|levels| **levels == Encoding::RLE)
+            }
+            Page::DataPageV2 { .. } => false,
+        };
+        if !known {
+            let kind = page.page_type();
+            return Err(refused(format!("a {kind} of encoding {} is not written so", page.encoding())));
+        }
+        if self.texts && page.encoding() == Encoding::PLAIN {
+            let mut rest = page.buffer().as_ref();
+            for _ in 0..count {
+                let text = rest.split_first_chunk().map(|(length, rest)| (u32::from_le_bytes(*length) as usize, rest));
+                let after = text.and_then(|(length, rest)| rest.get(length..));
+                rest = after.ok_or_else(|| refused("a page is shorter than its texts".to_owned()))?;
+            }
         }
         Ok(())
     }
@@ -99,6 +123,7 @@ impl PageReader for Checked {
     fn get_next_page(&mut self) -> Result<Option<Page>> {
         let page = self.pages.get_next_page()?;
         page.as_ref().map_or(Ok(()), |page| self.check(page))?;
+        self.dictionary |= matches!(page, Some(Page::DictionaryPage { .. }));
         Ok(page)
     }
 

@@ -118,7 +118,7 @@ fn refusals_say_where_and_why() {
     check(|all| all.all[0].text = "x".repeat(TEXT_BYTES_MAX + 1), "row 1: the text has at most 1048576 bytes");
     check(|all| all.all[0].scores[0] = Some(2.0), "row 1: the reward \"simplicity\" gives 0 to 1, this is 2");
     check(|all| all.all[0].scores[0] = Some(f64::NAN), "this is NaN");
-    check(|all| all.rewards[0].range.1 = 2.0, "");
+    check(|all| all.rewards[0].range = (1.0, 0.0), "must be finite and ascend, it is 1 to 0");
     check(|all| all.rewards[1].name = "simplicity".into(), "two rewards are named \"simplicity\"");
     check(
         |all| {
@@ -227,11 +227,14 @@ fn a_rollout_that_one_reward_has_not_scored_is_left_out_for_all() {
 fn a_column_is_taken_by_its_definition_and_otherwise_the_reward_is_asked() {
     let all = scored();
     let groups = vec![all.all.iter().collect::<Vec<_>>()];
-    let of = |reward: BuiltIn| all.score(&groups, &reward).expect("scored");
-    assert_eq!(of(BuiltIn::simplicity().named("other".into())), [[0.25, 1.0, 0.5]]);
-    assert_eq!(of(BuiltIn::sentiment()), [[0.25, 1.0]]);
-    let words = crate::learning::rewards::find(&["length=2".to_owned()]).expect("a reward");
-    assert_eq!(all.score(&groups, &*words[0]).expect("scored")[0].len(), 3);
+    let of = |spec: &str| {
+        let rewards = crate::learning::rewards::find(&[spec.to_owned()], &crate::sandbox::Compilation::InProcess)
+            .expect("a reward");
+        all.score(&groups, &*rewards[0]).expect("scored")
+    };
+    assert_eq!(of("other:simplicity"), [[0.25, 1.0, 0.5]]);
+    assert_eq!(of("sentiment"), [[0.25, 1.0]]);
+    assert_eq!(of("length=2")[0].len(), 3);
 }
 
 #[test]

@@ -216,7 +216,8 @@ impl Compiled {
         }
         let shared = &self.loaded.shared;
         let described = || {
-            let answer = self.run::<_, (bindings::Manifest,)>(self.describe, shared.limits.fuel_describe, ());
+            let answer =
+                self.run::<_, (bindings::Manifest,)>("describe", self.describe, shared.limits.fuel_describe, ());
             let (raw,) = answer.map_err(LoadError::Describe)?;
             RewardManifest::check(raw, &shared.limits).map_err(|error| self.loaded.refused(error))
         };
@@ -235,12 +236,12 @@ impl Compiled {
         let fuel = limits.fuel_score_byte.saturating_mul(bytes as u64).saturating_add(fuel);
         let lowered = exchanges.iter().map(|&Exchange { prompt, response }| bindings::Exchange { prompt, response });
         let lowered: Vec<_> = lowered.collect();
-        let answer = self.run::<_, (Vec<f64>,)>(self.score, fuel, (&lowered[..],));
+        let answer = self.run::<_, (Vec<f64>,)>("score", self.score, fuel, (&lowered[..],));
         answer.map(|(scores,)| scores).map_err(ScoreFault::Fault)
     }
 
     /// One call of a new instance, to its end.
-    fn run<P, R>(&self, export: ComponentExportIndex, fuel: u64, parameters: P) -> Result<R, Fault>
+    fn run<P, R>(&self, name: &str, export: ComponentExportIndex, fuel: u64, parameters: P) -> Result<R, Fault>
     where
         P: ComponentNamedList + Lower,
         R: ComponentNamedList + Lift,
@@ -251,7 +252,10 @@ impl Compiled {
         let answer = self.loaded.store(data, fuel).and_then(|mut store| {
             instantiate_and_call(&self.instance, &mut store, export, parameters).map(|(_, answer)| answer)
         });
-        answer.map_err(|error| Fault::from_error(&self.loaded.guest, &error, None))
+        answer.map_err(|error| {
+            let (call, limits) = (format!("instantiation and `{name}`"), &shared.limits);
+            Fault::from_error(&self.loaded.guest, &error, None).of_call(&call, fuel, limits.score_windows, limits)
+        })
     }
 }
 

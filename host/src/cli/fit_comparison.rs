@@ -1,0 +1,107 @@
+//! `vassal fit --comparison`: the heads of the methods that an evaluation compares Value Augmented Sampling with.
+//!
+//! They are fitted to the rollouts that the value heads have seen, and to no others. Their dials are not tabled here: the
+//! evaluation calibrates them on tune prompts. Start at [`Comparison::fit`].
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use vassal_kernels::{LinearHead, ModelShape};
+
+use super::complain;
+use super::learn::{SEQUENCES, bar, describe};
+use crate::engine::EngineOptions;
+use crate::error::Error;
+use crate::host::{Host, HostOptions};
+use crate::learning::fitting::{FitOptions, Material};
+use crate::learning::report::run::head_path;
+use crate::learning::rollouts::{RewardAbout, Rollouts};
+use crate::model::heads::{HeadFile, HeadKind, HeadWeights, Provenance};
+use crate::token::Token;
+
+/// What the heads are fitted to and how.
+pub(super) struct Comparison<'a> {
+    /// The folder of heads.
+    pub(super) out: &'a Path,
+    /// Scored by every reward.
+    pub(super) rollouts: &'a Rollouts,
+    /// Each prompt id's tokens.
+    pub(super) prompts: &'a HashMap<String, Vec<Token>>,
+    /// The model's.
+    pub(super) shape: &'a ModelShape,
+    /// Model, device and engine.
+    pub(super) options: &'a HostOptions,
+    /// As for the value heads.
+    pub(super) fit: &'a FitOptions,
+    /// Of every head, but for what is its own.
+    pub(super) provenance: &'a Provenance,
+}
+
+impl Comparison<'_> {
+    /// Fits and writes all of them; `material` is that of the value heads.
+    ///
+    /// # Errors
+    /// The engine's, the algebra's and the files'.
+    pub(super) fn fit(&self, material: &Material<'_>) -> Result<(), Error> {
+        complain("fitting the heads of ARGS and FUDGE");
+        let heads = material.comparison(self.rollouts.rewards.len(), self.fit.threads)?;
+        let of = |head: fn(&crate::learning::fitting::ComparisonHeads) -> &LinearHead| {
+            heads.iter().map(|heads| head(heads).clone()).collect::<Vec<_>>()
+        };
+        self.write("fudge", self.fit.layer, material, &of(|heads| &heads.fudge), &[])?;
+        self.write("args", self.fit.layer, material, &of(|heads| &heads.args), &[])?;
+        self.value_model()
+    }
+
+    /// The base's own first third of the layers as a value model.
+    fn value_model(&self) -> Result<(), Error> {
+        let layer = (self.shape.layers / 3).max(1);
+        complain(&format!("fitting a value model of the first {layer} layers"));
+        let engine = EngineOptions {
+            sequences_max: SEQUENCES,
+            cache_tokens: SEQUENCES * 512,
+            taps: vec![layer],
+            ..EngineOptions::default()
+        };
+        let mut host = Host::open(&HostOptions { engine, ..self.options.clone() })?;
+        let progress = bar(self.rollouts.all.len(), "features");
+        let told = |count: usize| progress.set_position(count as u64);
+        let material = Material::collect(host.engine(), self.rollouts, self.prompts, layer, told)?;
+        progress.finish();
+        drop(host);
+        let (fitted, _) = material.look_ahead(self.rollouts.rewards.len(), self.fit.threads)?;
+        let heads: Vec<LinearHead> = fitted.iter().map(|fitted| fitted.head.clone()).collect();
+        let explained: Vec<f64> = fitted.iter().map(|fitted| fitted.evaluation.explained).collect();
+        self.write("value-model", layer, &material, &heads, &explained)
+    }
+
+    /// Measures the spreads of one head a reward, and writes them.
+    fn write(
+        &self,
+        kind: &str,
+        layer: usize,
+        material: &Material<'_>,
+        heads: &[LinearHead],
+        explained: &[f64],
+    ) -> Result<(), Error> {
+        let files = |spreads: &[f64]| -> Vec<HeadFile> {
+            let file = |(place, (reward, head)): (usize, (&RewardAbout, &LinearHead))| {
+                let explained = explained.get(place).copied().unwrap_or(0.0);
+                let provenance = Provenance { explained, ..self.provenance.clone() };
+                let of = (&self.rollouts.header, self.shape);
+                let description = describe(of, reward, HeadKind::LookAhead, layer, spreads[place], provenance);
+                HeadFile { description, weights: HeadWeights::LookAhead(head.clone()) }
+            };
+            self.rollouts.rewards.iter().zip(heads).enumerate().map(file).collect()
+        };
+        let mut host = Host::open_with(self.options, |_, _| Ok(files(&vec![1.0; heads.len()])))?;
+        let fit = FitOptions { layer, ..self.fit.clone() };
+        let spreads = material.spreads(host.engine(), self.prompts, &fit)?;
+        for file in files(&spreads) {
+            let name = &file.description.name;
+            complain(&format!("{name} {kind}: spread {:.4}", file.description.spread));
+            file.write(&head_path(self.out, name, kind))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,275 @@
+//! From decoded responses to estimates: points, and comparisons at equal divergence.
+//!
+//! Everything is by prompt first: seeds are averaged inside a prompt, and intervals resample prompts. Where two methods are
+//! compared at equal KL, both frontiers are interpolated anew in every resample, so that the interval has the KL's noise
+//! in it too. Start at [`groups`].
+
+use super::super::statistics::{bootstrap, distinct_2, mean, repeated_4};
+use super::samples::{Decoded, Sample};
+use super::{Comparison, Estimate, Point};
+
+/// Resamplings of the prompts behind an interval.
+pub const ROUNDS: usize = 2000;
+
+/// One method at one setting, all seeds together, `[prompts]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Its method.
+    pub method: String,
+    /// See [`Point::variant`].
+    pub variant: String,
+    /// The rewards whose dials are turned, with the dials.
+    pub dials: Vec<(String, f64)>,
+    /// Seeds.
+    pub seeds: usize,
+    /// Responses by prompt, all seeds.
+    pub samples: Vec<Vec<Sample>>,
+}
+
+/// The mean of numbers by prompt, with its interval. Prompts without a number are left out.
+pub fn estimate(by_prompt: &[Option<f64>], seed: u64) -> Estimate {
+    let known: Vec<f64> = by_prompt.iter().flatten().copied().collect();
+    let statistic = |drawn: &[usize]| drawn.iter().map(|&prompt| known[prompt]).sum::<f64>() / known.len() as f64;
+    with_interval(mean(&known), bootstrap(known.len(), ROUNDS, seed, statistic))
+}
+
+/// A mean beside its interval; the mean alone where there is none.
+pub(super) fn with_interval(mean: f64, interval: Option<std::ops::Range<f64>>) -> Estimate {
+    let interval = interval.unwrap_or(mean..mean);
+    Estimate { mean, ci_low: interval.start, ci_high: interval.end }
+}
+
+/// Settings that differ in nothing but the seed, together, in the order in which they were decoded first.
+pub fn groups(done: &[Decoded]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for Decoded { setting, samples, .. } in done.iter().filter(|decoded| !decoded.setting.tune) {
+        let same = |group: &&mut Group| {
+            group.method == setting.method && group.variant == setting.variant && group.dials == setting.dials
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => {
+                group.seeds += 1;
+                group.samples.iter_mut().zip(samples).for_each(|(all, new)| all.extend_from_slice(new));
+            }
+            None => groups.push(Group {
+                method: setting.method.clone(),
+                variant: setting.variant.clone(),
+                dials: setting.dials.clone(),
+                seeds: 1,
+                samples: samples.clone(),
+            }),
+        }
+    }
+    groups
+}
+
+impl Group {
+    /// Mean reward of each prompt; none where no response has a score.
+    pub fn rewards(&self, reward: usize) -> Vec<Option<f64>> {
+        let of = |group: &Vec<Sample>| {
+            let scores: Vec<f64> = group.iter().filter_map(|sample| sample.scores[reward]).collect();
+            (!scores.is_empty()).then(|| mean(&scores))
+        };
+        self.samples.iter().map(of).collect()
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().flatten()
+    }
+
+    /// A sum over all responses, by response token.
+    fn a_token(&self, of: impl Fn(&Sample) -> f64) -> f64 {
+        let tokens: usize = self.all().map(|sample| sample.tokens.len()).sum();
+        self.all().map(of).sum::<f64>() / tokens.max(1) as f64
+    }
+
+    /// Nats a token.
+    pub fn kl_per_token(&self) -> f64 {
+        self.a_token(|sample| sample.kl)
+    }
+
+    fn cross_entropy(&self) -> f64 {
+        let drawn: usize = self.all().map(|sample| sample.drawn).sum();
+        -self.all().map(|sample| sample.log_probability).sum::<f64>() / drawn.max(1) as f64
+    }
+
+    /// Distinct-2 of each prompt's first `samples` responses, all prompts together: equal numbers of texts only compare.
+    fn distinct_2(&self, samples: usize) -> Option<f64> {
+        distinct_2(self.samples.iter().flat_map(|group| group.iter().take(samples)).map(|own| own.tokens.as_slice()))
+    }
+
+    fn repeated_4(&self) -> Option<f64> {
+        repeated_4(self.all().map(|sample| sample.tokens.as_slice()))
+    }
+
+    /// Responses a prompt.
+    fn width(&self) -> usize {
+        self.samples.first().map_or(0, Vec::len)
+    }
+
+    /// The point of this group for one reward. `base` are base samples with the same tail.
+    pub fn point(&self, reward: (usize, &str), base: &Group, seed: u64) -> Point {
+        let estimate = estimate(&self.rewards(reward.0), seed);
+        let samples = self.width().min(base.width());
+        let ratio = |own: Option<f64>, of_base: Option<f64>| Some(own? / of_base.filter(|of_base| *of_base > 0.0)?);
+        let dial = self.dials.iter().find(|(name, _)| name == reward.1).map_or(0.0, |(_, dial)| *dial);
+        Point {
+            method: self.method.clone(),
+            variant: self.variant.clone(),
+            reward: reward.1.to_owned(),
+            dial,
+            n: 1,
+            seeds: self.seeds,
+            prompts: self.samples.len(),
+            mean: estimate.mean,
+            ci_low: estimate.ci_low,
+            ci_high: estimate.ci_high,
+            kl_per_token: self.kl_per_token(),
+            cross_entropy_ratio: Some(self.cross_entropy() / base.cross_entropy()),
+            distinct2_ratio: ratio(self.distinct_2(samples), base.distinct_2(samples)),
+            repeated4_ratio: ratio(self.repeated_4(), base.repeated_4()),
+            forwards_per_token: self.a_token(|sample| sample.forwards),
+            ms_per_token: 1e3 * self.a_token(|sample| sample.seconds),
+        }
+    }
+}
+
+/// A method's frontier: its groups with the base in front, by prompt.
+struct Frontier {
+    /// `[settings][prompts]`: reward, nats, tokens.
+    settings: Vec<Vec<Option<[f64; 3]>>>,
+}
+
+impl Frontier {
+    fn new(base: &Group, own: &[&Group], reward: usize) -> Self {
+        let of = |group: &Group| {
+            let numbers = |(reward, samples): (Option<f64>, &Vec<Sample>)| {
+                let sum = |of: &dyn Fn(&Sample) -> f64| samples.iter().map(of).sum::<f64>();
+                Some([reward?, sum(&|sample| sample.kl), sum(&|sample| sample.tokens.len() as f64)])
+            };
+            group.rewards(reward).into_iter().zip(&group.samples).map(numbers).collect()
+        };
+        Self { settings: std::iter::once(&base).chain(own).map(|group| of(group)).collect() }
+    }
+
+    /// The reward at `kl` nats a token over these prompts, between settings linear in the root of KL (which a dial is about
+    /// linear in); the last setting's where the frontier ends before. None where nothing is scored.
+    fn at(&self, kl: f64, drawn: &[usize]) -> Option<f64> {
+        let mut found: Vec<(f64, f64)> = Vec::new();
+        for setting in &self.settings {
+            let known = drawn.iter().filter_map(|&prompt| setting[prompt]);
+            let (mut reward, mut nats, mut tokens, mut count) = (0.0, 0.0, 0.0, 0.0);
+            for [of_reward, of_nats, of_tokens] in known {
+                reward += of_reward;
+                nats += of_nats;
+                tokens += of_tokens;
+                count += 1.0;
+            }
+            if count > 0.0 {
+                found.push(((nats / f64::max(tokens, 1.0)).max(0.0).sqrt(), reward / count));
+            }
+        }
+        found.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let root = kl.sqrt();
+        let above = found.iter().position(|(x, _)| *x >= root);
+        match above {
+            None => found.last().map(|(_, reward)| *reward),
+            Some(0) => found.first().map(|(_, reward)| *reward),
+            Some(place) => {
+                let ((x0, y0), (x1, y1)) = (found[place - 1], found[place]);
+                Some(if x1 > x0 { y0 + (y1 - y0) * (root - x0) / (x1 - x0) } else { y1 })
+            }
+        }
+    }
+}
+
+/// One method less another at `kl` nats a token: groups of each, decoded on the same prompts.
+pub fn at_equal_kl(
+    base: &Group,
+    (method, own): (&str, &[&Group]),
+    (against, other): (&str, &[&Group]),
+    reward: (usize, &str),
+    kl: f64,
+    seed: u64,
+) -> Option<Comparison> {
+    let (own, other) = (Frontier::new(base, own, reward.0), Frontier::new(base, other, reward.0));
+    let prompts: Vec<usize> = (0..base.samples.len()).collect();
+    let difference = own.at(kl, &prompts)? - other.at(kl, &prompts)?;
+    let statistic = |drawn: &[usize]| own.at(kl, drawn).zip(other.at(kl, drawn)).map_or(f64::NAN, |(a, b)| a - b);
+    let interval = with_interval(difference, bootstrap(prompts.len(), ROUNDS, seed, statistic));
+    Some(Comparison {
+        reward: reward.1.to_owned(),
+        method: method.to_owned(),
+        against: against.to_owned(),
+        matched: format!("kl {kl}"),
+        difference,
+        ci_low: interval.ci_low,
+        ci_high: interval.ci_high,
+    })
+}
+
+/// A method with its variant, in words.
+pub(super) fn words(method: &str, variant: &str) -> String {
+    if variant.is_empty() { method.to_owned() } else { format!("{method} {variant}") }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::samples::Setting;
+    use super::*;
+
+    pub(in super::super) fn sample(score: f64, kl: f64) -> Sample {
+        Sample {
+            tokens: vec![1, 2, 3, 4],
+            text: String::new(),
+            scores: vec![Some(score)],
+            kl: 4.0 * kl,
+            log_probability: -8.0,
+            drawn: 4,
+            forwards: 4.0,
+            seconds: 0.04,
+        }
+    }
+
+    pub(in super::super) fn decoded(method: &str, dial: f64, seed: u64, scores: &[f64], kl: f64) -> Decoded {
+        let dials = if dial == 0.0 { Vec::new() } else { vec![("r".to_owned(), dial)] };
+        let setting = Setting { method: method.into(), variant: String::new(), dials, samples: 1, seed, tune: false };
+        let samples = scores.iter().map(|&score| vec![sample(score, kl)]).collect();
+        Decoded { setting, samples, unscored: BTreeMap::new() }
+    }
+
+    #[test]
+    fn seeds_are_averaged_inside_a_prompt() {
+        let groups = groups(&[
+            decoded("base", 0.0, 1, &[0.0, 1.0], 0.0),
+            decoded("vas", 0.5, 1, &[0.2, 1.0], 0.1),
+            decoded("base", 0.0, 2, &[0.5, 1.0], 0.0),
+        ]);
+        assert_eq!(groups.len(), 2);
+        assert_eq!(groups[0].rewards(0), [Some(0.25), Some(1.0)]);
+        let point = groups[0].point((0, "r"), &groups[0], 1);
+        assert_eq!((point.mean, point.seeds, point.prompts), (0.625, 2, 2));
+        assert!(point.ci_low >= 0.25 && point.ci_high <= 1.0);
+        assert_eq!((point.cross_entropy_ratio, point.distinct2_ratio), (Some(1.0), Some(1.0)));
+        assert_eq!((point.forwards_per_token, point.ms_per_token), (1.0, 10.0));
+        assert!((groups[1].point((0, "r"), &groups[0], 1).kl_per_token - 0.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn frontiers_are_compared_at_equal_kl() {
+        let ten = |score: f64| vec![score; 10];
+        let groups = groups(&[
+            decoded("base", 0.0, 1, &ten(0.0), 0.0),
+            decoded("vas", 1.0, 1, &ten(1.0), 0.16),
+            decoded("random", 1.0, 1, &ten(0.5), 0.04),
+        ]);
+        let at = |kl| at_equal_kl(&groups[0], ("vas", &[&groups[1]]), ("random", &[&groups[2]]), (0, "r"), kl, 1);
+        // At .04 vas has half of its way, in the root of KL.
+        assert!(at(0.04).expect("scored").difference.abs() < 1e-12);
+        let beyond = at(0.16).expect("scored");
+        assert!((beyond.difference - 0.5).abs() < 1e-12 && (beyond.ci_low - 0.5).abs() < 1e-12, "{beyond:?}");
+        assert_eq!(beyond.matched, "kl 0.16");
+    }
+}

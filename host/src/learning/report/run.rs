@@ -1,0 +1,234 @@
+//! Decodes what a report needs, setting by setting, each kept in the journal as soon as it is done.
+//!
+//! Methods come in groups that read heads of one kind; a host is opened for a group, and only where something of it is
+//! missing. Which dial costs how much is known from the heads' files for `vas`, and measured on tune prompts for
+//! everything else. A kind of head that the folder lacks leaves its methods out. Start at [`Runner::run`].
+
+use std::path::{Path, PathBuf};
+
+use super::super::decoding::{dial_for_kl, use_with};
+use super::super::prompts::Prompt;
+use super::super::rewards::SharedReward;
+use super::methods::{self, METHODS, Method, Planned, Wanted};
+use super::samples::{Journal, Setting, decode};
+use crate::error::Error;
+use crate::host::{Host, HostOptions};
+use crate::model::heads::HeadFile;
+
+/// Dials whose cost is measured where no head's file tells it; the cost is about quadratic in the dial.
+const CALIBRATED: [f64; 3] = [0.4, 1.0, 2.5];
+
+/// What an evaluation decodes.
+pub struct Runner<'a> {
+    /// Model, device and engine; heads are set for each method.
+    pub options: HostOptions,
+    /// The folder of heads, `REWARD.KIND.safetensors`; none for the shipped ones.
+    pub heads: Option<PathBuf>,
+    /// The prompts that are answered.
+    pub prompts: Vec<&'a Prompt>,
+    /// The prompts that dials are calibrated on.
+    pub tune: Vec<&'a Prompt>,
+    /// The rewards.
+    pub rewards: Vec<SharedReward>,
+    /// What is asked for.
+    pub wanted: Wanted,
+    /// Settings of every policy: candidates and tail.
+    pub common: Vec<(String, String)>,
+    /// Response tokens at most.
+    pub max_tokens: usize,
+}
+
+/// Dials, and the nats a token that each costs.
+type Table = Vec<(f64, f64)>;
+
+/// A head's file of a reward, by kind.
+pub fn head_path(folder: &Path, reward: &str, kind: &str) -> PathBuf {
+    folder.join(format!("{reward}.{kind}.safetensors"))
+}
+
+impl Runner<'_> {
+    /// Whether every reward has a head of this kind; shipped heads are of two.
+    fn has(&self, kind: &str) -> bool {
+        match &self.heads {
+            _ if kind.is_empty() => true,
+            Some(folder) => self.rewards.iter().all(|reward| head_path(folder, reward.name(), kind).is_file()),
+            None => ["look-ahead", "one-pass"].contains(&kind),
+        }
+    }
+
+    /// A host with every reward's head of this kind.
+    ///
+    /// # Errors
+    /// The files', the device's.
+    pub fn open(&self, kind: &str) -> Result<Host, Error> {
+        use crate::model::heads::HeadKind;
+        let heads = match &self.heads {
+            _ if kind.is_empty() => Vec::new(),
+            Some(folder) => self.rewards.iter().map(|reward| head_path(folder, reward.name(), kind)).collect(),
+            None => self.rewards.iter().map(|reward| PathBuf::from(reward.name())).collect(),
+        };
+        let head_kind = match kind {
+            "" => None,
+            "one-pass" | "token-bias" => Some(HeadKind::OnePass),
+            _ => Some(HeadKind::LookAhead),
+        };
+        Host::open(&HostOptions { heads, head_kind, ..self.options.clone() })
+    }
+
+    /// Decodes everything that is missing; `told` hears of each setting and of each response that is done.
+    ///
+    /// # Errors
+    /// The engine's, the rewards' and the journal's.
+    pub fn run(&self, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
+        for method in &METHODS {
+            self.method(method, journal, told, |runner, dial| methods::plan(method, &runner.wanted, dial))?;
+        }
+        self.method(&methods::TOGETHER, journal, told, |runner, dial| methods::together(&runner.wanted, dial))?;
+        if self.wanted.grid > 0 {
+            self.method(&methods::GRID, journal, told, |runner, dial| methods::grid(&runner.wanted, dial))?;
+        }
+        Ok(())
+    }
+
+    /// Settings and responses that are to be decoded in all, those that are done included.
+    pub fn amount(&self) -> (usize, usize) {
+        let dial = |_: &str, _: f64| 0.0;
+        let mut planned = Vec::new();
+        let mut calibrated = 0;
+        for method in METHODS.iter().filter(|method| self.has(method.heads)) {
+            planned.extend(methods::plan(method, &self.wanted, dial));
+            if method.policy != "vas" {
+                calibrated += self.rewards.len() * CALIBRATED.len() * self.tune.len();
+            }
+        }
+        if self.has(methods::TOGETHER.heads) {
+            planned.extend(methods::together(&self.wanted, dial));
+        }
+        if self.wanted.grid > 0 && self.has(methods::GRID.heads) {
+            planned.extend(methods::grid(&self.wanted, dial));
+        }
+        let responses: usize = planned.iter().map(|planned| planned.setting.samples).sum();
+        (planned.len(), responses * self.prompts.len() + calibrated)
+    }
+
+    fn method(
+        &self,
+        method: &Method,
+        journal: &mut Journal,
+        told: &mut dyn FnMut(Progress<'_>),
+        plan: impl Fn(&Self, &dyn Fn(&str, f64) -> f64) -> Vec<Planned>,
+    ) -> Result<(), Error> {
+        if !self.has(method.heads) {
+            return Ok(());
+        }
+        let mut host = None;
+        let tables = self.tables(method, journal, &mut host, told)?;
+        let dial = |reward: &str, kl: f64| {
+            let table = tables.iter().find(|(name, _)| name == reward).map_or(&[][..], |(_, table)| table);
+            // What differs in the last digits is the same setting to a reader, and to the journal.
+            (dial_for_kl(table, kl) * 1e4).round() / 1e4
+        };
+        let planned = plan(self, &dial);
+        for Planned { setting, .. } in &planned {
+            self.decode(setting, &self.prompts, method, journal, &mut host, told)?;
+        }
+        Ok(())
+    }
+
+    fn decode(
+        &self,
+        setting: &Setting,
+        prompts: &[&Prompt],
+        method: &Method,
+        journal: &mut Journal,
+        host: &mut Option<Host>,
+        told: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), Error> {
+        if journal.find(setting).is_some() {
+            told(Progress::Done(prompts.len() * setting.samples));
+            return Ok(());
+        }
+        let host = match host {
+            Some(host) => host,
+            None => host.insert(self.open(method.heads)?),
+        };
+        told(Progress::Setting(setting));
+        let dials = setting.dials.iter().map(|(name, dial)| (name.clone(), dial.to_string()));
+        let own = method.settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        // A method's own setting replaces the common one.
+        let replaced = |(name, _): &&(String, String)| !method.settings.iter().any(|(own, _)| own == name);
+        let settings: Vec<_> = self.common.iter().filter(replaced).cloned().chain(dials).chain(own).collect();
+        let policies = vec![use_with(host, method.policy, settings)?];
+        let decoded = decode(host, prompts, &self.rewards, setting.clone(), policies, self.max_tokens, || {
+            told(Progress::Response);
+        })?;
+        Ok(journal.add(decoded)?)
+    }
+
+    /// For each reward, which dial of a method costs how much.
+    fn tables(
+        &self,
+        method: &Method,
+        journal: &mut Journal,
+        host: &mut Option<Host>,
+        told: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Vec<(String, Table)>, Error> {
+        let mut tables = Vec::new();
+        for reward in &self.rewards {
+            if method.at == methods::At::Base {
+                break;
+            }
+            let name = reward.name();
+            let known = if method.policy == "vas" { self.table_of_file(name, method.heads)? } else { None };
+            let table = match known {
+                Some(table) => table,
+                None => {
+                    let mut table = Vec::new();
+                    for dial in CALIBRATED {
+                        let setting = Setting {
+                            method: method.name.to_owned(),
+                            variant: method.variant.to_owned(),
+                            dials: vec![(name.to_owned(), dial)],
+                            samples: 1,
+                            seed: self.wanted.seeds.first().copied().unwrap_or(0),
+                            tune: true,
+                        };
+                        self.decode(&setting, &self.tune, method, journal, host, told)?;
+                        let samples = journal.find(&setting).map_or(&[][..], |decoded| &decoded.samples);
+                        let tokens: usize = samples.iter().flatten().map(|sample| sample.tokens.len()).sum();
+                        let kl = samples.iter().flatten().map(|sample| sample.kl).sum::<f64>() / tokens.max(1) as f64;
+                        table.push((dial, kl));
+                    }
+                    table
+                }
+            };
+            tables.push((name.to_owned(), table));
+        }
+        Ok(tables)
+    }
+
+    fn table_of_file(&self, reward: &str, kind: &str) -> Result<Option<Table>, Error> {
+        let head = match &self.heads {
+            Some(folder) => HeadFile::open(&head_path(folder, reward, kind))?,
+            None => {
+                let wanted = format!("{reward}.{kind}");
+                let Some(shipped) = crate::shipped::HEADS.iter().find(|head| head.name == wanted) else {
+                    return Ok(None);
+                };
+                HeadFile::read(shipped.file)?
+            }
+        };
+        let table = head.description.provenance.dial_to_kl;
+        Ok((!table.is_empty()).then_some(table))
+    }
+}
+
+/// What [`Runner::run`] tells.
+pub enum Progress<'a> {
+    /// A setting begins.
+    Setting(&'a Setting),
+    /// A response is done.
+    Response,
+    /// A setting was done before: so many responses.
+    Done(usize),
+}

@@ -1,0 +1,358 @@
+//! What was decoded for a report, and the journal that keeps it, so that a killed evaluation goes on.
+//!
+//! A [`Setting`] is one way of answering all prompts; what came of it is [`Decoded`]. The [`Journal`] is a file of JSON
+//! lines: the [`Header`] that says what the work is, then a line for each setting that is done. A last line that a kill has cut
+//! short counts for nothing. Everything in a report is computed from these lines, the pool and the heads.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::decoding::{Decoding, respond};
+use super::super::prompts::Prompt;
+use super::super::rewards::{Exchange, Scores, SharedReward};
+use crate::engine::Response;
+use crate::error::Error;
+use crate::host::Host;
+use crate::request::PolicyUse;
+
+/// The value of [`Header::format`].
+pub const FORMAT: &str = "vassal-evaluation-1";
+
+/// What a journal is of: work under another header is other work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`FORMAT`].
+    pub format: String,
+    /// SHA-256 of the model's file.
+    pub model_sha256: String,
+    /// SHA-256 of the pool's file.
+    pub pool_sha256: String,
+    /// SHA-256 of each head's file, by file name.
+    pub heads: BTreeMap<String, String>,
+    /// Each reward's name and definition, in order.
+    pub rewards: Vec<(String, String)>,
+    /// Ids of the prompts, in order.
+    pub prompts: Vec<String>,
+    /// Ids of the prompts that dials are calibrated on.
+    pub tune_prompts: Vec<String>,
+    /// Response tokens at most.
+    pub token_limit: u32,
+    /// Candidates of a step.
+    pub candidates: usize,
+    /// keep or mask.
+    pub tail: String,
+}
+
+/// One way of answering all prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    /// As in [`Point::method`](super::Point::method).
+    pub method: String,
+    /// As in [`Point::variant`](super::Point::variant).
+    pub variant: String,
+    /// The rewards whose dials are turned.
+    pub dials: Vec<(String, f64)>,
+    /// Responses a prompt.
+    pub samples: usize,
+    /// Fixes every draw.
+    pub seed: u64,
+    /// On the tune prompts instead, to calibrate a dial.
+    pub tune: bool,
+}
+
+/// One response, as far as reports need it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The response's tokens.
+    pub tokens: Vec<u32>,
+    /// Its text.
+    pub text: String,
+    /// A score a reward, in the header's order; none where there is none.
+    pub scores: Vec<Option<f64>>,
+    /// Nats of divergence from the base, in all.
+    pub kl: f64,
+    /// Sum of ln base probability over the drawn tokens.
+    pub log_probability: f64,
+    /// Drawn tokens.
+    pub drawn: usize,
+    /// Plain rows of arithmetic after the prompt.
+    pub forwards: f64,
+    /// Seconds after the prompt, shared passes divided.
+    pub seconds: f64,
+}
+
+/// A setting with what came of it, `[prompts][samples]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decoded {
+    /// The setting.
+    pub setting: Setting,
+    /// The responses.
+    pub samples: Vec<Vec<Sample>>,
+    /// Reasons for missing scores with their counts, by reward.
+    pub unscored: BTreeMap<String, BTreeMap<String, usize>>,
+}
+
+/// Why a journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Reading or writing failed.
+    #[error("evaluation's journal {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// Another process writes it.
+    #[error("{0} is written by another process: two evaluations need two folders")]
+    InUse(PathBuf),
+    /// It is of other work.
+    #[error("{path} is of an evaluation with another {what}: give another --out, or remove it to start over")]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// A line that no evaluation wrote.
+    #[error("{path}, line {line}: {reason}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Which, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Settings that are done, and the file that keeps them.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    done: Vec<Decoded>,
+}
+
+impl Journal {
+    /// Opens the journal of this work, or begins it.
+    ///
+    /// # Errors
+    /// [`JournalError`]: it is of other work, broken, or cannot be written.
+    pub fn open(path: &Path, header: &Header) -> Result<Self, JournalError> {
+        let failed = |source| JournalError::File { path: path.to_path_buf(), source };
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        // A second evaluation into the same folder would mix its lines with ours.
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => JournalError::InUse(path.to_path_buf()),
+            TryLockError::Error(source) => failed(source),
+        })?;
+        let (mut done, mut whole) = (Vec::new(), 0_u64);
+        let mut reader = BufReader::new(file.try_clone().map_err(failed)?);
+        let mut text = String::new();
+        for line in 1.. {
+            text.clear();
+            let read = reader.read_line(&mut text).map_err(failed)?;
+            if !text.ends_with('\n') {
+                break;
+            }
+            let broken = |error: serde_json::Error| JournalError::Line {
+                path: path.to_path_buf(),
+                line,
+                reason: error.to_string(),
+            };
+            if line == 1 {
+                let found: Header = serde_json::from_str(&text).map_err(broken)?;
+                if let Some(what) = difference(&found, header) {
+                    return Err(JournalError::Other { path: path.to_path_buf(), what });
+                }
+            } else {
+                done.push(serde_json::from_str(&text).map_err(broken)?);
+            }
+            whole += read as u64;
+        }
+        // What a kill has cut short is decoded again.
+        file.set_len(whole).map_err(failed)?;
+        let mut journal = Self { path: path.to_path_buf(), file, done };
+        if whole == 0 {
+            journal.line(header)?;
+        }
+        Ok(journal)
+    }
+
+    /// All that is done, in order.
+    pub fn done(&self) -> &[Decoded] {
+        &self.done
+    }
+
+    /// What came of a setting, if it is done.
+    pub fn find(&self, setting: &Setting) -> Option<&Decoded> {
+        self.done.iter().find(|decoded| decoded.setting == *setting)
+    }
+
+    /// Adds a setting that is done.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn add(&mut self, decoded: Decoded) -> Result<(), JournalError> {
+        self.line(&decoded)?;
+        self.done.push(decoded);
+        Ok(())
+    }
+
+    fn line(&mut self, value: &impl Serialize) -> Result<(), JournalError> {
+        let failed = |source| JournalError::File { path: self.path.clone(), source };
+        let mut line = serde_json::to_vec(value).map_err(|error| failed(error.into()))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(failed)?;
+        self.file.sync_data().map_err(failed)
+    }
+}
+
+/// The first thing in which two pieces of work differ.
+fn difference(found: &Header, wanted: &Header) -> Option<String> {
+    let parts = [
+        ("format", found.format == wanted.format),
+        ("model", found.model_sha256 == wanted.model_sha256),
+        ("pool", found.pool_sha256 == wanted.pool_sha256),
+        ("set of heads", found.heads == wanted.heads),
+        ("set of rewards", found.rewards == wanted.rewards),
+        ("set of prompts", found.prompts == wanted.prompts && found.tune_prompts == wanted.tune_prompts),
+        ("token limit", found.token_limit == wanted.token_limit),
+        ("number of candidates", found.candidates == wanted.candidates),
+        ("tail", found.tail == wanted.tail),
+    ];
+    parts.iter().find(|(_, same)| !same).map(|(what, _)| (*what).to_owned())
+}
+
+/// Decodes a setting: every prompt, under these policies.
+///
+/// # Errors
+/// The engine's and the rewards'; too many responses without a score.
+pub fn decode(
+    host: &mut Host,
+    prompts: &[&Prompt],
+    rewards: &[SharedReward],
+    setting: Setting,
+    policies: Vec<PolicyUse>,
+    max_tokens: usize,
+    done: impl FnMut(),
+) -> Result<Decoded, Error> {
+    let decoding = Decoding { policies, samples: setting.samples, max_tokens, seed: setting.seed };
+    let responses = respond(host, prompts, &decoding, done)?;
+    let exchanges: Vec<Exchange<'_>> = prompts
+        .iter()
+        .zip(&responses)
+        .flat_map(|(prompt, group)| group.iter().map(|own| Exchange { prompt: &prompt.text, response: &own.text }))
+        .collect();
+    let mut unscored = BTreeMap::new();
+    let mut columns = Vec::new();
+    for reward in rewards {
+        let scores = Scores::of(&**reward, &exchanges)?.accept()?;
+        if scores.failed() > 0 {
+            unscored.insert(scores.reward.clone(), scores.failures.clone());
+        }
+        columns.push(scores.scores);
+    }
+    let mut place = 0;
+    let samples = responses
+        .iter()
+        .map(|group| {
+            let of_group = group.iter().map(|response| {
+                place += 1;
+                sample(response, columns.iter().map(|column| column[place - 1]).collect())
+            });
+            of_group.collect()
+        })
+        .collect();
+    Ok(Decoded { setting, samples, unscored })
+}
+
+fn sample(response: &Response, scores: Vec<Option<f64>>) -> Sample {
+    let draws = || response.tokens.iter().filter_map(|token| token.draw);
+    Sample {
+        tokens: response.token_ids(),
+        text: response.text.clone(),
+        scores,
+        kl: response.kl(),
+        log_probability: draws().map(|draw| f64::from(draw.base_log_probability)).sum(),
+        drawn: draws().count(),
+        forwards: response.counters.forward_equivalents,
+        seconds: response.timing.decode_seconds(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            format: FORMAT.into(),
+            model_sha256: "aa".into(),
+            pool_sha256: "bb".into(),
+            heads: BTreeMap::new(),
+            rewards: vec![("length".into(), "length 1: 20".into())],
+            prompts: vec!["a".into()],
+            tune_prompts: Vec::new(),
+            token_limit: 60,
+            candidates: 20,
+            tail: "keep".into(),
+        }
+    }
+
+    fn decoded(seed: u64) -> Decoded {
+        let sample = Sample {
+            tokens: vec![1, 2],
+            text: "a b".into(),
+            scores: vec![Some(0.1)],
+            kl: 0.25,
+            log_probability: -3.0,
+            drawn: 2,
+            forwards: 2.0,
+            seconds: 0.5,
+        };
+        let setting = Setting {
+            method: "vas".into(),
+            variant: String::new(),
+            dials: vec![("length".into(), 0.7)],
+            samples: 1,
+            seed,
+            tune: false,
+        };
+        Decoded { setting, samples: vec![vec![sample]], unscored: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_killed_evaluation_goes_on_from_its_last_whole_line() {
+        let folder = std::env::temp_dir().join(format!("vassal-journal-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        let path = folder.join("decoded.jsonl");
+        let mut journal = Journal::open(&path, &header()).expect("begun");
+        journal.add(decoded(1)).expect("written");
+        let second = Journal::open(&path, &header()).expect_err("in use");
+        assert!(matches!(second, JournalError::InUse(_)), "{second}");
+        drop(journal);
+        let whole = std::fs::read(&path).expect("a file");
+        let mut torn = whole.clone();
+        torn.extend(b"{\"setting\": {");
+        std::fs::write(&path, torn).expect("written");
+
+        let mut journal = Journal::open(&path, &header()).expect("goes on");
+        assert_eq!(journal.done(), [decoded(1)]);
+        assert!(journal.find(&decoded(1).setting).is_some() && journal.find(&decoded(2).setting).is_none());
+        assert_eq!(std::fs::read(&path).expect("a file"), whole);
+        journal.add(decoded(2)).expect("written");
+        drop(journal);
+        assert_eq!(Journal::open(&path, &header()).expect("whole").done(), [decoded(1), decoded(2)]);
+
+        let other = Header { candidates: 40, ..header() };
+        let error = Journal::open(&path, &other).expect_err("other work").to_string();
+        assert!(error.contains("another number of candidates"), "{error}");
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+}
