@@ -76,6 +76,21 @@ pub enum DeviceError {
         /// How many there are.
         devices: usize,
     },
+    /// The card cannot run the kernels.
+    #[error(
+        "the card {name:?} (cuda:{ordinal}) has compute capability {}.{}, at least {}.{} is needed",
+        found.0, found.1, needed.0, needed.1
+    )]
+    CardTooOld {
+        /// Which, from 0.
+        ordinal: usize,
+        /// Its name.
+        name: String,
+        /// Its compute capability, major and minor.
+        found: (i32, i32),
+        /// The least that will do.
+        needed: (i32, i32),
+    },
     /// The device is gone: only another process, or none, will find it again.
     #[error("the device was lost in {operation}: {message}")]
     Lost {

@@ -147,6 +147,7 @@ fn parse_nats(text: &str) -> Result<f64, String> {
 
 fn open(arguments: &EvaluateArguments, kind: HeadKind, rewards: &[SharedReward]) -> Result<Host, Error> {
     let engine = EngineOptions { sequences_max: 24, cache_tokens: 24 * 512, ..EngineOptions::default() };
+    let engine = arguments.model.device.engine(engine);
     let file =
         |folder: &PathBuf, reward: &SharedReward| folder.join(format!("{}.{}.safetensors", reward.name(), kind.name()));
     let heads = arguments.heads.iter().flat_map(|folder| rewards.iter().map(|reward| file(folder, reward))).collect();

@@ -86,6 +86,7 @@ pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
     let set = read_prompts(arguments.prompts.as_deref())?;
     let prompts: Vec<&Prompt> = set.prompts.iter().filter(|prompt| arguments.splits.contains(&prompt.split)).collect();
     let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
+    let engine = arguments.model.device.engine(engine);
     let mut host = Host::open(&HostOptions { head_kind: None, engine, ..arguments.model.resolve()? })?;
     let header = Header {
         format: rollouts::FORMAT.to_owned(),
@@ -219,11 +220,9 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         threads: options.device.threads().unwrap_or_else(cores),
         seed: arguments.seed,
     };
-    let engine = |taps| EngineOptions {
-        sequences_max: SEQUENCES,
-        cache_tokens: SEQUENCES * 512,
-        taps,
-        ..EngineOptions::default()
+    let engine = |taps| {
+        let (sequences_max, cache_tokens) = (SEQUENCES, SEQUENCES * 512);
+        arguments.model.device.engine(EngineOptions { sequences_max, cache_tokens, taps, ..EngineOptions::default() })
     };
 
     let mut host = Host::open(&HostOptions { engine: engine(vec![layer]), ..options.clone() })?;

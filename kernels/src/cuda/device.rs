@@ -80,8 +80,7 @@ impl Device for Cuda {
     }
 
     fn info(&self) -> DeviceInfo {
-        let (name, isa, threads) = self.gpu.describe();
-        DeviceInfo { name, isa, threads }
+        self.gpu.card().info()
     }
 
     fn matrix(&mut self, format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Matrix, DeviceError> {

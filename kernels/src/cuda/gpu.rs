@@ -13,7 +13,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError,
 
 use super::binaries::{Kernel, MODULES, Module};
 use super::parameters::{Plain, bytes_of, from_bytes};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, DeviceInfo};
 
 /// The oldest driver that takes our PTX, as the driver counts: 11.4.
 const DRIVER_VERSION_MIN: i32 = 11_040;
@@ -56,8 +56,24 @@ impl Scratch {
     }
 }
 
-/// A card.
+/// What a card is.
+pub(super) struct Card {
+    name: String,
+    /// Compute capability, major and minor.
+    capability: (i32, i32),
+    multiprocessors: usize,
+}
+
+impl Card {
+    pub(super) fn info(&self) -> DeviceInfo {
+        let (major, minor) = self.capability;
+        DeviceInfo { name: self.name.clone(), isa: format!("sm_{major}{minor}"), threads: self.multiprocessors }
+    }
+}
+
+/// A card, opened.
 pub(super) struct Gpu {
+    card: Card,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
@@ -95,32 +111,43 @@ impl Gpu {
         }
     }
 
-    /// Refuses a card that the driver does not have.
-    pub(super) fn find(ordinal: usize) -> Result<(), DeviceError> {
+    /// What a card is, without a context on it; refuses one that the driver does not have or that is too old.
+    pub(super) fn find(ordinal: usize) -> Result<Card, DeviceError> {
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT,
+        };
         let devices = Gpu::count()?;
-        if ordinal < devices { Ok(()) } else { Err(DeviceError::NoDevice { ordinal, devices }) }
+        if ordinal >= devices {
+            return Err(DeviceError::NoDevice { ordinal, devices });
+        }
+        let outside = |error| fault("open", error, &mut None);
+        let device = result::device::get(ordinal as i32).map_err(outside)?;
+        let attribute = |attribute| {
+            // SAFETY: the driver has just given this device.
+            unsafe { result::device::get_attribute(device, attribute) }.map_err(outside)
+        };
+        let capability = (attribute(MAJOR)?, attribute(MINOR)?);
+        let multiprocessors = attribute(COUNT)?.max(0) as usize;
+        let name = result::device::get_name(device).map_err(outside)?;
+        if capability < CAPABILITY_MIN {
+            return Err(DeviceError::CardTooOld { ordinal, name, found: capability, needed: CAPABILITY_MIN });
+        }
+        Ok(Card { name, capability, multiprocessors })
     }
 
     /// Opens a card and loads the kernels; `ptx` is what to load of a module as PTX, for tests to change.
     pub(super) fn open(ordinal: usize, ptx: &dyn Fn(&Module) -> String) -> Result<Gpu, DeviceError> {
-        Gpu::find(ordinal)?;
+        let card = Gpu::find(ordinal)?;
         let outside = |error| fault("open", error, &mut None);
         let context = CudaContext::new(ordinal).map_err(outside)?;
-        let capability = context.compute_capability().map_err(outside)?;
-        if capability < CAPABILITY_MIN {
-            return Err(DeviceError::Shape {
-                operation: "open",
-                what: "the card's compute capability",
-                expected: format!("at least {}.{}", CAPABILITY_MIN.0, CAPABILITY_MIN.1),
-                got: format!("{}.{}", capability.0, capability.1),
-            });
-        }
+        let own = card.capability == (9, 0);
         // SAFETY: there is one stream, so nothing needs events to wait for another.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(outside)?;
-        let mut gpu = Gpu { context, stream, modules: vec![], functions: vec![], sticky: RefCell::default() };
+        let mut gpu = Gpu { card, context, stream, modules: vec![], functions: vec![], sticky: RefCell::default() };
         for module in MODULES {
-            gpu.load(module, &ptx(module), capability == (9, 0))?;
+            gpu.load(module, &ptx(module), own)?;
         }
         Ok(gpu)
     }
@@ -150,13 +177,9 @@ impl Gpu {
         Ok(())
     }
 
-    /// The card's name, its compute capability and its multiprocessors.
-    pub(super) fn describe(&self) -> (String, String, usize) {
-        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT;
-        let name = self.context.name().unwrap_or_default();
-        let (major, minor) = self.context.compute_capability().unwrap_or_default();
-        let count = self.context.attribute(COUNT).unwrap_or_default();
-        (name, format!("sm_{major}{minor}"), count.max(0) as usize)
+    /// The card.
+    pub(super) fn card(&self) -> &Card {
+        &self.card
     }
 
     /// Allocates memory that nothing has been written to.

@@ -26,7 +26,7 @@ mod top_k;
 
 pub use buffers::{CudaCache, Logits, Matrix, Rows, Vector};
 
-use crate::device::DeviceError;
+use crate::device::{DeviceError, DeviceInfo};
 use crate::pool::Pool;
 use gpu::{Gpu, Scratch};
 use plan::DevicePlan;
@@ -76,19 +76,18 @@ impl Cuda {
         Gpu::count()
     }
 
-    /// Says whether there is a card of this ordinal, without opening it.
+    /// What the card of this ordinal is, without opening it.
     ///
     /// # Errors
-    /// Those of [`Cuda::count`], and [`DeviceError::NoDevice`].
-    pub fn find(ordinal: usize) -> Result<(), DeviceError> {
-        Gpu::find(ordinal)
+    /// Those of [`Cuda::count`], [`DeviceError::NoDevice`], and [`DeviceError::CardTooOld`].
+    pub fn find(ordinal: usize) -> Result<DeviceInfo, DeviceError> {
+        Ok(Gpu::find(ordinal)?.info())
     }
 
     /// Opens a card by its ordinal, from 0, and loads the kernels.
     ///
     /// # Errors
-    /// [`DeviceError::NoDriver`], [`DeviceError::DriverTooOld`] and [`DeviceError::NoDevice`] where there is no card to open;
-    /// [`DeviceError::Shape`] where its compute capability is too low; [`DeviceError::Failed`] where the driver refuses.
+    /// Those of [`Cuda::find`] where there is no card to open; [`DeviceError::Failed`] where the driver refuses.
     pub fn open(ordinal: usize) -> Result<Cuda, DeviceError> {
         Cuda::open_with(ordinal, &|module| module.ptx.to_owned())
     }
