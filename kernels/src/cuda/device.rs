@@ -134,9 +134,9 @@ impl Device for Cuda {
             tokens: plan.tokens,
             x: x.data.address(),
             format: code(table.format),
+            rows: table.n as u32,
             pairs: table.pairs as u32,
             width: x.width as u32,
-            unused: 0,
         };
         // SAFETY: every token is a row of the table, x holds the pass's rows of its width.
         unsafe { self.gpu.launch("embed", Kernel::Embed, [rows, 1, 1], 256, &parameters) }

@@ -161,11 +161,11 @@ impl Cuda {
             tokens: token_list,
             out,
             format: code(table.format),
+            rows: table.n as u32,
             pairs: table.pairs as u32,
             hidden: table.k as u32,
             rank: head.rank as u32,
             biases: head.token_bias.len().min(table.n) as u32,
-            unused: 0,
         };
         // SAFETY: tokens are below the table's rows, the embedding matrix has rank rows of its width.
         unsafe { self.gpu.launch(OPERATION, Kernel::Score, [tokens.len(), 1, 1], 256, &parameters)? };

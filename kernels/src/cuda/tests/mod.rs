@@ -66,6 +66,10 @@ impl Random {
                     bytes.extend(f16::from_f32(self.bell() * scale).to_le_bytes());
                     continue;
                 }
+                Format::Bf16 => {
+                    bytes.extend(half::bf16::from_f32(self.bell() * scale).to_le_bytes());
+                    continue;
+                }
                 Format::Q8_0 => (32, scale / 73.0),
                 Format::Q4_0 | Format::Q4_1 => (16, scale / 4.6),
             };
