@@ -10,7 +10,7 @@ use std::io::Write;
 use vassal::engine::EngineError;
 use vassal::error::Cause;
 use vassal::model::synthetic::SyntheticModel;
-use vassal_cuda_stand_in::child::configure;
+use vassal_cuda_stand_in::child::{calls, configure};
 use vassal_cuda_stand_in::in_child;
 use vassal_kernels::cpu::Isa;
 use vassal_kernels::cuda::Cuda;
@@ -133,6 +133,27 @@ fn a_ragged_batch_is_each_alone() {
             assert_eq!(together.len(), asked.1);
         }
         assert_ne!(together[0][..3], together[2][..], "the policy steers");
+    });
+}
+
+/// Steps of one row on three layers: launches of copies, logits and the draw, and one graph, whatever the layers.
+#[test]
+fn a_decoding_step_is_one_graph_and_a_few_launches() {
+    in_child!("devices=1", {
+        take_the_card();
+        let mut tiny = Setup::default().open();
+        tiny.engine.submit(tiny.endless(tiny.request(PROMPT, Vec::new()))).unwrap();
+        let mut step = || {
+            let before = [calls("cuGraphLaunch"), calls("cuLaunchKernel")];
+            tiny.engine.step().unwrap();
+            [calls("cuGraphLaunch") - before[0], calls("cuLaunchKernel") - before[1]]
+        };
+        // The prompt; then passes of one row, the first two of which are launched and captured.
+        let steps: Vec<[u64; 2]> = (0..6).map(|_| step()).collect();
+        assert_eq!(steps[4], steps[5], "{steps:?}");
+        let [graphs, launches] = steps[5];
+        assert!(graphs == 1 && launches <= 10, "{steps:?}");
+        assert!(steps[1][1] >= 30, "three layers of ten launches, before there is a graph: {steps:?}");
     });
 }
 

@@ -235,6 +235,7 @@ inline void finish(const Linear& p, const Job& job, u32 tile, u32 first_row, con
             a = pair.x, b = pair.y;
         }
         if (job.kind == KEY || job.kind == VALUE) {
+            if (p.slots[row] == NO_SLOT) continue;
             u16* cache = (u16*)job.out;
             cache[place(p, row, column, job.kind == VALUE)] = float_to_finite_half(a);
             if (both) cache[place(p, row, column + 1, job.kind == VALUE)] = float_to_finite_half(b);

@@ -315,7 +315,9 @@ pub struct Drawn {
 /// A machine that owns weights, caches and logits, and runs passes over them.
 ///
 /// A pass is `begin(plan)`, operations on the plan's rows, `end()`. Operations outside a pass, or on
-/// buffers smaller than the plan, are refused with [`DeviceError::Shape`].
+/// buffers smaller than the plan, are refused with [`DeviceError::Shape`]. What a pass leaves in rows of a buffer past the
+/// plan's is the device's own matter. An error may show later than in the operation that met it, at the pass's end or
+/// with the next answer.
 pub trait Device {
     /// A weight matrix `[n, k]` in the device's own layout.
     type Matrix;

@@ -11,6 +11,7 @@ mod attention;
 mod binaries;
 mod faults;
 mod features;
+mod graphs;
 mod linear;
 mod mutants;
 mod pass;
