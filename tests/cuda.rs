@@ -8,13 +8,15 @@
 use std::io::Write;
 
 use vassal::engine::EngineError;
+use vassal::error::Cause;
 use vassal::model::synthetic::SyntheticModel;
+use vassal_cuda_stand_in::child::{calls, configure};
 use vassal_cuda_stand_in::in_child;
 use vassal_kernels::cpu::Isa;
 use vassal_kernels::cuda::Cuda;
 use vassal_kernels::{DeviceError, Format};
 
-use crate::program::Run;
+use crate::program::{Run, written};
 use crate::support::{PROMPT, Setup, Tiny, bits, processor, take_the_card};
 use crate::{chains, engine, identities};
 
@@ -134,13 +136,35 @@ fn a_ragged_batch_is_each_alone() {
     });
 }
 
+/// Steps of one row on three layers: launches of copies, logits and the draw, and one graph, whatever the layers.
+#[test]
+fn a_decoding_step_is_one_graph_and_a_few_launches() {
+    in_child!("devices=1", {
+        take_the_card();
+        let mut tiny = Setup::default().open();
+        tiny.engine.submit(tiny.endless(tiny.request(PROMPT, Vec::new()))).unwrap();
+        let mut step = || {
+            let before = [calls("cuGraphLaunch"), calls("cuLaunchKernel")];
+            tiny.engine.step().unwrap();
+            [calls("cuGraphLaunch") - before[0], calls("cuLaunchKernel") - before[1]]
+        };
+        // The prompt; then passes of one row, the first two of which are launched and captured.
+        let steps: Vec<[u64; 2]> = (0..6).map(|_| step()).collect();
+        assert_eq!(steps[4], steps[5], "{steps:?}");
+        let [graphs, launches] = steps[5];
+        assert!(graphs == 1 && launches <= 10, "{steps:?}");
+        assert!(steps[1][1] >= 30, "three layers of ten launches, before there is a graph: {steps:?}");
+    });
+}
+
 #[test]
 fn the_program_runs_on_the_card_and_says_so() {
     in_child!({
         let card = ["--device", "cuda", "--max-tokens", "2"];
         let run = Run::tiny("x", &[&card[..], &["--compare"]].concat());
         assert_eq!(run.code, Some(0), "{run:?}");
-        assert!(run.out.contains("sm_90"), "{run:?}");
+        let card_isa = Cuda::find(0).unwrap().isa;
+        assert!(card_isa.starts_with("sm_") && run.out.contains(&card_isa), "{run:?}");
         let auto = Run::tiny("x", &["--device", "auto", "--max-tokens", "1"]);
         assert_eq!(auto.code, Some(0), "{auto:?}");
         auto.says(&["--device auto: card 0"]);
@@ -191,8 +215,54 @@ fn a_driver_that_is_too_old_is_named() {
 #[test]
 fn too_little_memory_names_what_is_needed_and_what_lowers_it() {
     in_child!("memory=4000000", {
-        let words = ["the cache's keys needs", "weights need 1 MB", "cache_tokens", "rows_max"];
+        let words =
+            ["the cache's keys needs", "weights need 1 MB", "--cache-tokens below 16384", "--rows-max below 512"];
         Run::tiny("x", &["--device", "cuda"]).refuses(4, &words);
+        let less = ["--device", "cuda", "--cache-tokens", "64", "--rows-max", "16", "--max-tokens", "1"];
+        let less = Run::tiny("x", &less);
+        less.says(&[]);
+        assert!(!less.error.contains("the cache's keys needs"), "what lowers it lowers it: {less:?}");
+    });
+}
+
+#[test]
+fn memory_that_runs_out_in_a_step_names_the_same() {
+    in_child!("memory=8000000000", {
+        take_the_card();
+        let mut tiny = Setup::default().open();
+        let request = tiny.endless(tiny.request(PROMPT, Vec::new()));
+        tiny.engine.submit(request).unwrap();
+        configure("memory=1");
+        let error = tiny.engine.step().expect_err("the first pass needs scratch");
+        assert!(matches!(error, EngineError::Memory { source: DeviceError::Memory { .. }, .. }), "{error}");
+        let error = vassal::error::Error::from(error);
+        assert_eq!(error.cause(), Cause::Capacity);
+        let text = error.to_string();
+        assert!(["weights need", "--cache-tokens", "--rows-max"].iter().all(|word| text.contains(word)), "{text}");
+    });
+}
+
+#[test]
+fn a_card_that_is_too_old_is_named_and_auto_leaves_it() {
+    in_child!("sm=75", {
+        let words = ["(cuda:0) has compute capability 7.5, at least 8.0 is needed"];
+        Run::tiny("x", &["--device", "cuda"]).refuses(2, &words);
+        let auto = Run::tiny("x", &["--device", "auto", "--max-tokens", "1"]);
+        assert_eq!(auto.code, Some(0), "{auto:?}");
+        auto.says(&["--device auto: the processor, because the card", words[0]]);
+    });
+}
+
+/// The model's file is not even looked for.
+#[test]
+fn a_replay_on_another_kind_of_device_is_refused_before_a_model_is_loaded() {
+    in_child!({
+        let log = written("other-device.jsonl", b"");
+        let recorded = Run::tiny("x", &["--audit", &log, "--max-tokens", "2"]);
+        assert_eq!(recorded.code, Some(0), "{recorded:?}");
+        let replay = Run::of(&["replay", &log, "--device", "cuda", "--model", "nowhere.gguf"]);
+        replay.refuses(2, &["device's instruction set recorded", "here sm_"]);
+        Run::of(&["replay", &log, "--model", "nowhere.gguf"]).refuses(2, &["nowhere.gguf"]);
     });
 }
 
@@ -216,9 +286,11 @@ fn ends_sequences(lost: bool) {
     assert_eq!(matches!(error, DeviceError::Lost { .. }), lost, "{error}");
     assert!(tiny.engine.is_idle(), "the sequence ended with its device");
     // Nothing falls back in silence: the engine goes on saying so.
-    tiny.engine.submit(request).unwrap();
-    let again = tiny.engine.step().expect_err("refused").to_string();
-    assert!(again.contains(&failed.to_string()), "{again}");
+    let refused = [tiny.engine.submit(request).expect_err("refused"), tiny.engine.step().expect_err("refused")];
+    for error in refused {
+        assert!(matches!(error, EngineError::Failed { .. }), "{error}");
+        assert!(error.to_string().contains(&failed.to_string()), "{error}");
+    }
     // The process is well.
     let mut processors = Setup { device: processor(Isa::best(), 1), ..Setup::default() }.open();
     let request = processors.request(PROMPT, Vec::new());

@@ -237,9 +237,9 @@ fn tensors_lie_in_the_file_aligned_and_apart() {
     refused(file(&[("a", &[33], 8, 0)]), "of Q8_0 cannot have the shape [33]");
     refused(file(&[("a", &[], 0, 0)]), "has 0 dimensions");
     refused(file(&[("a", &[1; 5], 0, 0)]), "has 5 dimensions");
-    let supported = "is not supported (tensor \"a\"); supported: F32, F16, Q8_0, Q4_0, Q4_1";
+    let supported = "is not supported (tensor \"a\"); supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1";
     refused(file(&[("a", row, 14, 0)]), &format!("Q6_K {supported}"));
-    refused(file(&[("a", row, 30, 0)]), &format!("BF16 {supported}"));
+    refused(file(&[("a", row, 39, 0)]), &format!("MXFP4 {supported}"));
     refused(file(&[("a", row, 4, 0)]), &format!("tensor type 4 {supported}"));
 }
 

@@ -13,7 +13,6 @@ use crate::learning::prompts::PromptsError;
 use crate::learning::report::samples::JournalError;
 use crate::learning::rewards::{ScoresError, SpecError};
 use crate::learning::rollouts::RolloutsError;
-use crate::memory::MemoryNeeds;
 use crate::model::config::ConfigError;
 use crate::model::gguf::GgufError;
 use crate::model::heads::HeadError;
@@ -74,14 +73,6 @@ pub enum Error {
     /// The model on the device.
     #[error(transparent)]
     Llama(#[from] LlamaError),
-    /// The model and what it needs besides do not fit into the device's memory.
-    #[error("{source}; of the whole, {needs}")]
-    DeviceMemory {
-        /// What there is to hold.
-        needs: Box<MemoryNeeds>,
-        /// What did not fit.
-        source: DeviceError,
-    },
     /// A value head.
     #[error(transparent)]
     Head(#[from] HeadError),
@@ -221,7 +212,7 @@ impl Error {
             Self::Audit(AuditError::Write { .. } | AuditError::TooLong { .. }) | Self::Difference { .. } => Cause::Host,
             Self::Tenant(TenantError::Quota { .. }) => Cause::Capacity,
             Self::Tenant(TenantError::Policy { source, .. }) => source.cause(),
-            Self::DeviceMemory { source: error, .. } | Self::Llama(LlamaError::Device(error)) => cause_of_device(error),
+            Self::Llama(LlamaError::Device(error)) => cause_of_device(error),
             Self::Engine(error) | Self::Fit(FitError::Engine(error)) => cause_of_engine(error),
             Self::Setting(_)
             | Self::Request(_)
@@ -252,7 +243,8 @@ impl Error {
 fn cause_of_engine(error: &EngineError) -> Cause {
     match error {
         EngineError::Device(error) => cause_of_device(error),
-        EngineError::TooLong { .. } | EngineError::TooManyPolicies { .. } | EngineError::Full { .. } => Cause::Capacity,
+        EngineError::Memory { .. } | EngineError::TooLong { .. } => Cause::Capacity,
+        EngineError::TooManyPolicies { .. } | EngineError::Full { .. } => Cause::Capacity,
         EngineError::HeadNotOffered { .. } | EngineError::Options { .. } => Cause::Client,
         EngineError::Failed { .. } | EngineError::NoTap { .. } => Cause::Host,
     }
@@ -262,7 +254,10 @@ fn cause_of_engine(error: &EngineError) -> Cause {
 fn cause_of_device(error: &DeviceError) -> Cause {
     match error {
         DeviceError::Memory { .. } => Cause::Capacity,
-        DeviceError::NoDriver | DeviceError::DriverTooOld { .. } | DeviceError::NoDevice { .. } => Cause::Client,
+        DeviceError::NoDriver
+        | DeviceError::DriverTooOld { .. }
+        | DeviceError::NoDevice { .. }
+        | DeviceError::CardTooOld { .. } => Cause::Client,
         DeviceError::Shape { .. } | DeviceError::Lost { .. } | DeviceError::Failed { .. } => Cause::Host,
     }
 }

@@ -14,11 +14,11 @@ use crate::engine::{Engine, EngineError, EngineOptions, Event, HeadId, Response}
 use crate::error::Error;
 use crate::files;
 pub use crate::hex::hexadecimal;
-use crate::memory::{cache_bytes_per_token, does_not_fit};
+use crate::memory::{MemoryNeeds, cache_bytes_per_token};
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
 use crate::model::heads::{HeadFile, HeadKind, ModelIdentity};
-use crate::model::llama::Llama;
+use crate::model::llama::{Llama, LlamaError};
 use crate::model::source::SourceError;
 use crate::model::template::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
@@ -135,10 +135,13 @@ impl Host {
                 None => source.into(),
             })?;
         }
-        let does_not_fit = |error| does_not_fit(error, gguf.length_bytes(), &config.shape, &options.engine);
         let mut device = AnyDevice::open(options.device).map_err(EngineError::from)?;
-        let llama = Llama::load(&mut device, &gguf, &config, options.engine.rows_max)
-            .map_err(|error| does_not_fit(error.into()))?;
+        let llama = Llama::load(&mut device, &gguf, &config, options.engine.rows_max).map_err(|error| match error {
+            LlamaError::Device(error) => {
+                MemoryNeeds::new(gguf.length_bytes(), &config.shape, &options.engine).beside(error.into()).into()
+            }
+            other => Error::from(other),
+        })?;
         let limits = Limits { sequences: sandbox_sequences(options), ..options.limits.clone() };
         let sandbox = Sandbox::new(limits, options.compilation.clone())?;
         let shape = &config.shape;
@@ -150,8 +153,7 @@ impl Host {
             context_tokens: shape.context_tokens,
             cache_bytes_per_token: cache_bytes_per_token(shape),
         };
-        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &heads, &options.engine)
-            .map_err(|error| does_not_fit(error.into()))?;
+        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &heads, &options.engine)?;
         let head_ids = (0..heads.len()).map(HeadId).collect();
         Ok(Self { engine, tokenizer, template, heads, head_ids, limits: options.limits.clone(), model })
     }

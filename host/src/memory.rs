@@ -7,14 +7,13 @@
 use vassal_kernels::{DeviceError, ModelShape};
 
 use crate::engine::{EngineError, EngineOptions};
-use crate::error::Error;
-use crate::model::llama::LlamaError;
 
-/// What a model and its engine ask of a device's memory, with the options that lower it.
-#[derive(Debug, thiserror::Error)]
+/// What a model and its engine ask of a device's memory, with the options that lower it: of [`EngineOptions`], and of the
+/// command line under the same names.
+#[derive(Debug, Clone, thiserror::Error)]
 #[error(
-    "weights need {} MB, keys and values {} MB (less with fewer than {cache_tokens} cache_tokens), rows and logits {} MB \
-     (less with fewer than {rows_max} rows_max)",
+    "weights need {} MB, keys and values {} MB (less with --cache-tokens below {cache_tokens}), rows and logits {} MB \
+     (less with --rows-max below {rows_max})",
     megabytes(*weights_bytes), megabytes(*cache_bytes), megabytes(*work_bytes)
 )]
 pub struct MemoryNeeds {
@@ -30,25 +29,30 @@ pub struct MemoryNeeds {
     pub rows_max: usize,
 }
 
-/// Of an error for want of the device's memory, what all of the model needs there and what lowers it.
-pub(crate) fn does_not_fit(error: Error, weights_bytes: u64, shape: &ModelShape, engine: &EngineOptions) -> Error {
-    let source = match error {
-        Error::Llama(LlamaError::Device(source @ DeviceError::Memory { .. }))
-        | Error::Engine(EngineError::Device(source @ DeviceError::Memory { .. })) => source,
-        other => return other,
-    };
-    let attention = shape.heads * shape.head_width;
-    let row = 2 * shape.hidden + 2 * attention + shape.feed_forward;
-    let work =
-        engine.rows_max * row + engine.candidate_rows_max * shape.hidden + engine.sequences_max * shape.vocabulary;
-    let needs = Box::new(MemoryNeeds {
-        weights_bytes,
-        cache_bytes: ((engine.cache_tokens + engine.candidate_rows_max) * cache_bytes_per_token(shape)) as u64,
-        cache_tokens: engine.cache_tokens,
-        work_bytes: 4 * work as u64,
-        rows_max: engine.rows_max,
-    });
-    Error::DeviceMemory { needs, source }
+impl MemoryNeeds {
+    pub(crate) fn new(weights_bytes: u64, shape: &ModelShape, engine: &EngineOptions) -> Self {
+        let attention = shape.heads * shape.head_width;
+        let row = 2 * shape.hidden + 2 * attention + shape.feed_forward;
+        let work =
+            engine.rows_max * row + engine.candidate_rows_max * shape.hidden + engine.sequences_max * shape.vocabulary;
+        Self {
+            weights_bytes,
+            cache_bytes: ((engine.cache_tokens + engine.candidate_rows_max) * cache_bytes_per_token(shape)) as u64,
+            cache_tokens: engine.cache_tokens,
+            work_bytes: 4 * work as u64,
+            rows_max: engine.rows_max,
+        }
+    }
+
+    /// An engine's error; where it is for want of memory, with what all of the model needs.
+    pub(crate) fn beside(&self, error: EngineError) -> EngineError {
+        match error {
+            EngineError::Device(source @ DeviceError::Memory { .. }) => {
+                EngineError::Memory { needs: Box::new(self.clone()), source }
+            }
+            other => other,
+        }
+    }
 }
 
 /// Keys and values of one position in all layers, f16.

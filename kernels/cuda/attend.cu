@@ -189,7 +189,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_128(const Attend p) { a
 
 extern "C" __global__ void __launch_bounds__(128) merge_splits(const Attend p) {
     u32 row = p.first_row + blockIdx.x, head = blockIdx.y * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (head >= p.heads) return;
+    u32 slot = p.slots[row], offset = slot % PAGE_TOKENS;
+    if (head >= p.heads || slot == NO_SLOT) return;
     u32 width = (p.head_width + 31) / 32 * 32, splits = (p.positions[row] + SPLIT - 1) / SPLIT;
     const float* part = p.parts + ((u64)blockIdx.x * p.heads + head) * p.splits * (width + 2);
     float largest = -INFINITY_F, sum = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -202,7 +203,6 @@ extern "C" __global__ void __launch_bounds__(128) merge_splits(const Attend p) {
             if (lane + 32 * i < width) o[i] = __fmaf_rn(o[i], decay, part[lane + 32 * i] * weight);
         largest = most;
     }
-    u32 slot = p.slots[row], offset = slot % PAGE_TOKENS;
     u64 tile = ((u64)(slot / PAGE_TOKENS) * p.layers + p.layer) * p.kv_heads + head / (p.heads / p.kv_heads);
     const u16* key = p.keys + tile * width * PAGE_TOKENS + offset * width;
     const u16* value = p.values + tile * width * PAGE_TOKENS + offset;

@@ -23,6 +23,7 @@ struct RopeStore {
 
 extern "C" __global__ void __launch_bounds__(256) rope_store(const RopeStore p) {
     u32 row = blockIdx.x, half = p.head_width / 2, slot = p.slots[row], offset = slot % PAGE_TOKENS;
+    if (slot == NO_SLOT) return;
     u32 width = (p.head_width + 31) / 32 * 32;
     const float2* turns = p.turns + (u64)p.positions[row] * half;
     u64 first_tile = ((u64)(slot / PAGE_TOKENS) * p.layers + p.layer) * p.kv_heads;

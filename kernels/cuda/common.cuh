@@ -12,6 +12,8 @@ typedef unsigned long long u64;
 
 // Positions in a page of the cache, and keys in a tile of attention (PAGE_TOKENS in device.rs).
 enum : u32 { PAGE_TOKENS = 32 };
+// The slot of rows that only fill a pass up: nothing of them is stored in the cache (NO_SLOT in plan.rs).
+enum : u32 { NO_SLOT = 0xffffffffu };
 enum : u32 { WARP = 32 };
 enum : u32 { ALL_LANES = 0xffffffffu };
 

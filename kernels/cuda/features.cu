@@ -126,7 +126,7 @@ struct Score {
     const u16* token_bias;
     const u32* tokens;
     float* out;
-    u32 format, pairs, hidden, rank, biases;
+    u32 format, rows, pairs, hidden, rank, biases;
 };
 
 extern "C" __global__ void __launch_bounds__(256) score(const Score p) {
@@ -137,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(256) score(const Score p) {
         float direction = 0.0f;
         for (u32 r = 0; r < p.rank; r++)
             direction = __fmaf_rn(p.embedding[(u64)r * p.hidden + d], p.projection[r], direction);
-        product = __fmaf_rn(direction, element(p.format, p.quants, p.scales, p.pairs, token, d), product);
+        product = __fmaf_rn(direction, element(p.format, p.quants, p.scales, p.rows, p.pairs, token, d), product);
     }
     float sum = block_sum(product, space);
     if (threadIdx.x == 0) p.out[blockIdx.x] = sum + (token < p.biases ? half_to_float(p.token_bias[token]) : 0.0f);

@@ -5,7 +5,7 @@
 // w + 8, ...), weights as the 16 by 16 operand of mma, activations as the 16 by 8 one; their sums are added in
 // order of warp. So the order over k depends on k alone: not on the rows, not on G. One row takes the road of 64.
 //
-// Weights enter mma exactly: F16 as they are, quants as whole numbers (their block's scale, and Q4_1's minimum
+// Weights enter mma exactly: F16 as they are, BF16 as f16 after a power of two a row (pack.rs), quants as whole numbers (their block's scale, and Q4_1's minimum
 // times the block's sum of activations, follow in f32). F32 is rounded to f16 after a power of two a row of W. So
 // results differ from exact ones by the activations' rounding to 11 bits, and F32's.
 //
@@ -171,7 +171,8 @@ inline void tile_results(const Linear& p, const Job& job, u32 tile, u32 first_ro
     for (u32 j = 0; j < G; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
     switch (job.format) {
         case F32: multiply<G, F32>(p, job, tile, first_row, warp, lane, acc); break;
-        case F16: multiply<G, F16>(p, job, tile, first_row, warp, lane, acc); break;
+        case F16:
+        case BF16: multiply<G, F16>(p, job, tile, first_row, warp, lane, acc); break;
         case Q8_0: multiply<G, Q8_0>(p, job, tile, first_row, warp, lane, acc); break;
         case Q4_0: multiply<G, Q4_0>(p, job, tile, first_row, warp, lane, acc); break;
         default: multiply<G, Q4_1>(p, job, tile, first_row, warp, lane, acc); break;
@@ -189,7 +190,7 @@ inline void tile_results(const Linear& p, const Job& job, u32 tile, u32 first_ro
         for (u32 w = 1; w < WARPS; w++) sum += partial[w * 8 * G * TILE_ROWS + at];
         u32 column = tile * TILE_ROWS + at % TILE_ROWS;
         sum *= p.inverse[first_row + at / TILE_ROWS];
-        if (job.format == F32) sum *= ((const float*)job.scales)[(job.n + 15) / 16 * 16 + column];
+        if (job.format == F32 || job.format == BF16) sum *= ((const float*)job.scales)[(job.n + 15) / 16 * 16 + column];
         if (job.bias && column < job.n) sum += job.bias[column];
         results[at] = sum;
     }
@@ -234,6 +235,7 @@ inline void finish(const Linear& p, const Job& job, u32 tile, u32 first_row, con
             a = pair.x, b = pair.y;
         }
         if (job.kind == KEY || job.kind == VALUE) {
+            if (p.slots[row] == NO_SLOT) continue;
             u16* cache = (u16*)job.out;
             cache[place(p, row, column, job.kind == VALUE)] = float_to_finite_half(a);
             if (both) cache[place(p, row, column + 1, job.kind == VALUE)] = float_to_finite_half(b);

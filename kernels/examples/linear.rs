@@ -153,6 +153,7 @@ fn main() -> Result<(), DeviceError> {
         (Format::Q4_0, Format::Q4_0),
         (Format::Q8_0, Format::Q8_0),
         (Format::F16, Format::F16),
+        (Format::Bf16, Format::Bf16),
     ];
     for (layers, head) in mixes {
         for isa in Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.is_available()) {

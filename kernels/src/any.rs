@@ -41,6 +41,17 @@ impl Default for DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// The instruction set of the device, which is not opened for it.
+    ///
+    /// # Errors
+    /// [`Cuda::find`]'s.
+    pub fn isa(self) -> Result<String, DeviceError> {
+        match self {
+            DeviceChoice::Cpu { isa, .. } => Ok(isa.unwrap_or_else(Isa::best).name().to_owned()),
+            DeviceChoice::Cuda { ordinal } => Ok(Cuda::find(ordinal)?.isa),
+        }
+    }
+
     /// Threads that were asked for.
     pub fn threads(self) -> Option<usize> {
         match self {

@@ -76,6 +76,21 @@ pub enum DeviceError {
         /// How many there are.
         devices: usize,
     },
+    /// The card cannot run the kernels.
+    #[error(
+        "the card {name:?} (cuda:{ordinal}) has compute capability {}.{}, at least {}.{} is needed",
+        found.0, found.1, needed.0, needed.1
+    )]
+    CardTooOld {
+        /// Which, from 0.
+        ordinal: usize,
+        /// Its name.
+        name: String,
+        /// Its compute capability, major and minor.
+        found: (i32, i32),
+        /// The least that will do.
+        needed: (i32, i32),
+    },
     /// The device is gone: only another process, or none, will find it again.
     #[error("the device was lost in {operation}: {message}")]
     Lost {
@@ -300,7 +315,9 @@ pub struct Drawn {
 /// A machine that owns weights, caches and logits, and runs passes over them.
 ///
 /// A pass is `begin(plan)`, operations on the plan's rows, `end()`. Operations outside a pass, or on
-/// buffers smaller than the plan, are refused with [`DeviceError::Shape`].
+/// buffers smaller than the plan, are refused with [`DeviceError::Shape`]. What a pass leaves in rows of a buffer past the
+/// plan's is the device's own matter. An error may show later than in the operation that met it, at the pass's end or
+/// with the next answer.
 pub trait Device {
     /// A weight matrix `[n, k]` in the device's own layout.
     type Matrix;

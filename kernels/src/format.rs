@@ -1,10 +1,10 @@
 //! Weight formats: how GGUF lays out a row of a matrix, and what its bytes mean exactly.
 //!
-//! Two plain formats and three of 32-element blocks. [`Format::dequantize`] is the definition that
+//! Three plain formats and three of 32-element blocks. [`Format::dequantize`] is the definition that
 //! every kernel is tested against; kernels never call it, they read their own packed layout
 //! (`cpu/pack.rs`). The numeric type ids of GGUF files belong to the model reader.
 
-use half::f16;
+use half::{bf16, f16};
 
 /// Elements in a block of the quantised formats, and the step in which all kernels walk a row.
 pub const BLOCK: usize = 32;
@@ -14,8 +14,10 @@ pub const BLOCK: usize = 32;
 pub enum Format {
     /// 32-bit floats.
     F32,
-    /// 16-bit floats.
+    /// 16-bit floats of 11 significant bits.
     F16,
+    /// 16-bit floats of 8 significant bits, with F32's exponents: the upper half of an F32.
+    Bf16,
     /// Blocks of `d: f16, q: [i8; 32]`; an element is `d·q`.
     Q8_0,
     /// Blocks of `d: f16, nibbles: [u8; 16]`; an element is `d·(q - 8)`. Byte i holds element i in its
@@ -27,12 +29,12 @@ pub enum Format {
 
 impl Format {
     /// All formats.
-    pub const ALL: [Format; 5] = [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0, Format::Q4_1];
+    pub const ALL: [Format; 6] = [Format::F32, Format::F16, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Q4_1];
 
     /// Elements that are stored together: a row holds a multiple of this.
     pub const fn block_elements(self) -> usize {
         match self {
-            Format::F32 | Format::F16 => 1,
+            Format::F32 | Format::F16 | Format::Bf16 => 1,
             Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => BLOCK,
         }
     }
@@ -41,7 +43,7 @@ impl Format {
     pub const fn block_bytes(self) -> usize {
         match self {
             Format::F32 => 4,
-            Format::F16 => 2,
+            Format::F16 | Format::Bf16 => 2,
             Format::Q8_0 => 2 + 32,
             Format::Q4_0 => 2 + 16,
             Format::Q4_1 => 4 + 16,
@@ -75,6 +77,11 @@ impl Format {
                     *value = f16::from_le_bytes(*bytes).to_f32();
                 }
             }
+            Format::Bf16 => {
+                for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = bf16::from_le_bytes(*bytes).to_f32();
+                }
+            }
             Format::Q8_0 => blocks::<34>(bytes, out, |block, out| {
                 let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
                 for (value, &q) in out.iter_mut().zip(&block[2..]) {
@@ -100,6 +107,7 @@ impl std::fmt::Display for Format {
         f.write_str(match self {
             Format::F32 => "F32",
             Format::F16 => "F16",
+            Format::Bf16 => "BF16",
             Format::Q8_0 => "Q8_0",
             Format::Q4_0 => "Q4_0",
             Format::Q4_1 => "Q4_1",
@@ -129,6 +137,10 @@ mod tests {
         let one_and_half = f16::from_f32(1.5).to_le_bytes();
         let minus_two = f16::from_f32(-2.0).to_le_bytes();
         let mut out = [0.0; 32];
+
+        let halves = [0x80, 0x3F, 0x01, 0xC0, 0x7F, 0x7F];
+        assert!(Format::Bf16.dequantize(&halves, &mut out[..3]));
+        assert_eq!(out[..3], [1.0, -2.0 - 1.0 / 64.0, f32::from_bits(0x7F7F_0000)]);
 
         let mut q8 = vec![0; 34];
         q8[..2].copy_from_slice(&one_and_half);

@@ -99,16 +99,9 @@ impl Surroundings {
     /// # Errors
     /// [`ReplayError::Other`], naming the first that differs with both values.
     pub fn check(&self, ours: &Self) -> Result<(), ReplayError> {
-        let other = |what: String, recorded: &dyn ToString, ours: &dyn ToString| {
-            let (recorded, ours) = (recorded.to_string(), ours.to_string());
-            if recorded == ours { Ok(()) } else { Err(ReplayError::Other { what, recorded, ours }) }
-        };
         other(format!("model {:?}: SHA-256", self.model.name), &self.model.sha256, &ours.model.sha256)?;
         other("kernels' version".to_owned(), &self.kernels, &ours.kernels)?;
-        // All instruction sets of processors give the same bits; a card's tensor cores are a law unto themselves.
-        if !(self.is_a_processors() && ours.is_a_processors()) {
-            other("device's instruction set".to_owned(), &self.isa, &ours.isa)?;
-        }
+        self.check_isa(&ours.isa)?;
         other("sandbox's limits: SHA-256".to_owned(), &self.limits_sha256, &ours.limits_sha256)?;
         for (place, head) in self.heads.iter().enumerate() {
             let own = ours.heads.get(place);
@@ -118,8 +111,17 @@ impl Surroundings {
         other("heads of the engine: their number".to_owned(), &self.heads.len(), &ours.heads.len())
     }
 
-    fn is_a_processors(&self) -> bool {
-        Isa::ALL.iter().any(|isa| isa.name() == self.isa)
+    /// Refuses a device whose instruction set gives other bits, which can be seen before there is a model on it.
+    ///
+    /// # Errors
+    /// [`ReplayError::Other`] with both.
+    pub fn check_isa(&self, ours: &str) -> Result<(), ReplayError> {
+        // All instruction sets of processors give the same bits; a card's tensor cores are a law unto themselves.
+        let is_a_processors = |name: &str| Isa::ALL.iter().any(|isa| isa.name() == name);
+        if is_a_processors(&self.isa) && is_a_processors(ours) {
+            return Ok(());
+        }
+        other("device's instruction set".to_owned(), &self.isa, &ours)
     }
 
     /// What differs and should not matter, a line each.
@@ -144,6 +146,12 @@ impl HeadRecord {
         let sha256 = hexadecimal(&Sha256::digest(file.to_bytes()?));
         Ok(Self { name: file.description.name.clone(), kind: file.description.kind, sha256, source })
     }
+}
+
+/// Refuses what is not as recorded.
+fn other(what: String, recorded: &dyn ToString, ours: &dyn ToString) -> Result<(), ReplayError> {
+    let (recorded, ours) = (recorded.to_string(), ours.to_string());
+    if recorded == ours { Ok(()) } else { Err(ReplayError::Other { what, recorded, ours }) }
 }
 
 /// SHA-256 of the limits that decide what a policy may do, as they print. The clock and the number of instances

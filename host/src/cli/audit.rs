@@ -16,7 +16,7 @@ use super::{ModelArguments, print, print_json};
 use crate::audit::record::{PolicyRecord, Record};
 use crate::audit::surroundings::{HeadRecord, ModelRecord};
 use crate::audit::{AuditError, Difference, ReplayError, Surroundings, replay, verify};
-use crate::engine::HeadId;
+use crate::engine::{EngineError, HeadId};
 use crate::error::Error;
 use crate::host::{Host, HostOptions, find_policy, hexadecimal};
 use crate::model::heads::HeadFile;
@@ -184,13 +184,16 @@ struct Open {
 
 impl Open {
     fn new(arguments: &ReplayArguments, record: &Record) -> Result<Self, Error> {
+        // A device that gives other bits is refused before a model is found, fetched and put on it.
+        let device = arguments.device.choose()?;
+        record.host.check_isa(&device.isa().map_err(EngineError::from)?)?;
         let model = match &arguments.model {
             Some(model) => model.clone(),
             None => find_model(&record.host.model)?,
         };
         let model = ModelArguments { model, device: arguments.device.clone() };
         let limits = Limits { deadline_ms: REPLAY_DEADLINE_MS, ..Limits::default() };
-        let options = HostOptions { limits: limits.clone(), ..model.resolve()? };
+        let options = HostOptions { limits: limits.clone(), ..model.resolve_on(device)? };
         let heads = record.host.heads.clone();
         let mut host = Host::open_with(&options, |sha256, _| {
             // Before its heads, which would be missing only because it is another model.

@@ -104,10 +104,8 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Error> {
 
 fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
     let options = arguments.model.resolve()?;
-    let options = HostOptions {
-        engine: EngineOptions { sequences_max: 2, cache_tokens: 2048, ..EngineOptions::default() },
-        ..options
-    };
+    let engine = EngineOptions { sequences_max: 2, cache_tokens: 2048, ..EngineOptions::default() };
+    let options = HostOptions { engine: arguments.model.device.engine(engine), ..options };
     let mut host = Host::open_with(&options, |model, shape| {
         let layer = (shape.layers * 7).div_ceil(10);
         Ok(vec![probe_head(layer, model, shape)])

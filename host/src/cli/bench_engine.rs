@@ -65,15 +65,15 @@ pub(super) struct EngineArguments {
 
 pub(super) fn run(arguments: &EngineArguments) -> Result<(), Error> {
     let options = arguments.model.resolve()?;
-    let neighbours = arguments.slow.as_deref().map(|slow| neighbours(&options, slow, arguments.rounds)).transpose()?;
+    let neighbours = arguments.slow.as_deref().map(|slow| neighbours(arguments, &options, slow)).transpose()?;
     let folder = std::env::temp_dir().join(format!("vassal-bench-{}", std::process::id()));
     let tiny = std::fs::create_dir_all(&folder)
         .map_err(|source| unwritten(&folder, source))
-        .and_then(|()| tiny(&options, &folder, arguments.rounds));
+        .and_then(|()| tiny(arguments, &options, &folder));
     // Ours alone, and of no further use; what cannot be removed is the system's to clear away.
     let _ = std::fs::remove_dir_all(&folder);
     let (mut throughput, audit_us) = tiny?;
-    throughput.push(whole(&options, arguments.rounds)?);
+    throughput.push(whole(arguments, &options)?);
     if arguments.json {
         let neighbours = neighbours.map_or(Value::Null, |found| found.json());
         let throughput: Vec<_> = throughput.iter().map(Throughput::json).collect();
@@ -133,16 +133,17 @@ impl Neighbours {
     }
 }
 
-fn neighbours(options: &HostOptions, slow: &Path, rounds: usize) -> Result<Neighbours, Error> {
+fn neighbours(arguments: &EngineArguments, options: &HostOptions, slow: &Path) -> Result<Neighbours, Error> {
     // Room for all at once: a request that waited would have its prompt read in a step that is timed.
     let cache_tokens = 2 * NEIGHBOURS * 512;
     let engine = EngineOptions { sequences_max: 2 * NEIGHBOURS, cache_tokens, ..EngineOptions::default() };
+    let engine = arguments.model.device.engine(engine);
     let mut host = open(HostOptions { engine, ..options.clone() })?;
     let guard = guard(&host)?;
     let loaded = host.load_policy(&slow.to_string_lossy())?;
     let slow = host.use_policy(&loaded, &[], &[], false, FaultPolicy::Abort)?;
     let mut found = Neighbours { alone: Vec::new(), beside: Vec::new(), unchanged: true, slow_tokens: 0, slow: false };
-    for round in 0..=rounds {
+    for round in 0..=arguments.rounds {
         let good = requests(&host, &vec![Some(guard.clone()); NEIGHBOURS], LONG_TOKENS)?;
         // The slow ones shall not come to their end before.
         let slow = requests(&host, &vec![Some(slow.clone()); NEIGHBOURS], 3 * LONG_TOKENS)?;
@@ -215,15 +216,16 @@ fn throughput(
 }
 
 /// Throughput of the model itself, whose steps are as long as they really are.
-fn whole(options: &HostOptions, rounds: usize) -> Result<Throughput, Error> {
+fn whole(arguments: &EngineArguments, options: &HostOptions) -> Result<Throughput, Error> {
     let sequences = BATCHES[0];
     let engine = EngineOptions { sequences_max: sequences, cache_tokens: sequences * 128, ..EngineOptions::default() };
+    let engine = arguments.model.device.engine(engine);
     let mut host = open(HostOptions { engine, ..options.clone() })?;
-    throughput(&mut host, "the model", sequences, WHOLE_TOKENS, rounds)
+    throughput(&mut host, "the model", sequences, WHOLE_TOKENS, arguments.rounds)
 }
 
 /// Throughput with and without policies, and microseconds of audit a token, on a tiny model.
-fn tiny(options: &HostOptions, folder: &Path, rounds: usize) -> Result<(Vec<Throughput>, f64), Error> {
+fn tiny(arguments: &EngineArguments, options: &HostOptions, folder: &Path) -> Result<(Vec<Throughput>, f64), Error> {
     let model = folder.join("tiny.gguf");
     let tiny = SyntheticModel {
         layers: 4,
@@ -238,9 +240,10 @@ fn tiny(options: &HostOptions, folder: &Path, rounds: usize) -> Result<(Vec<Thro
     tiny.write(&model).map_err(|source| unwritten(&model, source))?;
     let most = BATCHES[BATCHES.len() - 1];
     let engine = EngineOptions { sequences_max: most, cache_tokens: most * 128, ..EngineOptions::default() };
+    let engine = arguments.model.device.engine(engine);
     let mut host = open(HostOptions { model, model_sha256: None, engine, ..options.clone() })?;
     let guard = guard(&host)?;
-    let throughput = |sequences| throughput(&mut host, "a tiny model", sequences, TOKENS, rounds);
+    let throughput = |sequences| throughput(&mut host, "a tiny model", sequences, TOKENS, arguments.rounds);
     let throughput = BATCHES.into_iter().map(throughput).collect::<Result<Vec<_>, _>>()?;
     let recorded = requests(&host, &vec![Some(guard); BATCHES[0]], TOKENS)?;
     let run = timed(&mut host, &recorded, &[])?;

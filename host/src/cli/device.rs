@@ -1,15 +1,15 @@
-//! `--device`, `--threads` and `--isa`: which machine owns the model.
+//! `--device`, `--threads` and `--isa`: which machine owns the model; `--cache-tokens` and `--rows-max`: how much of its memory.
 //!
 //! The choice is made here, before anything is loaded, and `auto` says what it took: nothing falls back later. The
 //! kernels for cards have not run on one yet, so a card is taken only where it is asked for.
 
 use clap::Args;
-use vassal_kernels::DeviceChoice;
 use vassal_kernels::cpu::Isa;
 use vassal_kernels::cuda::Cuda;
+use vassal_kernels::{DeviceChoice, DeviceError};
 
 use super::{between, complain};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, EngineOptions};
 use crate::error::Error;
 
 /// What the model runs on.
@@ -24,6 +24,12 @@ pub(super) struct DeviceArguments {
     /// Instruction set of the processor: scalar, avx2, avx-vnni or avx512-vnni; the best there is by default.
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
+    /// Positions of keys and values in the device's memory, all sequences together; by default what the command needs.
+    #[arg(long, value_name = "N", value_parser = between(32, 1 << 24))]
+    cache_tokens: Option<usize>,
+    /// The most rows of the model that run at once: prompts are read in such chunks.
+    #[arg(long, value_name = "N", value_parser = between(1, 1 << 16))]
+    rows_max: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,14 +71,25 @@ impl DeviceArguments {
                 Ok(cpu)
             }
             (Device::Auto, None) => {
-                let (choice, taken) = match Cuda::count() {
-                    Ok(1..) => (DeviceChoice::Cuda { ordinal: 0 }, "card 0".to_owned()),
-                    Ok(0) => (cpu, "the processor, because the driver has no card".to_owned()),
+                let (choice, taken) = match Cuda::find(0) {
+                    Ok(_) => (DeviceChoice::Cuda { ordinal: 0 }, "card 0".to_owned()),
+                    Err(DeviceError::NoDevice { .. }) => {
+                        (cpu, "the processor, because the driver has no card".to_owned())
+                    }
                     Err(error) => (cpu, format!("the processor, because {error}")),
                 };
                 complain(&format!("--device auto: {taken}"));
                 Ok(choice)
             }
+        }
+    }
+
+    /// An engine of the size that a command asks for, but for what was given here.
+    pub(super) fn engine(&self, own: EngineOptions) -> EngineOptions {
+        EngineOptions {
+            cache_tokens: self.cache_tokens.unwrap_or(own.cache_tokens),
+            rows_max: self.rows_max.unwrap_or(own.rows_max),
+            ..own
         }
     }
 

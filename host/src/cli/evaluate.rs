@@ -104,6 +104,7 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     std::fs::create_dir_all(&arguments.out).map_err(folder_failed)?;
 
     let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
+    let engine = arguments.model.device.engine(engine);
     let runner = Runner {
         options: HostOptions { engine, ..arguments.model.resolve()? },
         heads: arguments.heads.clone(),

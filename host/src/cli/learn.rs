@@ -124,11 +124,9 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
         threads: options.device.threads().unwrap_or_else(cores),
         seed: arguments.seed,
     };
-    let engine = |taps| EngineOptions {
-        sequences_max: SEQUENCES,
-        cache_tokens: SEQUENCES * 512,
-        taps,
-        ..EngineOptions::default()
+    let engine = |taps| {
+        let (sequences_max, cache_tokens) = (SEQUENCES, SEQUENCES * 512);
+        arguments.model.device.engine(EngineOptions { sequences_max, cache_tokens, taps, ..EngineOptions::default() })
     };
 
     let mut host = Host::open(&HostOptions { engine: engine(vec![layer]), ..options.clone() })?;

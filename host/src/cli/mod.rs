@@ -28,8 +28,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vassal_kernels::DeviceChoice;
 
 use self::device::DeviceArguments;
+use crate::engine::EngineOptions;
 use crate::error::{Cause, Error};
 use crate::host::HostOptions;
 use crate::model::heads::HeadKind;
@@ -126,10 +128,15 @@ impl HeadArguments {
 impl ModelArguments {
     /// The model's file (fetched where it is not there yet) and the device asked for.
     fn resolve(&self) -> Result<HostOptions, Error> {
-        let device = self.device.choose()?;
+        self.resolve_on(self.device.choose()?)
+    }
+
+    /// The model's file, for a device that was chosen before.
+    fn resolve_on(&self, device: DeviceChoice) -> Result<HostOptions, Error> {
         let path = pull::fetch(&self.model)?;
         let model_sha256 = crate::model::source::known_sha256(&self.model);
-        Ok(HostOptions { device, model_sha256, compilation: compilation(), ..HostOptions::new(path) })
+        let engine = self.device.engine(EngineOptions::default());
+        Ok(HostOptions { device, engine, model_sha256, compilation: compilation(), ..HostOptions::new(path) })
     }
 }
 

@@ -65,6 +65,7 @@ pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
         return Err(Error::Usage(format!("a file has 1 to {most} rollouts, asked for are {count}")));
     }
     let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
+    let engine = arguments.model.device.engine(engine);
     let mut host = Host::open(&HostOptions { head_kind: None, engine, ..arguments.model.resolve()? })?;
     let header = Header {
         format: rollouts::FORMAT.to_owned(),

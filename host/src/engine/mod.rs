@@ -41,6 +41,7 @@ use self::chain::Chain;
 use self::pages::Pages;
 use self::sequence::Sequence;
 use self::slices::{STARTS_SHARE, STEPS_SHARE, Slices};
+use crate::memory::MemoryNeeds;
 use crate::model::heads::{HeadFile, HeadWeights};
 use crate::model::llama::Llama;
 use crate::request::{LoadedPolicy, ValidRequest};
@@ -53,6 +54,14 @@ pub enum EngineError {
     /// The device refused or failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The device has not enough memory for the model and what it needs besides.
+    #[error("{source}; of the whole, {needs}")]
+    Memory {
+        /// What there is to hold.
+        needs: Box<MemoryNeeds>,
+        /// What did not fit.
+        source: DeviceError,
+    },
     /// The device failed in an earlier step, and the engine with it.
     #[error("the engine ended with its device: {first}")]
     Failed {
@@ -192,6 +201,8 @@ pub struct Engine<D: Device> {
     groups: HashMap<u64, Option<SharedPrompt>>,
     /// The device's error that ended the engine.
     failed: Option<String>,
+    /// What all of this asks of the device's memory, for the error where it runs out.
+    needs: MemoryNeeds,
     next_id: u64,
     /// Steps so far: whose turn it is to be first in a pass.
     turn: usize,
@@ -252,10 +263,13 @@ impl<D: Device> Engine<D> {
         let exit = head_layer.unwrap_or(shape.layers);
         let pages_total = Pages::needed(options.cache_tokens);
         let scratch_pages = if taps.is_empty() { 0 } else { Pages::needed(options.candidate_rows_max) };
-        let cache = device.cache(&shape, &CacheShape { pages: pages_total + scratch_pages, taps: taps.clone() })?;
-        let logits = device.logits(options.sequences_max, shape.vocabulary)?;
+        let needs = MemoryNeeds::new(model.weights_bytes(), &shape, options);
+        let too_large = |error: DeviceError| needs.beside(error.into());
+        let cache_shape = CacheShape { pages: pages_total + scratch_pages, taps: taps.clone() };
+        let cache = device.cache(&shape, &cache_shape).map_err(too_large)?;
+        let logits = device.logits(options.sequences_max, shape.vocabulary).map_err(too_large)?;
         let held_max = options.rows_max + options.candidate_rows_max;
-        let held = device.rows(held_max, shape.hidden)?;
+        let held = device.rows(held_max, shape.hidden).map_err(too_large)?;
         let attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.kv_heads);
         let costs = Costs {
             layer: (attention + 3 * shape.hidden * shape.feed_forward) as f64,
@@ -286,6 +300,7 @@ impl<D: Device> Engine<D> {
             waiting: VecDeque::new(),
             groups: HashMap::new(),
             failed: None,
+            needs,
             next_id: 0,
             turn: 0,
             slices: Slices::new(STEPS_SHARE),
@@ -363,7 +378,8 @@ impl<D: Device> Engine<D> {
     /// Takes a request in; it runs as soon as there is room.
     ///
     /// # Errors
-    /// [`EngineError::TooLong`], [`EngineError::TooManyPolicies`], [`EngineError::HeadNotOffered`], [`EngineError::Full`].
+    /// [`EngineError::TooLong`], [`EngineError::TooManyPolicies`], [`EngineError::HeadNotOffered`], [`EngineError::Full`], and
+    /// [`EngineError::Failed`] once the device has failed.
     pub fn submit(&mut self, request: ValidRequest) -> Result<SequenceId, EngineError> {
         Ok(self.submit_samples(request, 1)?[0])
     }
@@ -374,6 +390,9 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// As [`Engine::submit`].
     pub fn submit_samples(&mut self, request: ValidRequest, samples: usize) -> Result<Vec<SequenceId>, EngineError> {
+        if let Some(first) = &self.failed {
+            return Err(EngineError::Failed { first: first.clone() });
+        }
         let needed = request.prompt.len() + request.max_tokens;
         if Pages::needed(needed) > self.pages_total {
             let available = self.pages_total * PAGE_TOKENS;

@@ -47,6 +47,7 @@ impl<D: Device> Engine<D> {
         match self.step_into(&mut events) {
             Ok(()) => Ok(events),
             Err(error) => {
+                let error = self.needs.beside(error);
                 self.fail(&error);
                 Err(error)
             }

@@ -72,8 +72,8 @@ pub enum ConfigError {
         /// Those that the numbers ask for.
         expected: Vec<u64>,
     },
-    /// A gain or bias that is stored as something else than F32 or F16.
-    #[error("tensor {name:?} is stored as {found}; a vector must be F32 or F16")]
+    /// A gain or bias that is stored as something else than a plain format.
+    #[error("tensor {name:?} is stored as {found}; a vector must be F32, F16 or BF16")]
     VectorFormat {
         /// Its name.
         name: String,
@@ -301,7 +301,7 @@ fn linear_scale(gguf: &Gguf) -> Result<f64, ConfigError> {
     if (1.0..=1024.0).contains(&scale) { Ok(scale) } else { Err(bound(key, scale, "1 to 1024".into())) }
 }
 
-/// Reads a vector stored as F32 or F16 (gains, biases, factors).
+/// Reads a vector stored in a plain format (gains, biases, factors).
 pub fn read_vector(gguf: &Gguf, tensor: &TensorInfo) -> Result<Vec<f32>, GgufError> {
     let mut bytes = Vec::new();
     gguf.read(tensor, &mut bytes)?;

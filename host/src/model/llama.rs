@@ -45,6 +45,7 @@ pub struct Llama<D: Device> {
     untied: Option<D::Matrix>,
     output_norm: D::Vector,
     layers: Vec<Layer<D>>,
+    weights_bytes: u64,
     rows_max: usize,
     /// The residual stream, `[rows_max, H]`.
     x: D::Rows,
@@ -126,6 +127,7 @@ impl<D: Device> Llama<D> {
             untied,
             output_norm,
             layers,
+            weights_bytes: gguf.length_bytes(),
             rows_max,
         })
     }
@@ -133,6 +135,11 @@ impl<D: Device> Llama<D> {
     /// The model's shapes.
     pub fn shape(&self) -> &ModelShape {
         &self.shape
+    }
+
+    /// Bytes of the file that the weights came from.
+    pub fn weights_bytes(&self) -> u64 {
+        self.weights_bytes
     }
 
     /// The most rows a pass may have.

@@ -82,7 +82,7 @@ impl Finder<'_> {
     fn vector(&mut self, name: &str, n: u64) -> Result<TensorInfo, ConfigError> {
         let tensor = self.shaped(name, &[n])?;
         match tensor.format {
-            Format::F32 | Format::F16 => Ok(tensor),
+            Format::F32 | Format::F16 | Format::Bf16 => Ok(tensor),
             found => Err(ConfigError::VectorFormat { name: name.to_owned(), found }),
         }
     }

@@ -39,6 +39,7 @@ fn weights(format: Format, n: usize, k: usize, random: &mut Random) -> Vec<u8> {
         match format {
             Format::F32 => bytes.extend(random.symmetric().to_le_bytes()),
             Format::F16 => bytes.extend(f16::from_f32(random.symmetric()).to_le_bytes()),
+            Format::Bf16 => bytes.extend(half::bf16::from_f32(random.symmetric()).to_le_bytes()),
             Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => {
                 let header = if format == Format::Q4_1 { 2 } else { 1 };
                 for _ in 0..header {
@@ -133,6 +134,7 @@ fn plain_formats_take_any_k() {
     for (i, k) in [1, 31, 33, 50].into_iter().enumerate() {
         check(Format::F32, 3, 19, k, i as u64);
         check(Format::F16, 3, 19, k, i as u64);
+        check(Format::Bf16, 3, 19, k, i as u64);
     }
 }
 

@@ -9,16 +9,16 @@
 //! quants, by tile, block:
 //!   Q8_0   8 groups g of 16 rows of 4 bytes            512 bytes   element 4g + i is byte i
 //!   Q4_x   4 groups g of 16 rows of 4 bytes            256 bytes   low half: element 4g + i, high half: 4g + i + 16
-//!   F16    32 elements of 16 rows                    1,024 bytes
+//!   F16, BF16  32 elements of 16 rows                1,024 bytes
 //!   F32    32 elements of 16 rows                    2,048 bytes
 //! scales, by tile, block:
 //!   Q8_0, Q4_0   d of 16 rows, f16                      32 bytes
 //!   Q4_1         d of 16 rows, then m of 16 rows        64 bytes
 //! ```
 //!
-//! A packed matrix is as large as its source, but for rows (and, in F16 and F32, k) rounded up with zeros.
+//! A packed matrix is as large as its source, but for rows (and, in the plain formats, k) rounded up with zeros.
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::device::DeviceError;
 use crate::format::{BLOCK, Format};
@@ -58,7 +58,7 @@ pub(crate) struct Tile<'a> {
 pub(crate) const fn quant_bytes(format: Format) -> usize {
     match format {
         Format::F32 => TILE * BLOCK * 4,
-        Format::F16 => TILE * BLOCK * 2,
+        Format::F16 | Format::Bf16 => TILE * BLOCK * 2,
         Format::Q8_0 => TILE * BLOCK,
         Format::Q4_0 | Format::Q4_1 => TILE * BLOCK / 2,
     }
@@ -67,7 +67,7 @@ pub(crate) const fn quant_bytes(format: Format) -> usize {
 /// Scales (and minima) of one block of a tile.
 pub(crate) const fn scale_count(format: Format) -> usize {
     match format {
-        Format::F32 | Format::F16 => 0,
+        Format::F32 | Format::F16 | Format::Bf16 => 0,
         Format::Q8_0 | Format::Q4_0 => TILE,
         Format::Q4_1 => 2 * TILE,
     }
@@ -180,7 +180,7 @@ fn pack_row(format: Format, source: &[u8], lane: usize, quants: &mut [u8], scale
     let scale = |bytes: &[u8], at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let element_bytes = match format {
         Format::F32 => 4,
-        Format::F16 => 2,
+        Format::F16 | Format::Bf16 => 2,
         Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => {
             let header = if format == Format::Q4_1 { 4 } else { 2 };
             let blocks = source.chunks_exact(format.block_bytes());
@@ -215,6 +215,10 @@ fn read_block(format: Format, quants: &[u8], scales: &[f16], lane: usize, out: &
             Format::F16 => {
                 let at = (i * TILE + lane) * 2;
                 f16::from_le_bytes([quants[at], quants[at + 1]]).to_f32()
+            }
+            Format::Bf16 => {
+                let at = (i * TILE + lane) * 2;
+                bf16::from_le_bytes([quants[at], quants[at + 1]]).to_f32()
             }
             Format::Q8_0 => scales[lane].to_f32() * f32::from(byte(i).cast_signed()),
             Format::Q4_0 => scales[lane].to_f32() * (nibble(i) - 8.0),

@@ -71,7 +71,7 @@ struct Quantized {
 
 /// Whether matrices of a format read quantised activations.
 pub(crate) fn reads_quantized(format: Format) -> bool {
-    !matches!(format, Format::F32 | Format::F16)
+    !matches!(format, Format::F32 | Format::F16 | Format::Bf16)
 }
 
 impl Activations {

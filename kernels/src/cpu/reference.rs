@@ -19,7 +19,7 @@ pub(crate) fn linear(format: Format, n: usize, k: usize, bytes: &[u8], activatio
 /// off; f32 sums over b blocks are off by some b + 40 roundings of the sum of magnitudes.
 pub(crate) fn error_bound(format: Format, n: usize, k: usize, bytes: &[u8], activations: &[f32]) -> Vec<f64> {
     let weights = dequantized(format, n, k, bytes);
-    let step = if matches!(format, Format::F32 | Format::F16) { 0.0 } else { 0.501 / 127.0 };
+    let step = if matches!(format, Format::F32 | Format::F16 | Format::Bf16) { 0.0 } else { 0.501 / 127.0 };
     let roundings = (k.div_ceil(BLOCK) + 40) as f64 * f64::from(f32::EPSILON);
     let bound = |a: &[f32], w: &[f32]| -> f64 {
         let blocks = a.chunks(BLOCK).zip(w.chunks(BLOCK));

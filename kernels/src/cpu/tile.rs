@@ -10,7 +10,7 @@
 //! acc = fma(m_b, scale_b · Σq, acc)      in Q4_1 only
 //! ```
 //!
-//! F16 and F32 add up a block with fma from element 0 and then add the block to acc. This file has the checks,
+//! The plain formats add up a block with fma from element 0 and then add the block to acc. This file has the checks,
 //! the choice, and the scalar variant, which is the definition; `tile_avx2.rs` and `tile_vnni.rs` have the others.
 
 use crate::cpu::isa::{Detected, Isa};
@@ -94,7 +94,7 @@ fn scalar_quantized(tile: &Tile<'_>, panel: &Panel<'_>, row: usize, lane: usize)
         match tile.format {
             Format::Q4_0 => s += sums[2 * m + row].cast_signed(),
             Format::Q8_0 => s += sums[3 * m + row].cast_signed(),
-            Format::Q4_1 | Format::F16 | Format::F32 => {}
+            Format::Q4_1 | Format::F16 | Format::Bf16 | Format::F32 => {}
         }
         acc = (s as f32).mul_add(scales[lane].to_f32() * f32::from_bits(sums[row]), acc);
         if tile.format == Format::Q4_1 {
@@ -112,11 +112,13 @@ fn scalar_plain(tile: &Tile<'_>, panel: &Panel<'_>, row: usize, lane: usize) -> 
         let mut part = 0.0f32;
         for (i, value) in values.iter().enumerate() {
             let at = i * TILE + lane;
-            let weight = if tile.format == Format::F16 {
-                half::f16::from_le_bytes([quants[2 * at], quants[2 * at + 1]]).to_f32()
-            } else {
-                let bytes = &quants[4 * at..];
-                f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+            let weight = match tile.format {
+                Format::F16 => half::f16::from_le_bytes([quants[2 * at], quants[2 * at + 1]]).to_f32(),
+                Format::Bf16 => half::bf16::from_le_bytes([quants[2 * at], quants[2 * at + 1]]).to_f32(),
+                _ => {
+                    let bytes = &quants[4 * at..];
+                    f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+                }
             };
             part = weight.mul_add(*value, part);
         }

@@ -22,6 +22,11 @@ use crate::format::{BLOCK, Format};
 
 const HALF: usize = TILE / 2;
 
+/// The plain formats, as parameters of kernels.
+pub(super) const F32: usize = 0;
+pub(super) const F16: usize = 1;
+pub(super) const BF16: usize = 2;
+
 /// The AVX2 variant of [`crate::cpu::tile::multiply`].
 ///
 /// # Safety
@@ -29,14 +34,14 @@ const HALF: usize = TILE / 2;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn multiply(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
     macro_rules! by_rows {
-        ($kernel:ident, $format:literal) => {
+        ($kernel:ident, $format:expr) => {
             // SAFETY: the caller's promise, and the number of rows is the panel's.
             unsafe {
                 match panel.rows {
-                    1 => $kernel::<1, $format>(tile, panel, out),
-                    2 => $kernel::<2, $format>(tile, panel, out),
-                    3 => $kernel::<3, $format>(tile, panel, out),
-                    4 => $kernel::<4, $format>(tile, panel, out),
+                    1 => $kernel::<1, { $format }>(tile, panel, out),
+                    2 => $kernel::<2, { $format }>(tile, panel, out),
+                    3 => $kernel::<3, { $format }>(tile, panel, out),
+                    4 => $kernel::<4, { $format }>(tile, panel, out),
                     rows => assert!(rows == 0, "panels have at most 4 rows"),
                 }
             }
@@ -49,8 +54,9 @@ pub(super) unsafe fn multiply(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lan
             // SAFETY: the caller's promise.
             unsafe { bytes(tile, panel, out) }
         }
-        Format::F16 => by_rows!(plain, 16),
-        Format::F32 => by_rows!(plain, 32),
+        Format::F16 => by_rows!(plain, F16),
+        Format::Bf16 => by_rows!(plain, BF16),
+        Format::F32 => by_rows!(plain, F32),
     }
 }
 
@@ -193,13 +199,13 @@ unsafe fn bytes_of_rows<const M: usize>(tile: &Tile<'_>, panel: &Panel<'_>, firs
     }
 }
 
-/// F16 and F32 (BITS), for panels of M rows. The 256-bit VNNI variant uses it too.
+/// The plain formats, for panels of M rows. The 256-bit VNNI variant uses it too.
 ///
 /// # Safety
 /// As for [`multiply`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
-pub(super) unsafe fn plain<const M: usize, const BITS: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+pub(super) unsafe fn plain<const M: usize, const FORMAT: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
     for half in 0..2 {
         let mut acc = [_mm256_setzero_ps(); M];
         for b in 0..tile.blocks {
@@ -207,15 +213,18 @@ pub(super) unsafe fn plain<const M: usize, const BITS: usize>(tile: &Tile<'_>, p
             // SAFETY: block b is below `tile.blocks`, for which quants and panel were checked: 32 times 16 elements,
             // of which this half takes 8, and M times 32 activations.
             unsafe {
-                let element = BITS / 8;
+                let element = if FORMAT == F32 { 4 } else { 2 };
                 let weights = tile.quants.as_ptr().add((b * BLOCK * TILE + half * HALF) * element);
                 let values = panel.plain.as_ptr().add(b * M * BLOCK);
                 for i in 0..BLOCK {
                     let at = weights.add(i * TILE * element);
-                    let w = if BITS == 16 {
-                        _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
-                    } else {
-                        _mm256_loadu_ps(at.cast())
+                    let w = match FORMAT {
+                        F16 => _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+                        BF16 => {
+                            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+                            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                        }
+                        _ => _mm256_loadu_ps(at.cast()),
                     };
                     for r in 0..M {
                         let value = _mm256_set1_ps(values.add(r * BLOCK + i).read());

@@ -18,7 +18,7 @@ use std::arch::x86_64::*;
 use crate::cpu::pack::{TILE, Tile, quant_bytes};
 use crate::cpu::quantize::{Panel, ROW_WORDS};
 use crate::cpu::tile::Lanes;
-use crate::cpu::tile_avx2;
+use crate::cpu::tile_avx2::{self, BF16, F16, F32};
 use crate::format::{BLOCK, Format};
 
 const Q4_0: usize = 0;
@@ -46,8 +46,9 @@ pub(super) unsafe fn multiply_512(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut 
         Format::Q4_0 => by_rows!(quantized_512, Q4_0, tile, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12),
         Format::Q4_1 => by_rows!(quantized_512, Q4_1, tile, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12),
         Format::Q8_0 => by_rows!(quantized_512, Q8_0, tile, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12),
-        Format::F16 => by_rows!(plain_512, 16, tile, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12),
-        Format::F32 => by_rows!(plain_512, 32, tile, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12),
+        Format::F16 => by_rows!(plain_512, F16, tile, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12),
+        Format::Bf16 => by_rows!(plain_512, BF16, tile, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12),
+        Format::F32 => by_rows!(plain_512, F32, tile, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12),
     }
 }
 
@@ -116,28 +117,31 @@ unsafe fn quantized_512<const M: usize, const FORMAT: usize>(tile: &Tile<'_>, pa
     }
 }
 
-/// F16 and F32 (BITS) for panels of M rows, 16 output rows a register.
+/// The plain formats for panels of M rows, 16 output rows a register.
 ///
 /// # Safety
 /// As for [`multiply_512`], with a tile of that format and a panel of M rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline(never)]
-unsafe fn plain_512<const M: usize, const BITS: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
+unsafe fn plain_512<const M: usize, const FORMAT: usize>(tile: &Tile<'_>, panel: &Panel<'_>, out: &mut [Lanes]) {
     let mut acc = [_mm512_setzero_ps(); M];
     for b in 0..tile.blocks {
         let mut part = [_mm512_setzero_ps(); M];
         // SAFETY: block b is below `tile.blocks`, for which quants and panel were checked: 32 times 16 elements and
         // M times 32 activations.
         unsafe {
-            let element = BITS / 8;
+            let element = if FORMAT == F32 { 4 } else { 2 };
             let weights = tile.quants.as_ptr().add(b * BLOCK * TILE * element);
             let values = panel.plain.as_ptr().add(b * M * BLOCK);
             for i in 0..BLOCK {
                 let at = weights.add(i * TILE * element);
-                let w = if BITS == 16 {
-                    _mm512_cvtph_ps(_mm256_loadu_si256(at.cast()))
-                } else {
-                    _mm512_loadu_ps(at.cast())
+                let w = match FORMAT {
+                    F16 => _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
+                    BF16 => {
+                        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+                        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                    }
+                    _ => _mm512_loadu_ps(at.cast()),
                 };
                 for r in 0..M {
                     part[r] = _mm512_fmadd_ps(w, _mm512_set1_ps(values.add(r * BLOCK + i).read()), part[r]);
@@ -165,8 +169,9 @@ macro_rules! variant_256 {
                 Format::Q4_0 => by_rows!($quantized, Q4_0, tile, panel, out, 1 2 3 4 5 6),
                 Format::Q4_1 => by_rows!($quantized, Q4_1, tile, panel, out, 1 2 3 4 5 6),
                 Format::Q8_0 => by_rows!($quantized, Q8_0, tile, panel, out, 1 2 3 4 5 6),
-                Format::F16 => by_rows!(plain, 16, tile, panel, out, 1 2 3 4 5 6),
-                Format::F32 => by_rows!(plain, 32, tile, panel, out, 1 2 3 4 5 6),
+                Format::F16 => by_rows!(plain, F16, tile, panel, out, 1 2 3 4 5 6),
+                Format::Bf16 => by_rows!(plain, BF16, tile, panel, out, 1 2 3 4 5 6),
+                Format::F32 => by_rows!(plain, F32, tile, panel, out, 1 2 3 4 5 6),
             }
         }
 

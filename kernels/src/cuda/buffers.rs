@@ -3,7 +3,8 @@
 //! Memory with its shape, and the checks of that shape. The layouts are those of the kernels' headers; who may touch
 //! what, and when, is for `device.rs`.
 
-use super::gpu::{Gpu, Memory, Scratch};
+use super::gpu::Gpu;
+use super::memory::{Memory, Scratch};
 use crate::checks::{Bounds, check_below, check_equal, check_within, refuse};
 use crate::device::{CacheShape, DeviceError, ModelShape, PAGE_TOKENS};
 use crate::format::Format;
@@ -45,7 +46,7 @@ pub struct Vector {
     pub(super) data: Memory,
 }
 
-/// Activations `[rows_max, width]`, f32, row-major.
+/// Activations `[rows_max, width]`, f32, row-major; behind them rows that fill a pass up to its bucket.
 pub struct Rows {
     pub(super) rows_max: usize,
     pub(super) width: usize,

@@ -12,7 +12,7 @@ use super::buffers::{CudaCache, Logits, Matrix, Rows, Vector, size};
 use super::layers::{Kind, Layer};
 use super::pack::{self, PAIR, code};
 use super::parameters::{Commit, CopyRows, Embed};
-use super::plan::DevicePlan;
+use super::plan::{DevicePlan, padded_rows};
 use super::stage::Stage;
 use super::top_k::CHUNK;
 use crate::checks::{check_below, check_equal, check_matrix, check_one_pass, check_within, refuse};
@@ -80,8 +80,7 @@ impl Device for Cuda {
     }
 
     fn info(&self) -> DeviceInfo {
-        let (name, isa, threads) = self.gpu.describe();
-        DeviceInfo { name, isa, threads }
+        self.gpu.card().info()
     }
 
     fn matrix(&mut self, format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Matrix, DeviceError> {
@@ -98,7 +97,7 @@ impl Device for Cuda {
     fn rows(&mut self, rows_max: usize, width: usize) -> Result<Rows, DeviceError> {
         check_within("rows", "the rows", i32::MAX as usize, rows_max)?;
         check_within("rows", "the width", i32::MAX as usize, width)?;
-        Ok(Rows { rows_max, width, data: self.gpu.zeroed("rows", size(&[4, rows_max, width])?)? })
+        Ok(Rows { rows_max, width, data: self.gpu.zeroed("rows", size(&[4, padded_rows(rows_max), width])?)? })
     }
 
     fn cache(&mut self, model: &ModelShape, shape: &CacheShape) -> Result<CudaCache, DeviceError> {
@@ -114,20 +113,20 @@ impl Device for Cuda {
 
     fn begin(&mut self, plan: &Plan) -> Result<(), DeviceError> {
         self.check_outside("begin")?;
-        self.plan = Some(DevicePlan::new(&self.gpu, plan, &mut self.scratch.plan)?);
+        self.plan = Some(DevicePlan::new(&self.gpu, plan, self.grouping, &mut self.scratch.plan)?);
+        self.gpu.begin();
         Ok(())
     }
 
     fn end(&mut self) -> Result<(), DeviceError> {
         self.plan("end")?;
         self.plan = None;
-        Ok(())
+        self.gpu.end()
     }
 
     fn embed(&mut self, table: &Matrix, x: &mut Rows) -> Result<(), DeviceError> {
         let plan = self.plan("embed")?;
-        let rows = plan.rows();
-        x.check("embed", "x", rows, table.k)?;
+        x.check("embed", "x", plan.rows(), table.k)?;
         check_within("embed", "a row's token", table.n, plan.bounds.tokens)?;
         let parameters = Embed {
             quants: table.quants.address(),
@@ -135,12 +134,12 @@ impl Device for Cuda {
             tokens: plan.tokens,
             x: x.data.address(),
             format: code(table.format),
+            rows: table.n as u32,
             pairs: table.pairs as u32,
             width: x.width as u32,
-            unused: 0,
         };
-        // SAFETY: every token is a row of the table, x holds the pass's rows of its width.
-        unsafe { self.gpu.launch("embed", Kernel::Embed, [rows, 1, 1], 256, &parameters) }
+        // SAFETY: every token is a row of the table (padding's is 0), x holds the pass's rows, padded, of its width.
+        unsafe { self.gpu.launch("embed", Kernel::Embed, [plan.padded, 1, 1], 256, &parameters) }
     }
 
     fn norm_qkv_store(
@@ -173,7 +172,7 @@ impl Device for Cuda {
         }
         self.norm_epsilon = model.norm_epsilon;
         self.in_pass(OPERATION, |cuda, plan| {
-            let activations = cuda.prepare(OPERATION, x, rows, 0, Some(gain))?;
+            let activations = cuda.prepare(OPERATION, x, plan.padded, 0, Some(gain))?;
             cuda.qkv(plan, &activations, weights, cache, layer, q)
         })
     }
@@ -190,10 +189,11 @@ impl Device for Cuda {
 
     fn linear_add(&mut self, input: &Rows, weight: &Matrix, x: &mut Rows) -> Result<(), DeviceError> {
         const OPERATION: &str = "linear_add";
-        let rows = self.plan(OPERATION)?.rows();
+        let plan = self.plan(OPERATION)?;
+        let (rows, padded) = (plan.rows(), plan.padded);
         input.check(OPERATION, "the input", rows, weight.k)?;
         x.check(OPERATION, "x", rows, weight.n)?;
-        let activations = self.prepare(OPERATION, input, rows, 0, None)?;
+        let activations = self.prepare(OPERATION, input, padded, 0, None)?;
         let layer = Layer { matrix: weight, bias: None, out: x.data.address(), kind: Kind::Add };
         self.linear(OPERATION, &activations, &[layer], 0, None)
     }
@@ -207,12 +207,13 @@ impl Device for Cuda {
         out: &mut Rows,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "norm_gate_up";
-        let rows = self.plan(OPERATION)?.rows();
+        let plan = self.plan(OPERATION)?;
+        let (rows, padded) = (plan.rows(), plan.padded);
         x.check(OPERATION, "x", rows, gate.k)?;
         out.check(OPERATION, "out", rows, gate.n)?;
         check_matrix(OPERATION, [up.n, up.k], [gate.n, gate.k])?;
         check_equal(OPERATION, "the gain", gate.k, gain.len)?;
-        let activations = self.prepare(OPERATION, x, rows, 0, Some(gain))?;
+        let activations = self.prepare(OPERATION, x, padded, 0, Some(gain))?;
         let layers = [gate, up].map(|matrix| Layer { matrix, bias: None, out: out.data.address(), kind: Kind::GateUp });
         self.linear(OPERATION, &activations, &layers, 0, None)
     }

@@ -7,7 +7,8 @@
 use super::Cuda;
 use super::binaries::Kernel;
 use super::buffers::{CudaCache, Matrix, Rows};
-use super::gpu::{Gpu, Memory};
+use super::gpu::Gpu;
+use super::memory::Memory;
 use super::pack::code;
 use super::parameters::{Accumulate, Features, Project, ReadFeatures, Score, Values};
 use super::plan::DevicePlan;
@@ -101,7 +102,7 @@ impl Cuda {
         cache: &CudaCache,
     ) -> Result<(), DeviceError> {
         let parameters = Accumulate { features: features(plan, x, cache, tap), chains: plan.chains };
-        let grid = [plan.chain_count, cache.model.hidden.div_ceil(256), 1];
+        let grid = [plan.padded, cache.model.hidden.div_ceil(256), 1];
         // SAFETY: the plan's slots and pages are the cache's, x holds its rows; checked by the caller.
         unsafe { self.gpu.launch("accumulate", Kernel::Accumulate, grid, 256, &parameters) }
     }
@@ -114,11 +115,11 @@ impl Cuda {
         head: &LinearHead,
     ) -> Result<Vec<f32>, DeviceError> {
         let [residual, mean, share] = self.heads.linear(&self.gpu, head)?;
-        let out = self.scratch.output.reserve(&self.gpu, "values", 4 * plan.rows())?;
+        let out = self.scratch.output.reserve(&self.gpu, "values", 4 * plan.padded)?;
         let features = features(plan, x, cache, head.tap);
         let parameters = Values { features, residual, mean, share, out, remaining: head.remaining, bias: head.bias };
         // SAFETY: as in `launch_accumulate`; the head's weights are as long as the rows are wide, out has one f32 a row.
-        unsafe { self.gpu.launch("values", Kernel::Values, [plan.rows(), 1, 1], 256, &parameters)? };
+        unsafe { self.gpu.launch("values", Kernel::Values, [plan.padded, 1, 1], 256, &parameters)? };
         self.gpu.read_scratch("values", &self.scratch.output, 0, plan.rows())
     }
 
@@ -130,12 +131,11 @@ impl Cuda {
         head: &OnePassHead,
     ) -> Result<Vec<f32>, DeviceError> {
         let places = self.heads.one_pass(&self.gpu, head)?;
-        let count = plan.rows() * head.rank;
-        let out = self.scratch.output.reserve(&self.gpu, "projections", 4 * count)?;
+        let out = self.scratch.output.reserve(&self.gpu, "projections", 4 * plan.padded * head.rank)?;
         let parameters = Project { features: features(plan, x, cache, head.tap), state: places.state, out };
         // SAFETY: as above; state has rank rows of 2H + 2, out rank f32 a row.
-        unsafe { self.gpu.launch("project", Kernel::Project, [plan.rows(), head.rank, 1], 256, &parameters)? };
-        self.gpu.read_scratch("project", &self.scratch.output, 0, count)
+        unsafe { self.gpu.launch("project", Kernel::Project, [plan.padded, head.rank, 1], 256, &parameters)? };
+        self.gpu.read_scratch("project", &self.scratch.output, 0, plan.rows() * head.rank)
     }
 
     pub(super) fn launch_score(
@@ -161,11 +161,11 @@ impl Cuda {
             tokens: token_list,
             out,
             format: code(table.format),
+            rows: table.n as u32,
             pairs: table.pairs as u32,
             hidden: table.k as u32,
             rank: head.rank as u32,
             biases: head.token_bias.len().min(table.n) as u32,
-            unused: 0,
         };
         // SAFETY: tokens are below the table's rows, the embedding matrix has rank rows of its width.
         unsafe { self.gpu.launch(OPERATION, Kernel::Score, [tokens.len(), 1, 1], 256, &parameters)? };
@@ -179,11 +179,11 @@ impl Cuda {
         tap: usize,
         cache: &CudaCache,
     ) -> Result<Vec<f32>, DeviceError> {
-        let count = plan.rows() * (2 * cache.model.hidden + 2);
-        let out = self.scratch.output.reserve(&self.gpu, "features", 4 * count)?;
+        let width = 2 * cache.model.hidden + 2;
+        let out = self.scratch.output.reserve(&self.gpu, "features", 4 * plan.padded * width)?;
         let parameters = ReadFeatures { features: features(plan, x, cache, tap), out };
         // SAFETY: as above; out has 2H + 2 f32 a row.
-        unsafe { self.gpu.launch("read_features", Kernel::ReadFeatures, [plan.rows(), 1, 1], 256, &parameters)? };
-        self.gpu.read_scratch("read_features", &self.scratch.output, 0, count)
+        unsafe { self.gpu.launch("read_features", Kernel::ReadFeatures, [plan.padded, 1, 1], 256, &parameters)? };
+        self.gpu.read_scratch("read_features", &self.scratch.output, 0, plan.rows() * width)
     }
 }

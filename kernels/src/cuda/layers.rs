@@ -3,13 +3,14 @@
 //! Each function here is safe: it takes buffers whose shapes `device.rs` has checked against each other and against the
 //! plan, sizes scratch, and launches. The grids and thread counts are those that the kernels' headers assume.
 
+use super::Cuda;
 use super::binaries::Kernel;
 use super::buffers::{CudaCache, HEAD_WIDTH_MAX, Matrix, Rows, Vector, size};
-use super::gpu::Scratch;
+use super::memory::Scratch;
 use super::pack::{PAIR, TILE, code};
 use super::parameters::{Attend, Job, Linear, Prepare, RopeStore};
+use super::plan::{DevicePlan, TileKey, groups_of, padded_rows};
 use super::stage::offsets;
-use super::{Cuda, plan::DevicePlan};
 use crate::checks::refuse;
 use crate::device::{DeviceError, Projections, RopePairing};
 
@@ -84,11 +85,8 @@ impl Cuda {
         from: u64,
         gain: Option<&Vector>,
     ) -> Result<Activations, DeviceError> {
-        let groups = match rows.div_ceil(8) {
-            groups @ 0..=4 => groups.max(1),
-            _ => 8,
-        };
-        let (padded, pairs) = (rows.next_multiple_of(8 * groups), x.width.div_ceil(PAIR));
+        let groups = groups_of(rows);
+        let (padded, pairs) = (padded_rows(rows), x.width.div_ceil(PAIR));
         let acts = size(&[2, padded, pairs * PAIR])?;
         let ([acts, inverse, sums], bytes) = offsets([acts, 4 * padded, size(&[4, 2 * pairs, padded])?]);
         let base = self.scratch.activations.reserve(&self.gpu, "activations", bytes)?;
@@ -193,7 +191,7 @@ impl Cuda {
         let matrices = [query, key, value];
         let turns = cache.turns(&self.gpu, plan.bounds.positions)?;
         let interleaved = cache.model.rope_pairing == RopePairing::Interleaved;
-        let bytes = size(&[4, plan.rows(), cache.model.kv_heads, cache.model.head_width])?;
+        let bytes = size(&[4, plan.padded, cache.model.kv_heads, cache.model.head_width])?;
         let (keys, values) = if interleaved {
             (cache.keys.address(), cache.values.address())
         } else {
@@ -230,7 +228,7 @@ impl Cuda {
             unused: 0,
         };
         // SAFETY: q and the scratch hold the pass's rows, and the plan's slots and positions are the cache's.
-        unsafe { self.gpu.launch(OPERATION, Kernel::RopeStore, [plan.rows(), 1, 1], 256, &parameters) }
+        unsafe { self.gpu.launch(OPERATION, Kernel::RopeStore, [plan.padded, 1, 1], 256, &parameters) }
     }
 
     /// Attention of the pass's rows, range by range.
@@ -256,7 +254,9 @@ impl Cuda {
         let group = model.heads / model.kv_heads;
         let (positions, slots, sequences) = (plan.positions, plan.slots, plan.sequences);
         let (table_starts, pages) = (plan.table_starts, plan.pages);
-        let tiles = plan.tiles(&self.gpu, group, part_bytes, &mut self.scratch.tiles)?;
+        let key = TileKey { group, part_bytes };
+        self.grouping = Some(key);
+        let tiles = plan.tiles(&self.gpu, key, &mut self.scratch.tiles)?;
         let rows_most = tiles.ranges.iter().map(|range| range.rows.len()).max().unwrap_or(0);
         let parts = size(&[part_bytes, rows_most, tiles.splits])?;
         let parts = self.scratch.parts.reserve(&self.gpu, "splits of attention", parts)?;
@@ -266,14 +266,14 @@ impl Cuda {
                 out: out.data.address(),
                 keys: cache.keys.address(),
                 values: cache.values.address(),
-                tiles: tiles.address + 16 * range.tiles.start as u64,
+                tiles: tiles.address + 16 * range.first_tile as u64,
                 positions,
                 slots,
                 sequences,
                 table_starts,
                 pages,
                 parts,
-                tile_count: range.tiles.len() as u32,
+                tile_count: tiles.each as u32,
                 first_row: range.rows.start as u32,
                 heads: model.heads as u32,
                 kv_heads: model.kv_heads as u32,
@@ -284,7 +284,7 @@ impl Cuda {
                 scale: 1.0 / (model.head_width as f32).sqrt(),
                 unused: 0,
             };
-            let grid = [range.tiles.len().div_ceil(4), model.kv_heads, tiles.splits];
+            let grid = [tiles.each.div_ceil(4), model.kv_heads, tiles.splits];
             // SAFETY: q and out hold the pass's rows, the plan's pages and slots are the cache's, parts was sized above.
             unsafe { self.gpu.launch(OPERATION, kernel, grid, 128, &parameters)? };
             let grid = [range.rows.len(), model.heads.div_ceil(4), 1];

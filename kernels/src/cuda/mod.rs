@@ -3,7 +3,7 @@
 //! [`Cuda`] owns one card, its kernels and the scratch of a pass; `device.rs` implements [`crate::Device`] on it. The
 //! kernels are CUDA C++ in `kernels/cuda/`, compiled ahead (`binaries.rs`): no toolkit is needed to build or run, and the
 //! driver is looked for when a card is opened. `layers.rs`, `heads.rs`, `top_k.rs` and `sample.rs` launch them behind
-//! checked shapes; `gpu.rs` is all that talks to the driver.
+//! checked shapes; `gpu.rs` and `memory.rs` talk to the driver, which runs a pass as one graph where it can (`graphs.rs`).
 //!
 //! What holds: a row's numbers do not depend on its neighbours, for every order of summation follows from the weights'
 //! shape and the row's position alone; a draw equals the CPU's given the same logits. Logits are not the CPU's to
@@ -12,11 +12,15 @@
 mod binaries;
 mod buffers;
 mod device;
+mod failure;
 mod gpu;
+mod graphs;
 mod heads;
 mod layers;
+mod memory;
 mod pack;
 mod parameters;
+mod pending;
 mod plan;
 mod sample;
 mod stage;
@@ -26,10 +30,11 @@ mod top_k;
 
 pub use buffers::{CudaCache, Logits, Matrix, Rows, Vector};
 
-use crate::device::DeviceError;
+use crate::device::{DeviceError, DeviceInfo};
 use crate::pool::Pool;
-use gpu::{Gpu, Scratch};
-use plan::DevicePlan;
+use gpu::Gpu;
+use memory::Scratch;
+use plan::{DevicePlan, TileKey};
 
 /// What norms outside any pass use before the first cache brought a model's own epsilon; as on the CPU.
 const NORM_EPSILON_BEFORE_ANY_CACHE: f32 = 1e-5;
@@ -43,6 +48,8 @@ pub struct Cuda {
     pool: Pool,
     /// The rows of the pass, between `begin` and `end`.
     plan: Option<DevicePlan>,
+    /// How attention groups queries, as the last pass had it: the next one's tiles are cut so when it begins.
+    grouping: Option<TileKey>,
     norm_epsilon: f32,
     heads: heads::Held,
     scratch: Scratches,
@@ -76,19 +83,18 @@ impl Cuda {
         Gpu::count()
     }
 
-    /// Says whether there is a card of this ordinal, without opening it.
+    /// What the card of this ordinal is, without opening it.
     ///
     /// # Errors
-    /// Those of [`Cuda::count`], and [`DeviceError::NoDevice`].
-    pub fn find(ordinal: usize) -> Result<(), DeviceError> {
-        Gpu::find(ordinal)
+    /// Those of [`Cuda::count`], [`DeviceError::NoDevice`], and [`DeviceError::CardTooOld`].
+    pub fn find(ordinal: usize) -> Result<DeviceInfo, DeviceError> {
+        Ok(Gpu::find(ordinal)?.info())
     }
 
     /// Opens a card by its ordinal, from 0, and loads the kernels.
     ///
     /// # Errors
-    /// [`DeviceError::NoDriver`], [`DeviceError::DriverTooOld`] and [`DeviceError::NoDevice`] where there is no card to open;
-    /// [`DeviceError::Shape`] where its compute capability is too low; [`DeviceError::Failed`] where the driver refuses.
+    /// Those of [`Cuda::find`] where there is no card to open; [`DeviceError::Failed`] where the driver refuses.
     pub fn open(ordinal: usize) -> Result<Cuda, DeviceError> {
         Cuda::open_with(ordinal, &|module| module.ptx.to_owned())
     }
@@ -99,6 +105,7 @@ impl Cuda {
             gpu: Gpu::open(ordinal, ptx)?,
             pool: Pool::new(crate::cpu::threads_by_default().min(THREADS_MAX)),
             plan: None,
+            grouping: None,
             norm_epsilon: NORM_EPSILON_BEFORE_ANY_CACHE,
             heads: heads::Held::default(),
             scratch: Scratches::default(),

@@ -1,7 +1,13 @@
 //! Weight matrices in the layout that CUDA kernels read: `matrix.cuh` says what it is and why.
 //!
 //! Packing happens once, on the host, when a matrix is loaded. A packed matrix is as large as its source but for rows
-//! rounded up to 16 and k to 64 with zeros, and two f32 a row for F32. The twin of `cpu/pack.rs`.
+//! rounded up to 16 and k to 64 with zeros, and two f32 a row for F32 and BF16. The twin of `cpu/pack.rs`.
+//!
+//! BF16 is stored as f16 after a power of two a row. Its 8 significant bits fit f16's 11, so elements within 2^-31 of their
+//! row's largest lose nothing, and smaller ones less than 2^-38 of it, where activations lose as much. Tensor cores
+//! that took bf16 would want activations of 8 bits, or twice as many of them.
+
+use half::{bf16, f16};
 
 use crate::checks::refuse;
 use crate::device::DeviceError;
@@ -19,7 +25,7 @@ const UNIT: usize = 16;
 pub(super) struct Packed {
     /// By tile, pair, unit and lane.
     pub(super) quants: Vec<u8>,
-    /// Scales of the quantised formats; for F32 two powers of two a row; else empty.
+    /// Scales of the quantised formats; for F32 and BF16 two powers of two a row; else empty.
     pub(super) scales: Vec<u8>,
 }
 
@@ -31,6 +37,7 @@ pub(super) const fn code(format: Format) -> u32 {
         Format::Q8_0 => 2,
         Format::Q4_0 => 3,
         Format::Q4_1 => 4,
+        Format::Bf16 => 5,
     }
 }
 
@@ -38,7 +45,7 @@ pub(super) const fn code(format: Format) -> u32 {
 const fn units(format: Format) -> usize {
     match format {
         Format::F32 => 8,
-        Format::F16 => 4,
+        Format::F16 | Format::Bf16 => 4,
         Format::Q8_0 => 2,
         Format::Q4_0 | Format::Q4_1 => 1,
     }
@@ -47,7 +54,7 @@ const fn units(format: Format) -> usize {
 /// f16 numbers in the scales of one block and row.
 const fn scale_count(format: Format) -> usize {
     match format {
-        Format::F32 | Format::F16 => 0,
+        Format::F32 | Format::F16 | Format::Bf16 => 0,
         Format::Q8_0 | Format::Q4_0 => 1,
         Format::Q4_1 => 2,
     }
@@ -73,7 +80,7 @@ pub(super) fn pack(format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<P
         return refuse("matrix", "the data", expected, format!("{} bytes", bytes.len()));
     }
     let (tiles, pairs) = (n.div_ceil(TILE), k.div_ceil(PAIR));
-    let scale_bytes = if format == Format::F32 { 2 * 4 * TILE * tiles } else { 0 };
+    let scale_bytes = if matches!(format, Format::F32 | Format::Bf16) { 2 * 4 * TILE * tiles } else { 0 };
     let blocks = tiles * pairs * 2;
     let mut packed = Packed {
         quants: vec![0; tiles * pairs * units(format) * LANES * UNIT],
@@ -82,12 +89,21 @@ pub(super) fn pack(format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<P
     for (row, source) in bytes.chunks_exact(row_bytes).enumerate() {
         match format {
             Format::F32 | Format::F16 => plain_row(format, row, pairs, source, &mut packed.quants),
+            Format::Bf16 => {
+                let [up, _] = powers(bf16_values(source));
+                let halves: Vec<u8> =
+                    bf16_values(source).flat_map(|value| f16::from_f32(value * up).to_le_bytes()).collect();
+                plain_row(format, row, pairs, &halves, &mut packed.quants);
+            }
             Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => quantised_row(format, row, pairs, source, &mut packed),
         }
-        if format == Format::F32 {
-            let [up, down] = powers(source);
-            packed.scales[row * 4..][..4].copy_from_slice(&up.to_le_bytes());
-            packed.scales[(tiles * TILE + row) * 4..][..4].copy_from_slice(&down.to_le_bytes());
+        let powers = match format {
+            Format::F32 => powers(source.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
+            Format::Bf16 => powers(bf16_values(source)),
+            _ => continue,
+        };
+        for (half, power) in powers.into_iter().enumerate() {
+            packed.scales[(half * tiles * TILE + row) * 4..][..4].copy_from_slice(&power.to_le_bytes());
         }
     }
     Ok(packed)
@@ -140,11 +156,14 @@ fn quantised_row(format: Format, row: usize, pairs: usize, source: &[u8], packed
     }
 }
 
+fn bf16_values(row: &[u8]) -> impl Iterator<Item = f32> {
+    row.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32())
+}
+
 /// The power of two that brings a row's largest magnitude to 2^14 or just above, and its inverse; 1 where there is no
 /// largest number.
-fn powers(row: &[u8]) -> [f32; 2] {
-    let magnitudes = row.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes) & 0x7FFF_FFFF);
-    let largest = magnitudes.max().unwrap_or(0);
+fn powers(row: impl Iterator<Item = f32>) -> [f32; 2] {
+    let largest = row.map(|value| value.to_bits() & 0x7FFF_FFFF).max().unwrap_or(0);
     let biased = if largest >= 0x7F80_0000 { 127 } else { 268u32.saturating_sub(largest >> 23).clamp(1, 253) };
     [biased, 254 - biased].map(|exponent| f32::from_bits(exponent << 23))
 }

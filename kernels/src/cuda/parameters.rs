@@ -40,7 +40,7 @@ unsafe impl<const N: usize> Plain for [u32; N] {}
 unsafe impl<const N: usize> Plain for [f32; N] {}
 
 plain! {
-    struct Embed { quants: u64, scales: u64, tokens: u64, x: u64, format: u32, pairs: u32, width: u32, unused: u32 }
+    struct Embed { quants: u64, scales: u64, tokens: u64, x: u64, format: u32, rows: u32, pairs: u32, width: u32 }
 
     struct Prepare {
         x: u64, from: u64, gain: u64, acts: u64, inverse: u64, sums: u64,
@@ -90,7 +90,7 @@ plain! {
 
     struct Score {
         quants: u64, scales: u64, embedding: u64, projection: u64, token_bias: u64, tokens: u64, out: u64,
-        format: u32, pairs: u32, hidden: u32, rank: u32, biases: u32, unused: u32,
+        format: u32, rows: u32, pairs: u32, hidden: u32, rank: u32, biases: u32,
     }
 
     /// A `VocabularyBias`: words are those of all biases in one list.

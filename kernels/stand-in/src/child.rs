@@ -3,7 +3,7 @@
 //! The library beside the test binary is linked under the driver's names into a folder of its own, and
 //! the test binary runs itself again with that folder first on the loader's path. So only a test that
 //! asks for it gets the stand-in. Start at [`in_child`](crate::in_child); inside the child, [`findings`]
-//! and [`configure`] speak to the loaded library.
+//! [`configure`] and [`calls`] speak to the loaded library.
 
 use std::ffi::{CString, OsString, c_char, c_int, c_void};
 use std::io::Write as _;
@@ -193,6 +193,21 @@ pub fn findings() -> Vec<String> {
     // SAFETY: the room is what is said.
     unsafe { function(text.as_mut_ptr().cast(), bytes) };
     String::from_utf8_lossy(&text[..bytes - 1]).lines().map(str::to_owned).collect()
+}
+
+/// How often the driver's function `name` was called up to now, or with an empty name all of them. Only in a child.
+///
+/// # Panics
+///
+/// If the stand-in is not the driver of this process.
+#[must_use]
+pub fn calls(name: &str) -> u64 {
+    type Calls = unsafe extern "C" fn(*const c_char) -> u64;
+    // SAFETY: the symbol has this type in `driver/hooks.rs`.
+    let function = unsafe { std::mem::transmute::<*mut c_void, Calls>(symbol("vassal_stand_in_calls")) };
+    let text = CString::new(name).unwrap_or_default();
+    // SAFETY: null or a C string.
+    unsafe { function(if name.is_empty() { std::ptr::null() } else { text.as_ptr() }) }
 }
 
 /// Changes settings of the stand-in, for example `fail-launch=1`. Only in a child.

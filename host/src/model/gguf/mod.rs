@@ -112,7 +112,7 @@ pub enum GgufError {
         given: u32,
     },
     /// A tensor in a format that the kernels do not run.
-    #[error("{format} is not supported (tensor {tensor:?}); supported: F32, F16, Q8_0, Q4_0, Q4_1")]
+    #[error("{format} is not supported (tensor {tensor:?}); supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1")]
     Format {
         /// The tensor.
         tensor: String,

@@ -295,6 +295,7 @@ fn format_of(id: u32) -> Option<Format> {
         2 => Format::Q4_0,
         3 => Format::Q4_1,
         8 => Format::Q8_0,
+        30 => Format::Bf16,
         _ => return None,
     })
 }
@@ -307,12 +308,13 @@ pub(super) fn format_id(format: Format) -> u32 {
         Format::Q4_0 => 2,
         Format::Q4_1 => 3,
         Format::Q8_0 => 8,
+        Format::Bf16 => 30,
     }
 }
 
 /// ggml's name of a tensor type, for an error.
 fn format_name(id: u32) -> String {
-    const NAMES: [(u32, &str); 27] = [
+    const NAMES: [(u32, &str); 26] = [
         (6, "Q5_0"),
         (7, "Q5_1"),
         (9, "Q8_1"),
@@ -336,7 +338,6 @@ fn format_name(id: u32) -> String {
         (27, "I64"),
         (28, "F64"),
         (29, "IQ1_M"),
-        (30, "BF16"),
         (34, "TQ1_0"),
         (35, "TQ2_0"),
         (39, "MXFP4"),

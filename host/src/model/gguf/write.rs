@@ -133,6 +133,7 @@ pub fn quantize(format: Format, values: &[f32]) -> Vec<u8> {
     match format {
         Format::F32 => values.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
         Format::F16 => values.iter().for_each(|v| bytes.extend(f16::from_f32(*v).to_le_bytes())),
+        Format::Bf16 => values.iter().for_each(|v| bytes.extend(half::bf16::from_f32(*v).to_le_bytes())),
         Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => {
             for chunk in values.chunks(BLOCK) {
                 let mut block = [0.0; BLOCK];
@@ -150,7 +151,7 @@ fn quantize_block(format: Format, block: &[f32; BLOCK], bytes: &mut Vec<u8>) {
     let inverse = |scale: f32| if scale == 0.0 { 0.0 } else { 1.0 / scale };
     let largest = |a: f32, b: f32| if b.abs() > a.abs() { b } else { a };
     match format {
-        Format::F32 | Format::F16 => {}
+        Format::F32 | Format::F16 | Format::Bf16 => {}
         Format::Q8_0 => {
             let scale = block.iter().copied().fold(0.0, largest).abs() / 127.0;
             bytes.extend(f16::from_f32(scale).to_le_bytes());
@@ -196,6 +197,7 @@ mod tests {
         for (format, step) in [
             (Format::F32, 0.0),
             (Format::F16, 0.01),
+            (Format::Bf16, 0.05),
             (Format::Q8_0, range / 127.0),
             (Format::Q4_0, range / 8.0),
             (Format::Q4_1, range / 15.0),

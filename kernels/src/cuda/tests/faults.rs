@@ -49,8 +49,12 @@ fn no_card_at_all_is_named() {
 #[test]
 fn an_old_card_is_refused_by_what_it_lacks() {
     in_child!("sm=75", {
-        let Err(error @ DeviceError::Shape { .. }) = Cuda::open(0) else { panic!("opened") };
-        assert_eq!(error.to_string(), "open: the card's compute capability must be at least 8.0, got 7.5");
+        let Err(error @ DeviceError::CardTooOld { found: (7, 5), .. }) = Cuda::open(0) else { panic!("opened") };
+        let DeviceError::CardTooOld { name, .. } = &error else { unreachable!() };
+        let words = format!("the card {name:?} (cuda:0) has compute capability 7.5, at least 8.0 is needed");
+        assert_eq!(error.to_string(), words);
+        // Before anything is made on it.
+        assert_eq!(Cuda::find(0).expect_err("too old").to_string(), words);
     });
 }
 

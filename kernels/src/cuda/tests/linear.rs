@@ -122,6 +122,7 @@ fn products_are_right_and_rows_are_as_if_alone() {
         // Widths that are no multiple of a block, where formats have none.
         for (n, k, rows) in [(5, 1, 3), (3, 77, 2), (18, 70, 40)] {
             check(&mut cuda, &mut random, Format::F16, n, k, rows);
+            check(&mut cuda, &mut random, Format::Bf16, n, k, rows);
             check(&mut cuda, &mut random, Format::F32, n, k, rows);
         }
     });
@@ -131,23 +132,34 @@ fn products_are_right_and_rows_are_as_if_alone() {
 fn ranges_of_numbers_that_f16_lacks_are_scaled() {
     in_child!({
         let (mut cuda, mut random) = (cuda(), Random(2));
-        let mut weights = Weights::new(&mut random, Format::F32, 16, 64);
-        for (row, scale) in [1e-20f32, 1e20, 1.0, 1e-6].into_iter().enumerate() {
-            for value in &mut weights.values[row * 64..][..64] {
-                *value *= scale;
+        let weights = [Format::F32, Format::Bf16].map(|format| {
+            let mut weights = Weights::new(&mut random, format, 16, 64);
+            for (row, scale) in [1e-20f32, 1e20, 1.0, 1e-6].into_iter().enumerate() {
+                for value in &mut weights.values[row * 64..][..64] {
+                    // The upper half of an F32 is what BF16 keeps.
+                    let kept = if format == Format::Bf16 { 0xFFFF_0000 } else { u32::MAX };
+                    *value = f32::from_bits((*value * scale).to_bits() & kept);
+                }
             }
-        }
-        weights.magnitudes = weights.values.iter().map(|w| w.abs()).collect();
-        weights.bytes = weights.values.iter().flat_map(|w| w.to_le_bytes()).collect();
+            weights.magnitudes = weights.values.iter().map(|w| w.abs()).collect();
+            let bytes = |value: &f32| {
+                if format == Format::Bf16 { value.to_le_bytes()[2..].to_vec() } else { value.to_le_bytes().to_vec() }
+            };
+            weights.bytes = weights.values.iter().flat_map(bytes).collect();
+            weights
+        });
         let mut a = random.bells(5 * 64, 1.0);
         for (row, scale) in [1e-12f32, 1e9, 65_504.0, 0.0].into_iter().enumerate() {
             a[row * 64..][..64].iter_mut().for_each(|a| *a *= scale);
         }
-        let out = linear_add(&mut cuda, &weights, &a, &[0.0; 5 * 16]);
-        for (row, a) in a.chunks_exact(64).enumerate() {
-            for (i, (expected, bound)) in weights.product(a).into_iter().enumerate() {
-                let got = f64::from(out[row * 16 + i]);
-                assert!((got - expected).abs() <= bound + 1e-6 * expected.abs(), "{row} {i}: {got} is not {expected}");
+        for weights in &weights {
+            let out = linear_add(&mut cuda, weights, &a, &[0.0; 5 * 16]);
+            for (row, a) in a.chunks_exact(64).enumerate() {
+                for (i, (expected, bound)) in weights.product(a).into_iter().enumerate() {
+                    let got = f64::from(out[row * 16 + i]);
+                    let fits = (got - expected).abs() <= bound + 1e-6 * expected.abs();
+                    assert!(fits, "{} {row} {i}: {got} is not {expected}", weights.format);
+                }
             }
         }
     });
@@ -218,6 +230,25 @@ fn a_head_takes_the_rows_and_slots_it_is_told() {
         }
         cuda.read_logits(&logits, 1, &mut out).unwrap();
         assert!(out.iter().all(|x| *x == 0.0), "other slots stay as they were");
+    });
+}
+
+/// A row of BF16 from its largest number down to 2^-60 of it: exact to 2^-31, and below that off by 2^-38 at most.
+#[test]
+fn a_row_of_bf16_is_exact_but_for_what_is_far_below_its_largest() {
+    in_child!({
+        let mut cuda = cuda();
+        let values: Vec<f32> = (0..61).map(|i| 1.9921875 * 2.0f32.powi(40 - i)).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect();
+        let matrix = cuda.matrix(Format::Bf16, 1, 61, &bytes).unwrap();
+        let mut x = cuda.rows(1, 61).unwrap();
+        cuda.begin(&counting(1)).unwrap();
+        cuda.embed(&matrix, &mut x).unwrap();
+        cuda.end().unwrap();
+        for (i, (got, value)) in read(&mut cuda, &x, 1).into_iter().zip(&values).enumerate() {
+            let bound = if i <= 31 { 0.0 } else { values[0] * 2.0f32.powi(-38) };
+            assert!((got - value).abs() <= bound, "element {i}: {got} is not {value} within {bound}");
+        }
     });
 }
 

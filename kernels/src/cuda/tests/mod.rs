@@ -11,6 +11,7 @@ mod attention;
 mod binaries;
 mod faults;
 mod features;
+mod graphs;
 mod linear;
 mod mutants;
 mod pass;
@@ -64,6 +65,10 @@ impl Random {
                 }
                 Format::F16 => {
                     bytes.extend(f16::from_f32(self.bell() * scale).to_le_bytes());
+                    continue;
+                }
+                Format::Bf16 => {
+                    bytes.extend(half::bf16::from_f32(self.bell() * scale).to_le_bytes());
                     continue;
                 }
                 Format::Q8_0 => (32, scale / 73.0),

@@ -17,6 +17,8 @@ use crate::format::Format;
 
 const HIDDEN: usize = 64;
 const VOCABULARY: usize = 50;
+/// No multiple of what passes are filled up to.
+const ROWS_MAX: usize = 41;
 
 struct Layer<D: Device> {
     query: D::Matrix,
@@ -28,18 +30,20 @@ struct Layer<D: Device> {
     down: D::Matrix,
 }
 
-struct Model<D: Device> {
-    device: D,
+pub(super) struct Model<D: Device> {
+    pub(super) device: D,
     table: D::Matrix,
     gain: D::Vector,
     biases: [D::Vector; 3],
     layers: Vec<Layer<D>>,
     cache: D::Cache,
+    /// The residual stream, queries, what attention gives, and the feed-forward part.
+    buffers: [D::Rows; 4],
 }
 
 /// Results of every row of a pass.
 #[derive(Debug, Default, Clone)]
-struct Results {
+pub(super) struct Results {
     logits: Vec<f32>,
     values: Vec<f32>,
     projections: Vec<f32>,
@@ -47,7 +51,7 @@ struct Results {
 }
 
 impl Results {
-    fn bits(&self) -> [Vec<u32>; 4] {
+    pub(super) fn bits(&self) -> [Vec<u32>; 4] {
         [&self.logits, &self.values, &self.projections, &self.features].map(|x| bits(x))
     }
 }
@@ -57,7 +61,7 @@ fn shape(pairing: RopePairing) -> ModelShape {
 }
 
 impl<D: Device> Model<D> {
-    fn new(mut device: D, pairing: RopePairing) -> Self {
+    pub(super) fn new(mut device: D, pairing: RopePairing) -> Self {
         let mut random = Random(1);
         let mut matrix = |device: &mut D, format: Format, n: usize, k: usize| {
             let bytes = random.weights(format, n, k, 0.12);
@@ -81,16 +85,16 @@ impl<D: Device> Model<D> {
             biases: [64, 32, 32].map(|n| device.vector(&vec![0.1; n]).unwrap()),
             layers,
             cache: device.cache(&shape(pairing), &CacheShape { pages: 9, taps: vec![1] }).unwrap(),
+            buffers: [HIDDEN, 64, 64, 96].map(|width| device.rows(ROWS_MAX, width).unwrap()),
             device,
         }
     }
 
     /// Runs a pass and returns what each row gave.
-    fn pass(&mut self, plan: &Plan) -> Vec<Results> {
-        let Model { device, table, gain, biases: [q_bias, k_bias, v_bias], layers, cache } = self;
+    pub(super) fn pass(&mut self, plan: &Plan) -> Vec<Results> {
+        let Model { device, table, gain, biases: [q_bias, k_bias, v_bias], layers, cache, buffers } = self;
         let rows = plan.rows.len();
-        let [mut x, mut q, mut attended, mut wide] =
-            [HIDDEN, 64, 64, 96].map(|width| device.rows(rows + 3, width).unwrap());
+        let [x, q, attended, wide] = buffers;
         let linear = LinearHead {
             tap: 0,
             residual: vec![0.5; HIDDEN],
@@ -108,26 +112,26 @@ impl<D: Device> Model<D> {
         };
         let (mut values, mut projections, mut features) = (vec![], vec![], vec![]);
         device.begin(plan).unwrap();
-        device.embed(table, &mut x).unwrap();
+        device.embed(table, x).unwrap();
         for (index, layer) in layers.iter().enumerate() {
             let biases = (index == 1).then_some([&*q_bias, &*k_bias, &*v_bias]);
             let weights = Projections { query: &layer.query, key: &layer.key, value: &layer.value, biases };
-            device.norm_qkv_store(&x, gain, weights, cache, index, &mut q).unwrap();
-            device.attend(&q, cache, index, &mut attended).unwrap();
-            device.linear_add(&attended, &layer.output, &mut x).unwrap();
-            device.norm_gate_up(&x, gain, &layer.gate, &layer.up, &mut wide).unwrap();
-            device.linear_add(&wide, &layer.down, &mut x).unwrap();
+            device.norm_qkv_store(x, gain, weights, cache, index, q).unwrap();
+            device.attend(q, cache, index, attended).unwrap();
+            device.linear_add(attended, &layer.output, x).unwrap();
+            device.norm_gate_up(x, gain, &layer.gate, &layer.up, wide).unwrap();
+            device.linear_add(wide, &layer.down, x).unwrap();
             if index == 0 {
-                device.accumulate(&x, 0, cache).unwrap();
-                values = device.values(&x, cache, &linear).unwrap();
-                projections = device.project(&x, cache, &one_pass).unwrap();
-                device.read_features(&x, 0, cache, &mut features).unwrap();
+                device.accumulate(x, 0, cache).unwrap();
+                values = device.values(x, cache, &linear).unwrap();
+                projections = device.project(x, cache, &one_pass).unwrap();
+                device.read_features(x, 0, cache, &mut features).unwrap();
             }
         }
         device.end().unwrap();
         let mut logits = device.logits(rows, VOCABULARY).unwrap();
         let ends: Vec<(u32, u32)> = (0..rows as u32).map(|row| (row, row)).collect();
-        device.head(&x, &ends, gain, table, &mut logits).unwrap();
+        device.head(x, &ends, gain, table, &mut logits).unwrap();
         let mut all = Vec::new();
         for row in 0..rows {
             let mut logits_of_row = Vec::new();
@@ -145,7 +149,7 @@ impl<D: Device> Model<D> {
 }
 
 /// Sequence `sequence` of a plan whose pages are `4 * sequence ..`; its response begins at position 5.
-fn row(sequence: u32, position: u32) -> Row {
+pub(super) fn row(sequence: u32, position: u32) -> Row {
     Row {
         token: (position * 7 + 11 * sequence) % VOCABULARY as u32,
         position,
@@ -156,7 +160,7 @@ fn row(sequence: u32, position: u32) -> Row {
     }
 }
 
-fn plan(rows: Vec<Row>) -> Plan {
+pub(super) fn plan(rows: Vec<Row>) -> Plan {
     Plan { rows, block_tables: vec![vec![0, 1, 2], vec![4, 5, 6]] }
 }
 

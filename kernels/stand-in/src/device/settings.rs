@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) fail_launch: Option<(u64, u32)>,
     /// `lose-device=N` or `lose-device=N:CODE`: at the Nth launch the device is gone for good.
     pub(crate) lose_device: Option<(u64, u32)>,
+    /// `no-graphs`: the driver has no room for graphs.
+    pub(crate) no_graphs: bool,
     /// `uninitialised-copies`: copies to the host may include bytes that were never written.
     pub(crate) uninitialised_copies: bool,
     /// `seconds=N`: a launch that runs longer is given up.
@@ -42,6 +44,7 @@ impl Default for Settings {
             multiprocessors: 132,
             fail_launch: None,
             lose_device: None,
+            no_graphs: false,
             uninitialised_copies: false,
             seconds_max: 120,
         }
@@ -68,6 +71,7 @@ impl Settings {
                 "multiprocessors" => self.multiprocessors = number(value)? as u32,
                 "fail-launch" => self.fail_launch = nth(LAUNCH_FAILED)?,
                 "lose-device" => self.lose_device = nth(DEVICE_UNAVAILABLE)?,
+                "no-graphs" => self.no_graphs = true,
                 "uninitialised-copies" => self.uninitialised_copies = true,
                 "seconds" => self.seconds_max = number(value)?,
                 _ => return Err(format!("{name} is not a setting of the stand-in")),

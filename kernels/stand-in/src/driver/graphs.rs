@@ -9,8 +9,9 @@ use std::ffi::{c_char, c_int, c_uint, c_ulonglong};
 use super::objects::{Capture, enqueue, objects};
 use super::{
     CAPTURE_INVALIDATED, CAPTURE_UNJOINED, CAPTURE_UNMATCHED, CAPTURE_UNSUPPORTED, Code, INVALID_HANDLE, INVALID_VALUE,
-    exported, give, ready,
+    OUT_OF_MEMORY, exported, give, ready,
 };
+use crate::device::device;
 
 fn end(stream: u64) -> Result<u64, Code> {
     let mut objects = objects();
@@ -35,6 +36,9 @@ fn end(stream: u64) -> Result<u64, Code> {
 
 fn instantiate(out: *mut u64, graph: u64) -> Result<(), Code> {
     ready()?;
+    if device().lock().settings.no_graphs {
+        return Err(OUT_OF_MEMORY);
+    }
     let mut objects = objects();
     let Some(work) = objects.graphs.get(&graph).cloned() else { return Err(INVALID_HANDLE) };
     let handle = objects.handle();

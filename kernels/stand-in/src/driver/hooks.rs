@@ -4,12 +4,14 @@
 //! At exit, leaks are reported once more, for hosts that never release their context. Start at
 //! [`vassal_stand_in_findings`].
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int};
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 
+use super::objects::objects;
 use super::{INVALID_VALUE, exported, refuse};
 use crate::device::device;
-use crate::device::finding::Kind;
+use crate::device::finding::{Finding, Kind};
 use crate::device::settings::Settings;
 
 unsafe extern "C" {
@@ -32,7 +34,39 @@ pub(super) fn report_leaks() {
     let broken = device().lock().sticky.is_some();
     if !broken {
         device().report_leaks();
+        let mut objects = objects();
+        let (graphs, executables) = (objects.graphs.drain().count(), objects.executables.drain().count());
+        drop(objects);
+        for (count, what) in [(graphs, "graphs"), (executables, "instantiated graphs")] {
+            if count > 0 {
+                device().lock().report(Finding::new(Kind::Leak, format!("{count} {what} were never destroyed")));
+            }
+        }
     }
+}
+
+/// Calls of each function so far.
+static CALLS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+
+/// Counts a call.
+pub(super) fn count(name: &'static str) {
+    *CALLS.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+}
+
+/// How often the host called this function of the driver; of all of them, where no name is given.
+///
+/// # Safety
+///
+/// `name` is null or a C string.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vassal_stand_in_calls(name: *const c_char) -> u64 {
+    let calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if name.is_null() {
+        return calls.values().sum();
+    }
+    // SAFETY: not null, so a C string by contract.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    calls.get(name.as_ref()).copied().unwrap_or(0)
 }
 
 /// Copies the findings, a line each, into `out` (at most `bytes` with the zero at the end); gives the

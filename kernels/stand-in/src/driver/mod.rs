@@ -51,8 +51,9 @@ thread_local! {
     static CURRENT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Runs the body of an exported function. A panic must not cross into the caller.
-fn enter(name: &str, body: impl FnOnce() -> Result<(), Code>) -> Code {
+/// Runs the body of an exported function, and counts it. A panic must not cross into the caller.
+fn enter(name: &'static str, body: impl FnOnce() -> Result<(), Code>) -> Code {
+    hooks::count(name);
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
         Ok(Ok(())) => 0,
         Ok(Err(code)) => code,

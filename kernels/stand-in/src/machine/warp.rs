@@ -47,7 +47,7 @@ pub(super) struct Warp {
     local_written: Vec<bool>,
 }
 
-/// Registers as every warp starts with them; special ones are its own.
+/// Registers as the warps of a launch's first block start with them; special ones are each warp's own.
 pub(super) fn template(kernel: &Kernel) -> Vec<Lanes> {
     let start = |init: &Init| match *init {
         Init::Constant(bits) => [bits; 32],
@@ -83,8 +83,11 @@ impl Warp {
         self.local.resize(local, 0);
         self.local_written.clear();
         self.local_written.resize(local, false);
-        self.registers.clear();
-        self.registers.extend_from_slice(&space.template);
+        // Only the first block of a launch starts with the pattern of registers that nobody wrote: a copy of them all for
+        // every warp costs more than many kernels do. Later ones find what the block before left, as on hardware.
+        if self.registers.is_empty() {
+            self.registers.extend_from_slice(&space.template);
+        }
         for (register, init) in self.registers.iter_mut().zip(&space.kernel.registers) {
             if let Init::Special(special) = *init {
                 *register = std::array::from_fn(|lane| value_of(special, index, lane as u32, space));
