@@ -31,7 +31,7 @@ mod values;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use vassal_kernels::{CacheShape, Device, DeviceError, LinearHead, OnePassHead, PAGE_TOKENS};
+use vassal_kernels::{CacheShape, Device, DeviceError, LinearHead, ModelShape, OnePassHead, PAGE_TOKENS};
 
 pub use self::response::{Counters, DrawRecord, Event, Finish, Note, Response, SequenceId, Timing, TokenRecord};
 pub use self::trace::{InjectedFault, Replay, TraceEvent, TraceKind};
@@ -222,6 +222,15 @@ struct Costs {
 }
 
 impl Costs {
+    fn of(shape: &ModelShape) -> Self {
+        let attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.kv_heads);
+        Self {
+            layer: (attention + 3 * shape.hidden * shape.feed_forward) as f64,
+            head: (shape.hidden * shape.vocabulary) as f64,
+            layers: shape.layers,
+        }
+    }
+
     /// Rows through some layers and rows of logits, in plain rows.
     fn forwards(&self, rows: usize, layers: usize, logit_rows: usize) -> f64 {
         let plain = self.layer * self.layers as f64 + self.head;
@@ -270,12 +279,6 @@ impl<D: Device> Engine<D> {
         let logits = device.logits(options.sequences_max, shape.vocabulary).map_err(too_large)?;
         let held_max = options.rows_max + options.candidate_rows_max;
         let held = device.rows(held_max, shape.hidden).map_err(too_large)?;
-        let attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.kv_heads);
-        let costs = Costs {
-            layer: (attention + 3 * shape.hidden * shape.feed_forward) as f64,
-            head: (shape.hidden * shape.vocabulary) as f64,
-            layers: shape.layers,
-        };
         Ok(Self {
             device,
             model,
@@ -305,7 +308,7 @@ impl<D: Device> Engine<D> {
             turn: 0,
             slices: Slices::new(STEPS_SHARE),
             starts: Slices::new(STARTS_SHARE),
-            costs,
+            costs: Costs::of(&shape),
         })
     }
 
