@@ -196,3 +196,28 @@ fn what_cannot_be_evaluated_is_refused() {
     arguments[place] = &other;
     Run::of(&arguments).refuses(2, &[&learned.set.sha256, &sha256(&other)]);
 }
+
+#[test]
+fn one_command_learns_and_reports_and_makes_nothing_twice() {
+    let (prompts, _) = prompts();
+    let out = place("learned-at-once");
+    let _ = std::fs::remove_dir_all(&out);
+    let fixed = ["learn", "--model", tiny(), "--prompts", &prompts, "--threads", "2", "--reward", "half:regex=[a-m]"];
+    let sizes = ["--samples", "8", "--pool", "16", "--max-tokens", "12", "--rank", "4", "--quick", "--out", &out];
+    let arguments = [&fixed[..], &sizes].concat();
+    let run = Run::of(&arguments);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    run.says(&["vassal rollout --samples 8", "vassal reward", "vassal fit", "vassal evaluate"]);
+    let report: Value = serde_json::from_slice(&std::fs::read(format!("{out}/report/report.json")).unwrap()).unwrap();
+    assert!(points(&report, "vas", "half").len() == 2 && points(&report, "fudge", "half").is_empty());
+    let again = Run::of(&arguments);
+    assert_eq!(again.code, Some(0), "{again:?}");
+    assert!(!again.error.contains("vassal rollout") && !again.error.contains("vassal fit"), "{}", again.error);
+    let mut other = arguments.clone();
+    other[arguments.iter().position(|word| *word == "16").unwrap()] = "17";
+    let refused = Run::of(&other);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    refused.says(&["test.parquet has rollouts of other prompts", "another --out"]);
+    let wrong = [&arguments[..], &["--reward", "lenght=3"]].concat();
+    Run::of(&wrong).refuses(2, &["\"lenght\"", "near: length"]);
+}

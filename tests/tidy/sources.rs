@@ -45,7 +45,7 @@ pub(crate) const LONG_FILES: &[LongFile] = &[
 ];
 
 pub(crate) const LONG_FUNCTIONS: &[LongFunction] = &[
-    ("host/src/cli/learn.rs", "fit", 140, "a command's stages in order, each a call and a report"),
+    ("host/src/cli/fit.rs", "fit", 140, "a command's stages in order, each a call and a report"),
     ("host/src/engine/pass.rs", "lower_half", 80, "one plan: candidate rows, pending rows, run"),
     ("host/src/engine/teacher.rs", "candidate_states", 100, "a pass with two kinds of rows, in order"),
     ("host/src/sandbox/limits.rs", "default", 80, "one line a limit"),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use sha2::{Digest, Sha256};
 
-use super::learn::{bar, read_prompts};
+use super::learn::{bar, file_sha256, read_prompts};
 use super::{ModelArguments, complain, print, print_json};
 use crate::engine::EngineOptions;
 use crate::error::Error;
@@ -33,6 +33,11 @@ const SEQUENCES: usize = 24;
 /// Tune prompts that dials are calibrated on.
 const TUNE_PROMPTS: usize = 12;
 
+/// Nats a token that dials are set to cost, seeds, and dials along a side of the grid, where nothing else is asked for.
+const KL: [f64; 3] = [0.25, 0.12, 0.06];
+const SEEDS: [u64; 3] = [11, 12, 13];
+const GRID: usize = 5;
+
 /// Prompts of a quick evaluation.
 const QUICK_PROMPTS: usize = 60;
 
@@ -48,13 +53,13 @@ pub(super) struct EvaluateArguments {
     #[arg(long = "reward", default_values = ["sentiment", "simplicity"])]
     rewards: Vec<String>,
     /// Dials are set to cost this many nats a token, measured on tune prompts; the first is the main one.
-    #[arg(long, value_name = "NATS", value_delimiter = ',', default_value = "0.25,0.12,0.06", value_parser = parse_nats)]
+    #[arg(long, value_name = "NATS", value_delimiter = ',', default_values_t = KL, value_parser = parse_nats)]
     kl: Vec<f64>,
     /// Seeds; a guided response for each prompt and seed.
-    #[arg(long, value_delimiter = ',', default_value = "11,12,13")]
+    #[arg(long, value_delimiter = ',', default_values_t = SEEDS)]
     seeds: Vec<u64>,
     /// Dials along each side of the grid of two rewards; 0 for none.
-    #[arg(long, default_value_t = 5, value_parser = super::between(0, 9))]
+    #[arg(long, default_value_t = GRID, value_parser = super::between(0, 9))]
     grid: usize,
     /// 60 prompts, one seed, one divergence, no grid: some minutes.
     #[arg(long)]
@@ -85,6 +90,35 @@ pub(super) struct EvaluateArguments {
     json: bool,
     #[command(flatten)]
     model: ModelArguments,
+}
+
+impl EvaluateArguments {
+    /// Of heads that were just learned, with everything else as it is by default.
+    pub(super) fn of_learned(
+        (pool, heads, out): (PathBuf, PathBuf, PathBuf),
+        (prompts, rewards): (Option<PathBuf>, Vec<String>),
+        quick: bool,
+        model: ModelArguments,
+    ) -> Self {
+        Self {
+            pool,
+            prompts,
+            rewards,
+            kl: KL.to_vec(),
+            seeds: SEEDS.to_vec(),
+            grid: GRID,
+            quick,
+            partial: false,
+            candidates: 20,
+            tail: "keep".to_owned(),
+            limit: None,
+            split: Split::Test,
+            heads: Some(heads),
+            out,
+            json: false,
+            model,
+        }
+    }
 }
 
 fn parse_nats(text: &str) -> Result<f64, String> {
@@ -212,7 +246,7 @@ fn header(
                 for kind in ["look-ahead", "one-pass", "value-model", "fudge", "args", "token-bias"] {
                     let path = head_path(folder, reward.name(), kind);
                     if path.is_file() {
-                        hashes.insert(format!("{}.{kind}", reward.name()), sha256(&path)?);
+                        hashes.insert(format!("{}.{kind}", reward.name()), file_sha256("head", &path)?);
                     }
                 }
             }
@@ -226,7 +260,7 @@ fn header(
     Ok(Header {
         format: FORMAT.to_owned(),
         model_sha256: host.model().sha256.clone(),
-        pool_sha256: sha256(&arguments.pool)?,
+        pool_sha256: file_sha256("rollouts", &arguments.pool)?,
         heads: hashes,
         rewards: runner.rewards.iter().map(|reward| (reward.name().to_owned(), reward.definition())).collect(),
         prompts: ids(&runner.prompts),
@@ -235,11 +269,6 @@ fn header(
         candidates: arguments.candidates,
         tail: arguments.tail.clone(),
     })
-}
-
-fn sha256(path: &Path) -> Result<String, Error> {
-    let failed = |source| Error::File { what: "file", path: path.display().to_string(), source };
-    Ok(hexadecimal(&Sha256::digest(std::fs::read(path).map_err(failed)?)))
 }
 
 /// What the look-ahead heads are worth: kept beside the journal, since it takes minutes.
@@ -289,7 +318,7 @@ fn about(arguments: &EvaluateArguments, runner: &Runner<'_>, rollouts: &Rollouts
         model: host.model().name.clone(),
         model_sha256: host.model().sha256.clone(),
         prompts_sha256: rollouts.header.prompts_sha256.clone(),
-        pool_sha256: sha256(&arguments.pool).unwrap_or_default(),
+        pool_sha256: file_sha256("rollouts", &arguments.pool).unwrap_or_default(),
         split: arguments.split.name().to_owned(),
         prompts: runner.prompts.len(),
         pool_samples: rollouts.header.samples as usize,

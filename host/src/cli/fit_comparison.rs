@@ -9,7 +9,8 @@ use std::path::Path;
 use vassal_kernels::{LinearHead, ModelShape};
 
 use super::complain;
-use super::learn::{SEQUENCES, bar, describe};
+use super::fit::describe;
+use super::learn::{SEQUENCES, bar};
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::host::{Host, HostOptions};

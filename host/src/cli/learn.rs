@@ -1,35 +1,26 @@
-//! `vassal fit`, and what the commands of learning share: prompts, splits, a progress bar.
+//! `vassal learn`: from prompts and rewards to heads and a report in one command; and what the commands of learning share.
 //!
-//! Arguments become calls of [`crate::learning`]; what is written stands under its final name only
-//! once it is whole. A fit that was killed begins anew: features are read again, which takes most of its time, and are
-//! too large to keep (some 4 kB a token).
+//! It is the four commands one after the other, each told on standard error as it would be typed, and everything that they write in
+//! one folder. What is there already is not made again if it is of the same work, so the same command goes on after a kill.
+//! Start at [`learn`].
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use vassal_kernels::ModelShape;
 
-use super::fit_comparison::Comparison;
+use super::evaluate::{EvaluateArguments, evaluate};
+use super::fit::{FitArguments, fit};
+use super::reward::{RewardArguments, reward};
+use super::rollout::{RolloutArguments, rollout};
 use super::{ModelArguments, between, complain};
-use crate::engine::EngineOptions;
 use crate::error::Error;
-use crate::host::{Host, HostOptions, cores, hexadecimal};
-use crate::learning::decoding::dial_to_kl;
-use crate::learning::fitting::{FitOptions, FittedLookAhead, Material};
-use crate::learning::prompts::{Prompt, PromptSet, Split};
+use crate::host::hexadecimal;
+use crate::learning::prompts::{PromptSet, Split};
 use crate::learning::report::run::head_path;
-use crate::learning::rollouts::{Header, RewardAbout, Rollouts};
-use crate::model::config::LlamaConfig;
-use crate::model::gguf::Gguf;
-use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
-
-/// Dials whose KL a head's file tells.
-const DIALS: [f64; 5] = [0.25, 0.5, 0.75, 1.0, 1.5];
-
-/// Tune prompts that the dial-to-KL table is measured on.
-const DIAL_PROMPTS: usize = 20;
+use crate::learning::rewards;
+use crate::learning::rollouts::{self, Rollouts};
+use crate::model::heads::{HeadFile, RANK_MAX};
 
 /// Sequences that decode at once while learning.
 pub(super) const SEQUENCES: usize = 48;
@@ -54,229 +45,136 @@ pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
     ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(what)
 }
 
+/// SHA-256 of a file.
+pub(super) fn file_sha256(what: &'static str, path: &Path) -> Result<String, Error> {
+    use sha2::{Digest, Sha256};
+    let failed = |source| Error::File { what, path: path.display().to_string(), source };
+    Ok(hexadecimal(&Sha256::digest(std::fs::read(path).map_err(failed)?)))
+}
+
 #[derive(Debug, Args)]
-pub(super) struct FitArguments {
-    /// A file that `vassal rollout` wrote and rewards have scored.
-    #[arg(long, value_name = "FILE")]
-    rollouts: PathBuf,
-    /// The prompts file that it was made from; the project's own where there is none.
+pub(super) struct LearnArguments {
+    /// A reward, as `sentiment`, `short:length=20` or `./mine.wasm`; may repeat.
+    #[arg(long = "reward", value_name = "REWARD", required = true)]
+    rewards: Vec<String>,
+    /// JSON lines with "id", "kind" and "prompt"; the project's own prompts where there is none.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// The name of a reward that has scored the rollouts; may repeat. All of them where none is given.
-    #[arg(long = "reward", value_name = "NAME")]
-    rewards: Vec<String>,
-    /// The layer that heads read; 0.7 of all layers where none is given.
-    #[arg(long)]
-    layer: Option<usize>,
+    /// Responses a prompt that heads are fitted to.
+    #[arg(long, default_value_t = 24, value_parser = between(2, 1024))]
+    samples: usize,
+    /// Responses a test prompt that Best-of-n is computed from.
+    #[arg(long, default_value_t = 64, value_parser = between(2, 1024))]
+    pool: usize,
+    /// Response tokens at most.
+    #[arg(long, default_value_t = 60, value_parser = between(1, rollouts::TOKENS_MAX as u64))]
+    max_tokens: usize,
     /// Rank of the one-pass heads, 1 to 64.
-    #[arg(long, default_value_t = 32, value_parser = between(1, heads::RANK_MAX as u64))]
+    #[arg(long, default_value_t = 32, value_parser = between(1, RANK_MAX as u64))]
     rank: usize,
-    /// Fixes every choice.
+    /// Fixes every draw; the pool has the next.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Fits the heads of the methods too that an evaluation compares with: ARGS, FUDGE, a context-free token bias, and a value
-    /// model of the first third of the layers.
+    /// Fits and evaluates the methods too that Value Augmented Sampling is compared with.
     #[arg(long)]
     comparison: bool,
-    /// The folder that gets REWARD.look-ahead.safetensors and REWARD.one-pass.safetensors.
+    /// A quick evaluation: 60 prompts, one seed, one divergence, no grid.
+    #[arg(long)]
+    quick: bool,
+    /// The folder that gets learn.parquet, test.parquet, heads and report.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     #[command(flatten)]
     model: ModelArguments,
 }
 
-/// SHA-256 of a file.
-fn file_sha256(path: &Path) -> Result<String, Error> {
-    use sha2::{Digest, Sha256};
-    let failed = |source| Error::File { what: "rollouts", path: path.display().to_string(), source };
-    Ok(hexadecimal(&Sha256::digest(std::fs::read(path).map_err(failed)?)))
+pub(super) fn learn(arguments: &LearnArguments) -> Result<(), Error> {
+    // What is named wrongly is said before the first hour is spent.
+    let names: Vec<String> = rewards::find(&arguments.rewards, &super::compilation())?
+        .iter()
+        .map(|reward| reward.name().to_owned())
+        .collect();
+    let folder_failed = |source| Error::File { what: "folder", path: arguments.out.display().to_string(), source };
+    std::fs::create_dir_all(&arguments.out).map_err(folder_failed)?;
+    let [learned, pool, heads, report] =
+        ["learn.parquet", "test.parquet", "heads", "report"].map(|name| arguments.out.join(name));
+    sampled(arguments, &[Split::Learn, Split::Tune], arguments.samples, arguments.seed, &learned)?;
+    fitted(arguments, &learned, &heads, names)?;
+    sampled(arguments, &[Split::Test], arguments.pool, arguments.seed.wrapping_add(1), &pool)?;
+    complain(&format!("vassal evaluate --pool {} --heads {}", pool.display(), heads.display()));
+    evaluate(&EvaluateArguments::of_learned(
+        (pool, heads, report),
+        (arguments.prompts.clone(), arguments.rewards.clone()),
+        arguments.quick,
+        arguments.model.clone(),
+    ))
 }
 
-/// The layer that heads shall read, of so many.
-fn layer_of(arguments: &FitArguments, layers: usize) -> Result<usize, Error> {
-    let layer = arguments.layer.unwrap_or((layers * 7).div_ceil(10));
-    if (1..=layers).contains(&layer) {
-        return Ok(layer);
-    }
-    Err(Error::Usage(format!("--layer must be 1 to {layers}, got {layer}")))
-}
-
-pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
-    let set = read_prompts(arguments.prompts.as_deref())?;
-    let rollouts = Rollouts::read(&arguments.rollouts)?;
-    rollouts.require_prompts(&set.sha256)?;
-    let (rollouts, left_out) = rollouts.scored_by(&arguments.rewards)?;
-    if left_out > 0 {
-        complain(&format!("{left_out} rollouts are left out, which not every reward has scored"));
-    }
-    let rewards = &rollouts.rewards;
-    let failed = |source| Error::File { what: "folder", path: arguments.out.display().to_string(), source };
-    std::fs::create_dir_all(&arguments.out).map_err(failed)?;
-    let options = HostOptions { head_kind: None, ..arguments.model.resolve()? };
-    let config = LlamaConfig::from_gguf(&Gguf::open(&options.model)?)?;
-    let layer = layer_of(arguments, config.shape.layers)?;
-    let fit_options = FitOptions {
-        layer,
-        rank: arguments.rank,
-        candidates: 20,
-        states_per_rollout: 6,
-        rollouts_per_prompt: 3,
-        threads: options.device.threads().unwrap_or_else(cores),
-        seed: arguments.seed,
-    };
-    let engine = |taps| {
-        let (sequences_max, cache_tokens) = (SEQUENCES, SEQUENCES * 512);
-        arguments.model.device.engine(EngineOptions { sequences_max, cache_tokens, taps, ..EngineOptions::default() })
-    };
-
-    let mut host = Host::open(&HostOptions { engine: engine(vec![layer]), ..options.clone() })?;
-    rollouts.require_model(&host.model().sha256)?;
-    let mut prompts = HashMap::new();
-    for prompt in &set.prompts {
-        prompts.insert(prompt.id.clone(), host.request(&prompt.text)?.prompt);
-    }
-    let progress = bar(rollouts.all.len(), "features");
-    let material =
-        Material::collect(host.engine(), &rollouts, &prompts, layer, |count| progress.set_position(count as u64))?;
-    progress.finish();
-    drop(host);
-    complain("fitting look-ahead heads");
-    let (fitted, covariance) = material.look_ahead(rewards.len(), fit_options.threads)?;
-    for (reward, fitted) in rewards.iter().zip(&fitted) {
-        complain(&format!(
-            "{}: {:.3} of the variance explained on tune prompts ({:.3} without share weights), by position {:.3?}",
-            reward.name, fitted.evaluation.explained, fitted.explained_plain, fitted.evaluation.explained_by_position
-        ));
-    }
-
-    let (count_prompts, count_rollouts) = material.counts();
-    let header = &rollouts.header;
-    let provenance = provenance(arguments, &set, header, (count_prompts, count_rollouts))?;
-    let describe = |reward: &RewardAbout, kind, spread, provenance| {
-        describe((header, &config.shape), reward, kind, layer, spread, provenance)
-    };
-    let look_ahead_files = |spreads: &[f64]| -> Vec<HeadFile> {
-        let file = |((reward, fitted), &spread): ((&RewardAbout, &FittedLookAhead), &f64)| {
-            let provenance = Provenance {
-                penalties: fitted.penalties.clone(),
-                explained: fitted.evaluation.explained,
-                explained_by_position: fitted.evaluation.explained_by_position.clone(),
-                ..provenance.clone()
-            };
-            let description = describe(reward, HeadKind::LookAhead, spread, provenance);
-            HeadFile { description, weights: HeadWeights::LookAhead(fitted.head.clone()) }
-        };
-        rewards.iter().zip(&fitted).zip(spreads).map(file).collect()
-    };
-
-    // Spreads are not known yet, and nothing here asks for them.
-    let unit = vec![1.0; rewards.len()];
-    let with_engine = HostOptions { engine: engine(Vec::new()), ..options };
-    let mut host = Host::open_with(&with_engine, |_, _| Ok(look_ahead_files(&unit)))?;
-    let progress = bar((count_prompts + prompts.len() / 8) * fit_options.rollouts_per_prompt, "candidates");
-    let candidates =
-        material.candidates(host.engine(), &prompts, &fit_options, |count| progress.set_position(count as u64))?;
-    progress.finish();
-    let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
-    for (place, reward) in rewards.iter().enumerate() {
-        complain(&format!("distilling the one-pass head of {}", reward.name));
-        let distilled = material.distil(host.engine(), &candidates, place, &covariance, &fit_options, &reward.name)?;
-        complain(&format!(
-            "{}: spread {:.4}; one-pass explains {:.3} within states (token bias alone {:.3}), spread {:.4}",
-            reward.name,
-            distilled.look_ahead_spread,
-            distilled.fit.explained,
-            distilled.fit.explained_by_bias,
-            distilled.spread
-        ));
-        spreads.push(distilled.look_ahead_spread);
-        if arguments.comparison {
-            let provenance = Provenance { explained: distilled.fit.explained_by_bias, ..provenance.clone() };
-            let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
-            let weights = HeadWeights::OnePass(distilled.fit.bias_head);
-            HeadFile { description, weights }.write(&head_path(&arguments.out, &reward.name, "token-bias"))?;
+/// Rollouts of these splits, scored by every reward.
+fn sampled(arguments: &LearnArguments, splits: &[Split], samples: usize, seed: u64, out: &Path) -> Result<(), Error> {
+    let shown = out.display();
+    if out.exists() {
+        let header = Rollouts::read(out)?.header;
+        let set = read_prompts(arguments.prompts.as_deref())?;
+        let same = header.prompts_sha256 == set.sha256
+            && (header.samples as usize, header.token_limit as usize) == (samples, arguments.max_tokens)
+            && (header.seed, header.splits.as_slice()) == (seed, splits);
+        if !same {
+            return Err(Error::Usage(format!(
+                "{shown} has rollouts of other prompts, another number of samples or tokens, or another seed: give another --out, or \
+                 remove it to start over"
+            )));
         }
-        let provenance = Provenance { explained: distilled.fit.explained, ..provenance.clone() };
-        let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
-        one_pass.push(HeadFile { description, weights: HeadWeights::OnePass(distilled.fit.head) });
+    } else {
+        complain(&format!("vassal rollout --samples {samples} --seed {seed} --out {shown}"));
+        rollout(&RolloutArguments {
+            prompts: arguments.prompts.clone(),
+            samples,
+            splits: splits.to_vec(),
+            max_tokens: arguments.max_tokens,
+            temperature: 1.0,
+            top_p: 1.0,
+            seed,
+            rewards: Vec::new(),
+            out: out.to_path_buf(),
+            model: arguments.model.clone(),
+        })?;
     }
-    drop(host);
-
-    let tune: Vec<&Prompt> = set.of(Split::Tune).take(DIAL_PROMPTS).collect();
-    for (kind, mut files) in [(HeadKind::LookAhead, look_ahead_files(&spreads)), (HeadKind::OnePass, one_pass)] {
-        let kind = kind.name();
-        let mut host = Host::open_with(&with_engine, |_, _| Ok(files.clone()))?;
-        for file in &mut files {
-            let name = file.description.name.clone();
-            let limit = header.token_limit as usize;
-            let table = dial_to_kl(&mut host, &name, &tune, &DIALS, limit, arguments.seed)?;
-            complain(&format!("{name} {kind}: nats a token by dial {table:.3?}"));
-            file.description.provenance.dial_to_kl = table;
-            file.write(&head_path(&arguments.out, &name, kind))?;
-        }
-    }
-    if arguments.comparison {
-        let comparison = Comparison {
-            out: &arguments.out,
-            rollouts: &rollouts,
-            prompts: &prompts,
-            shape: &config.shape,
-            options: &with_engine,
-            fit: &fit_options,
-            provenance: &provenance,
-        };
-        comparison.fit(&material)?;
-    }
-    Ok(())
-}
-
-/// What all heads of a fit have in common.
-fn provenance(
-    arguments: &FitArguments,
-    set: &PromptSet,
-    header: &Header,
-    (prompts, rollouts): (usize, usize),
-) -> Result<Provenance, Error> {
-    Ok(Provenance {
-        prompts_sha256: set.sha256.clone(),
-        rollouts_sha256: file_sha256(&arguments.rollouts)?,
-        reward: String::new(),
-        prompts,
-        rollouts,
-        samples: header.samples,
-        temperature: header.temperature,
-        top_p: header.top_p,
-        lambda: 1.0,
-        penalties: Vec::new(),
-        explained: 0.0,
-        explained_by_position: Vec::new(),
-        dial_to_kl: Vec::new(),
-        seed: arguments.seed,
-        command: "vassal rollout, then vassal fit: docs/evaluation.md".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+    complain(&format!("vassal reward --rollouts {shown} --out {shown}"));
+    reward(&RewardArguments {
+        rollouts: out.to_path_buf(),
+        rewards: arguments.rewards.clone(),
+        replace: false,
+        out: out.to_path_buf(),
+        json: false,
     })
 }
 
-/// A head's description.
-pub(super) fn describe(
-    (header, shape): (&Header, &ModelShape),
-    reward: &RewardAbout,
-    kind: HeadKind,
-    layer: usize,
-    spread: f64,
-    provenance: Provenance,
-) -> Description {
-    Description {
-        format: heads::FORMAT.to_owned(),
-        name: reward.name.clone(),
-        kind,
-        layer,
-        layers: shape.layers,
-        hidden: shape.hidden,
-        vocabulary: shape.vocabulary,
-        model_sha256: header.model_sha256.clone(),
-        spread,
-        token_limit: header.token_limit,
-        provenance: Provenance { reward: reward.definition.clone(), ..provenance },
+/// Heads of the rewards, unless all of them are there and were fitted to this very file.
+fn fitted(arguments: &LearnArguments, rollouts: &Path, heads: &Path, names: Vec<String>) -> Result<(), Error> {
+    let sha256 = file_sha256("rollouts", rollouts)?;
+    let kinds: &[&str] = if arguments.comparison {
+        &["look-ahead", "one-pass", "token-bias", "fudge", "args", "value-model"]
+    } else {
+        &["look-ahead", "one-pass"]
+    };
+    let is_there = |name: &String, kind: &&str| {
+        let head = HeadFile::open(&head_path(heads, name, kind));
+        head.is_ok_and(|head| head.description.provenance.rollouts_sha256 == sha256)
+    };
+    if names.iter().all(|name| kinds.iter().all(|kind| is_there(name, kind))) {
+        return Ok(());
     }
+    complain(&format!("vassal fit --rollouts {} --out {}", rollouts.display(), heads.display()));
+    fit(&FitArguments {
+        rollouts: rollouts.to_path_buf(),
+        prompts: arguments.prompts.clone(),
+        rewards: names,
+        layer: None,
+        rank: arguments.rank,
+        seed: arguments.seed,
+        comparison: arguments.comparison,
+        out: heads.to_path_buf(),
+        model: arguments.model.clone(),
+    })
 }

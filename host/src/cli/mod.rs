@@ -10,6 +10,7 @@ mod chain;
 mod device;
 mod display;
 mod evaluate;
+mod fit;
 mod fit_comparison;
 mod learn;
 mod policy;
@@ -76,13 +77,15 @@ enum Command {
     /// Lets rewards score rollouts.
     Reward(reward::RewardArguments),
     /// Fits a look-ahead head and a one-pass head to the rewards of rollouts.
-    Fit(learn::FitArguments),
-    /// Compares base, Best-of-16 and vas on test prompts.
+    Fit(fit::FitArguments),
+    /// Reports what guided decoding buys on test prompts, against other methods and at which cost.
     Evaluate(evaluate::EvaluateArguments),
+    /// Rollout, reward, fit and evaluate in one.
+    Learn(learn::LearnArguments),
 }
 
 /// The model, and what it runs on.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ModelArguments {
     /// A known model's name, `hub:OWNER/NAME/FILE.gguf`, or a path.
     #[arg(long, default_value = crate::model::source::DEFAULT_MODEL, value_name = "MODEL")]
@@ -168,7 +171,8 @@ pub fn main() -> std::process::ExitCode {
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => rollout::rollout(arguments),
         Command::Reward(arguments) => reward::reward(arguments),
-        Command::Fit(arguments) => learn::fit(arguments),
+        Command::Fit(arguments) => fit::fit(arguments),
+        Command::Learn(arguments) => learn::learn(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
     };
     match done {

@@ -22,19 +22,19 @@ const BATCH: usize = 256;
 pub(super) struct RewardArguments {
     /// A file that `vassal rollout` wrote.
     #[arg(long, value_name = "FILE")]
-    rollouts: PathBuf,
+    pub(super) rollouts: PathBuf,
     /// A reward, as `sentiment` or `short:length=20`; may repeat.
     #[arg(long = "reward", value_name = "REWARD", required = true)]
-    rewards: Vec<String>,
+    pub(super) rewards: Vec<String>,
     /// A reward takes the place of another one of its name, if that scored these rollouts before.
     #[arg(long)]
-    replace: bool,
+    pub(super) replace: bool,
     /// The file to write: the rollouts with a column for each reward more. It may be the one that is read.
     #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    pub(super) out: PathBuf,
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn reward(arguments: &RewardArguments) -> Result<(), Error> {

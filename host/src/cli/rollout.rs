@@ -23,34 +23,34 @@ use crate::request::Request;
 pub(super) struct RolloutArguments {
     /// JSON lines with "id", "kind" and "prompt"; the project's own prompts where there is none.
     #[arg(long, value_name = "FILE")]
-    prompts: Option<PathBuf>,
+    pub(super) prompts: Option<PathBuf>,
     /// Responses a prompt.
     #[arg(long, default_value_t = 16, value_parser = between(1, 1024))]
-    samples: usize,
+    pub(super) samples: usize,
     /// Only prompts of these splits.
     #[arg(long, value_delimiter = ',', default_value = "learn,tune", value_parser = parse_split)]
-    splits: Vec<Split>,
+    pub(super) splits: Vec<Split>,
     /// Response tokens at most.
     #[arg(long, default_value_t = 60, value_parser = between(1, rollouts::TOKENS_MAX as u64))]
-    max_tokens: usize,
+    pub(super) max_tokens: usize,
     /// Temperature of the draws.
     #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
+    pub(super) temperature: f32,
     /// Nucleus of the draws.
     #[arg(long, default_value_t = 1.0)]
-    top_p: f32,
+    pub(super) top_p: f32,
     /// Fixes every draw.
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub(super) seed: u64,
     /// A reward that scores the rollouts at once, as `vassal reward` would; may repeat.
     #[arg(long = "reward", value_name = "REWARD")]
-    rewards: Vec<String>,
+    pub(super) rewards: Vec<String>,
     /// The file to write. What there is of it stands beside it until then, under its name and `.part`: the same command
     /// goes on from there.
     #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    pub(super) out: PathBuf,
     #[command(flatten)]
-    model: ModelArguments,
+    pub(super) model: ModelArguments,
 }
 
 pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {

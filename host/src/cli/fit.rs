@@ -1,0 +1,252 @@
+//! `vassal fit`: value heads from scored rollouts.
+//!
+//! Arguments become calls of [`crate::learning`]; what is written stands under its final name only
+//! once it is whole. A fit that was killed begins anew: features are read again, which takes most of its time, and are
+//! too large to keep (some 4 kB a token).
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use vassal_kernels::ModelShape;
+
+use super::fit_comparison::Comparison;
+use super::learn::{SEQUENCES, bar, file_sha256, read_prompts};
+use super::{ModelArguments, between, complain};
+use crate::engine::EngineOptions;
+use crate::error::Error;
+use crate::host::{Host, HostOptions, cores};
+use crate::learning::decoding::dial_to_kl;
+use crate::learning::fitting::{FitOptions, FittedLookAhead, Material};
+use crate::learning::prompts::{Prompt, PromptSet, Split};
+use crate::learning::report::run::head_path;
+use crate::learning::rollouts::{Header, RewardAbout, Rollouts};
+use crate::model::config::LlamaConfig;
+use crate::model::gguf::Gguf;
+use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
+
+/// Dials whose KL a head's file tells.
+const DIALS: [f64; 5] = [0.25, 0.5, 0.75, 1.0, 1.5];
+
+/// Tune prompts that the dial-to-KL table is measured on.
+const DIAL_PROMPTS: usize = 20;
+
+#[derive(Debug, Args)]
+pub(super) struct FitArguments {
+    /// A file that `vassal rollout` wrote and rewards have scored.
+    #[arg(long, value_name = "FILE")]
+    pub(super) rollouts: PathBuf,
+    /// The prompts file that it was made from; the project's own where there is none.
+    #[arg(long, value_name = "FILE")]
+    pub(super) prompts: Option<PathBuf>,
+    /// The name of a reward that has scored the rollouts; may repeat. All of them where none is given.
+    #[arg(long = "reward", value_name = "NAME")]
+    pub(super) rewards: Vec<String>,
+    /// The layer that heads read; 0.7 of all layers where none is given.
+    #[arg(long)]
+    pub(super) layer: Option<usize>,
+    /// Rank of the one-pass heads, 1 to 64.
+    #[arg(long, default_value_t = 32, value_parser = between(1, heads::RANK_MAX as u64))]
+    pub(super) rank: usize,
+    /// Fixes every choice.
+    #[arg(long, default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Fits the heads of the methods too that an evaluation compares with: ARGS, FUDGE, a context-free token bias, and a value
+    /// model of the first third of the layers.
+    #[arg(long)]
+    pub(super) comparison: bool,
+    /// The folder that gets REWARD.look-ahead.safetensors and REWARD.one-pass.safetensors.
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) out: PathBuf,
+    #[command(flatten)]
+    pub(super) model: ModelArguments,
+}
+
+/// The layer that heads shall read, of so many.
+fn layer_of(arguments: &FitArguments, layers: usize) -> Result<usize, Error> {
+    let layer = arguments.layer.unwrap_or((layers * 7).div_ceil(10));
+    if (1..=layers).contains(&layer) {
+        return Ok(layer);
+    }
+    Err(Error::Usage(format!("--layer must be 1 to {layers}, got {layer}")))
+}
+
+pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
+    let set = read_prompts(arguments.prompts.as_deref())?;
+    let rollouts = Rollouts::read(&arguments.rollouts)?;
+    rollouts.require_prompts(&set.sha256)?;
+    let (rollouts, left_out) = rollouts.scored_by(&arguments.rewards)?;
+    if left_out > 0 {
+        complain(&format!("{left_out} rollouts are left out, which not every reward has scored"));
+    }
+    let rewards = &rollouts.rewards;
+    let failed = |source| Error::File { what: "folder", path: arguments.out.display().to_string(), source };
+    std::fs::create_dir_all(&arguments.out).map_err(failed)?;
+    let options = HostOptions { head_kind: None, ..arguments.model.resolve()? };
+    let config = LlamaConfig::from_gguf(&Gguf::open(&options.model)?)?;
+    let layer = layer_of(arguments, config.shape.layers)?;
+    let fit_options = FitOptions {
+        layer,
+        rank: arguments.rank,
+        candidates: 20,
+        states_per_rollout: 6,
+        rollouts_per_prompt: 3,
+        threads: options.device.threads().unwrap_or_else(cores),
+        seed: arguments.seed,
+    };
+    let engine = |taps| {
+        let (sequences_max, cache_tokens) = (SEQUENCES, SEQUENCES * 512);
+        arguments.model.device.engine(EngineOptions { sequences_max, cache_tokens, taps, ..EngineOptions::default() })
+    };
+
+    let mut host = Host::open(&HostOptions { engine: engine(vec![layer]), ..options.clone() })?;
+    rollouts.require_model(&host.model().sha256)?;
+    let mut prompts = HashMap::new();
+    for prompt in &set.prompts {
+        prompts.insert(prompt.id.clone(), host.request(&prompt.text)?.prompt);
+    }
+    let progress = bar(rollouts.all.len(), "features");
+    let material =
+        Material::collect(host.engine(), &rollouts, &prompts, layer, |count| progress.set_position(count as u64))?;
+    progress.finish();
+    drop(host);
+    complain("fitting look-ahead heads");
+    let (fitted, covariance) = material.look_ahead(rewards.len(), fit_options.threads)?;
+    for (reward, fitted) in rewards.iter().zip(&fitted) {
+        complain(&format!(
+            "{}: {:.3} of the variance explained on tune prompts ({:.3} without share weights), by position {:.3?}",
+            reward.name, fitted.evaluation.explained, fitted.explained_plain, fitted.evaluation.explained_by_position
+        ));
+    }
+
+    let (count_prompts, count_rollouts) = material.counts();
+    let header = &rollouts.header;
+    let provenance = provenance(arguments, &set, header, (count_prompts, count_rollouts))?;
+    let describe = |reward: &RewardAbout, kind, spread, provenance| {
+        describe((header, &config.shape), reward, kind, layer, spread, provenance)
+    };
+    let look_ahead_files = |spreads: &[f64]| -> Vec<HeadFile> {
+        let file = |((reward, fitted), &spread): ((&RewardAbout, &FittedLookAhead), &f64)| {
+            let provenance = Provenance {
+                penalties: fitted.penalties.clone(),
+                explained: fitted.evaluation.explained,
+                explained_by_position: fitted.evaluation.explained_by_position.clone(),
+                ..provenance.clone()
+            };
+            let description = describe(reward, HeadKind::LookAhead, spread, provenance);
+            HeadFile { description, weights: HeadWeights::LookAhead(fitted.head.clone()) }
+        };
+        rewards.iter().zip(&fitted).zip(spreads).map(file).collect()
+    };
+
+    // Spreads are not known yet, and nothing here asks for them.
+    let unit = vec![1.0; rewards.len()];
+    let with_engine = HostOptions { engine: engine(Vec::new()), ..options };
+    let mut host = Host::open_with(&with_engine, |_, _| Ok(look_ahead_files(&unit)))?;
+    let progress = bar((count_prompts + prompts.len() / 8) * fit_options.rollouts_per_prompt, "candidates");
+    let candidates =
+        material.candidates(host.engine(), &prompts, &fit_options, |count| progress.set_position(count as u64))?;
+    progress.finish();
+    let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
+    for (place, reward) in rewards.iter().enumerate() {
+        complain(&format!("distilling the one-pass head of {}", reward.name));
+        let distilled = material.distil(host.engine(), &candidates, place, &covariance, &fit_options, &reward.name)?;
+        complain(&format!(
+            "{}: spread {:.4}; one-pass explains {:.3} within states (token bias alone {:.3}), spread {:.4}",
+            reward.name,
+            distilled.look_ahead_spread,
+            distilled.fit.explained,
+            distilled.fit.explained_by_bias,
+            distilled.spread
+        ));
+        spreads.push(distilled.look_ahead_spread);
+        if arguments.comparison {
+            let provenance = Provenance { explained: distilled.fit.explained_by_bias, ..provenance.clone() };
+            let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
+            let weights = HeadWeights::OnePass(distilled.fit.bias_head);
+            HeadFile { description, weights }.write(&head_path(&arguments.out, &reward.name, "token-bias"))?;
+        }
+        let provenance = Provenance { explained: distilled.fit.explained, ..provenance.clone() };
+        let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
+        one_pass.push(HeadFile { description, weights: HeadWeights::OnePass(distilled.fit.head) });
+    }
+    drop(host);
+
+    let tune: Vec<&Prompt> = set.of(Split::Tune).take(DIAL_PROMPTS).collect();
+    for (kind, mut files) in [(HeadKind::LookAhead, look_ahead_files(&spreads)), (HeadKind::OnePass, one_pass)] {
+        let kind = kind.name();
+        let mut host = Host::open_with(&with_engine, |_, _| Ok(files.clone()))?;
+        for file in &mut files {
+            let name = file.description.name.clone();
+            let limit = header.token_limit as usize;
+            let table = dial_to_kl(&mut host, &name, &tune, &DIALS, limit, arguments.seed)?;
+            complain(&format!("{name} {kind}: nats a token by dial {table:.3?}"));
+            file.description.provenance.dial_to_kl = table;
+            file.write(&head_path(&arguments.out, &name, kind))?;
+        }
+    }
+    if arguments.comparison {
+        let comparison = Comparison {
+            out: &arguments.out,
+            rollouts: &rollouts,
+            prompts: &prompts,
+            shape: &config.shape,
+            options: &with_engine,
+            fit: &fit_options,
+            provenance: &provenance,
+        };
+        comparison.fit(&material)?;
+    }
+    Ok(())
+}
+
+/// What all heads of a fit have in common.
+fn provenance(
+    arguments: &FitArguments,
+    set: &PromptSet,
+    header: &Header,
+    (prompts, rollouts): (usize, usize),
+) -> Result<Provenance, Error> {
+    Ok(Provenance {
+        prompts_sha256: set.sha256.clone(),
+        rollouts_sha256: file_sha256("rollouts", &arguments.rollouts)?,
+        reward: String::new(),
+        prompts,
+        rollouts,
+        samples: header.samples,
+        temperature: header.temperature,
+        top_p: header.top_p,
+        lambda: 1.0,
+        penalties: Vec::new(),
+        explained: 0.0,
+        explained_by_position: Vec::new(),
+        dial_to_kl: Vec::new(),
+        seed: arguments.seed,
+        command: "vassal rollout, then vassal fit: docs/evaluation.md".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// A head's description.
+pub(super) fn describe(
+    (header, shape): (&Header, &ModelShape),
+    reward: &RewardAbout,
+    kind: HeadKind,
+    layer: usize,
+    spread: f64,
+    provenance: Provenance,
+) -> Description {
+    Description {
+        format: heads::FORMAT.to_owned(),
+        name: reward.name.clone(),
+        kind,
+        layer,
+        layers: shape.layers,
+        hidden: shape.hidden,
+        vocabulary: shape.vocabulary,
+        model_sha256: header.model_sha256.clone(),
+        spread,
+        token_limit: header.token_limit,
+        provenance: Provenance { reward: reward.definition.clone(), ..provenance },
+    }
+}
