@@ -75,8 +75,13 @@ fn a_report_holds_every_method_and_what_must_hold_of_each() {
         let [difference, low] = finite(comparison(against), ["difference", "ci_low"]);
         assert!(low > 0.0 && difference > 0.0, "values are worth no more than {against} ones: {difference}, {low}");
     }
+    // A method that does not reach the divergence is not compared at it, and that is told.
+    let failed = report["failed"].as_array().unwrap();
     for against in ["fudge", "args", "token_bias", "vas_one_pass", "value_model"] {
-        finite(comparison(against), ["difference", "ci_low", "ci_high"]);
+        let all = report["comparisons"].as_array().unwrap().iter();
+        let mut own = all.filter(|found| found["against"] == against && found["reward"] == "half");
+        let told = |sentence: &Value| sentence.as_str().unwrap().starts_with(&format!("half: {against} has"));
+        assert!(own.next().is_some() || failed.iter().any(told), "{against}: {failed:?}");
     }
     assert_eq!(report["grid"]["means"][0].as_array().unwrap().len(), 3);
     assert_eq!(report["grid"]["trends"].as_array().unwrap().len(), 6);
@@ -180,6 +185,9 @@ fn a_killed_evaluation_goes_on_and_a_partial_report_says_so() {
     // Another evaluation does not go on in the same folder.
     let other = Run::of(&[&arguments[..], &["--candidates", "10"]].concat());
     other.refuses(2, &["another number of candidates", "decoded.jsonl"]);
+    let mut seeds = arguments.clone();
+    seeds[arguments.iter().position(|word| *word == "11,12").unwrap()] = "12,11";
+    Run::of(&seeds).refuses(2, &["another choice of --kl, --seeds, --grid or --quick"]);
 }
 
 #[test]
@@ -195,6 +203,12 @@ fn what_cannot_be_evaluated_is_refused() {
     let place = arguments.iter().position(|word| *word == learned.prompts).unwrap();
     arguments[place] = &other;
     Run::of(&arguments).refuses(2, &[&learned.set.sha256, &sha256(&other)]);
+    // Heads of a reward that has the same name and is another.
+    let mut arguments = evaluation(learned, &out, &[]);
+    for word in arguments.iter_mut().filter(|word| **word == "length=6") {
+        *word = "length=7";
+    }
+    Run::of(&arguments).refuses(2, &["\"length\"", "length 1: 6", "length 1: 7"]);
 }
 
 #[test]

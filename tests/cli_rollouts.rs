@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use vassal::host::hexadecimal;
 use vassal::learning::rollouts::Rollouts;
 
 use crate::program::{Run, folder, started, tiny, written};
 use crate::rebuild::root;
+use crate::support::component;
 
 /// Three prompts, and where to put a file of this name.
 fn place(name: &str) -> (String, String) {
@@ -132,6 +135,40 @@ fn rewards_are_added_kept_replaced_and_refused() {
     let read = Rollouts::read(Path::new(&out)).unwrap();
     assert_eq!((read.rewards.len(), read.all[0].scores[0]), (2, Some(0.125)));
     assert!(!part.exists());
+}
+
+#[test]
+fn a_strangers_reward_scores_rollouts_and_what_it_cannot_score_is_told() {
+    let (prompts, out) = place("judged.parquet");
+    done(&rollout(&prompts, &out, "3"));
+    let judge = written("hostile-judge.wasm", &component("hostile_reward"));
+    let named = format!("mine:{judge}");
+    let reward = |spec: &str, of: &str| Run::of(&["reward", "--rollouts", of, "--reward", spec, "--out", of, "--json"]);
+    assert_eq!(reward(&named, &out).object(0)["rewards"][0]["name"], "mine");
+    let mut scored = Rollouts::read(Path::new(&out)).unwrap();
+    let about = &scored.rewards[0];
+    let sha256 = hexadecimal(&Sha256::digest(component("hostile_reward")));
+    assert_eq!((about.definition.clone(), about.failures.len()), (format!("component {sha256}"), 0));
+    assert!(scored.all.iter().all(|rollout| rollout.scores[0].is_some_and(f64::is_finite)));
+    // One in twelve is more than a hundredth.
+    scored.all[0].text = "score-nan".to_owned();
+    let bad = folder().join("judged-badly.parquet");
+    scored.write(&bad).unwrap();
+    let before = std::fs::read(&bad).unwrap();
+    let run = reward(&format!("other:{judge}"), bad.to_str().unwrap());
+    run.refuses(3, &["\"other\" has no score for 1 of", "at most 1 %", "gave no number"]);
+    assert!(std::fs::read(&bad).unwrap() == before);
+    // What is no file of rollouts is not written over.
+    let model = std::fs::read(tiny()).unwrap();
+    let copy = written("precious.gguf", &model);
+    let over = Run::of(&["reward", "--rollouts", &out, "--reward", "simplicity", "--out", &copy]);
+    over.refuses(2, &["precious.gguf", "not written over"]);
+    Run::of(&rollout(&prompts, &copy, "1")).refuses(2, &["precious.gguf", "not written over"]);
+    assert!(std::fs::read(&copy).unwrap() == model);
+    Run::of(&rollout("/dev/zero", &out, "1")).refuses(2, &["/dev/zero", "not a regular file"]);
+    // A policy is no reward, and says which it is.
+    let policy = written("policy-as-reward.wasm", &component("hostile"));
+    reward(&policy, &out).refuses(3, &["policy"]);
 }
 
 #[test]

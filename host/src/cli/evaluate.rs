@@ -156,11 +156,16 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     rollouts.require_model(&host.model().sha256)?;
     let header = header(arguments, &runner, &rollouts, &host)?;
     let mut journal = Journal::open(&arguments.out.join("decoded.jsonl"), &header)?;
+    let (settings, responses) = runner.amount();
+    if arguments.partial && journal.done().iter().all(|decoded| decoded.setting.tune) {
+        return Err(Error::Usage(format!(
+            "nothing of this evaluation has been decoded yet: {settings} settings are missing; leave --partial out"
+        )));
+    }
     let heads = judged_heads(arguments, &runner, &mut host, (&rollouts, &groups), &header)?;
     let about = about(arguments, &runner, &rollouts, &mut host);
     drop(host);
 
-    let (settings, responses) = runner.amount();
     if !arguments.partial {
         let progress = bar(responses, "responses");
         runner.run(&mut journal, &mut |told| match told {
@@ -173,11 +178,6 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     let pools = rewards.iter().map(|reward| rollouts.score(&groups, &**reward)).collect::<Result<Vec<_>, _>>()?;
     let lengths: Vec<f64> = groups.iter().flatten().map(|rollout| rollout.tokens.len() as f64).collect();
     let done = journal.done().iter().filter(|decoded| !decoded.setting.tune).count();
-    if done == 0 {
-        return Err(Error::Usage(format!(
-            "nothing of this evaluation has been decoded yet: {settings} settings are missing; leave --partial out"
-        )));
-    }
     let report = assemble(Material {
         about: About { settings_missing: settings.saturating_sub(done), ..about },
         rewards: &rewards,
@@ -227,9 +227,23 @@ fn wanted(arguments: &EvaluateArguments, rewards: &[SharedReward]) -> Wanted {
     let first = |numbers: usize| if arguments.quick { 1 } else { numbers };
     Wanted {
         rewards: rewards.iter().map(|reward| reward.name().to_owned()).collect(),
-        kls: arguments.kl[..first(arguments.kl.len())].to_vec(),
-        seeds: arguments.seeds[..first(arguments.seeds.len())].to_vec(),
+        kls: different(&arguments.kl[..first(arguments.kl.len())]),
+        seeds: different(&arguments.seeds[..first(arguments.seeds.len())]),
         grid: if arguments.quick { 0 } else { arguments.grid },
+    }
+}
+
+/// Each once, in the order in which they come first.
+fn different<T: PartialEq + Copy>(all: &[T]) -> Vec<T> {
+    let first = |(place, one): (usize, &T)| (!all[..place].contains(one)).then_some(*one);
+    all.iter().enumerate().filter_map(first).collect()
+}
+
+/// What heads are judged by.
+fn amount(arguments: &EvaluateArguments) -> Amount {
+    match arguments.quick {
+        true => Amount { states: 40, tokens: 4, continuations: 8 },
+        false => Amount { states: 100, tokens: 5, continuations: 16 },
     }
 }
 
@@ -256,6 +270,7 @@ fn header(
             hashes.extend(shipped.map(|head| (head.name.to_owned(), hexadecimal(&Sha256::digest(head.file)))));
         }
     }
+    let judged_by = amount(arguments);
     let ids = |prompts: &[&Prompt]| prompts.iter().map(|prompt| prompt.id.clone()).collect();
     Ok(Header {
         format: FORMAT.to_owned(),
@@ -268,6 +283,8 @@ fn header(
         token_limit: rollouts.header.token_limit,
         candidates: arguments.candidates,
         tail: arguments.tail.clone(),
+        wanted: runner.wanted.clone(),
+        judged_by: [judged_by.states, judged_by.tokens, judged_by.continuations],
     })
 }
 
@@ -286,11 +303,7 @@ fn judged_heads(
     {
         return Ok(heads);
     }
-    let amount = if arguments.quick {
-        Amount { states: 40, tokens: 4, continuations: 8 }
-    } else {
-        Amount { states: 100, tokens: 5, continuations: 16 }
-    };
+    let amount = amount(arguments);
     let bias = runner.rewards.iter().filter_map(|reward| {
         let path = head_path(arguments.heads.as_ref()?, reward.name(), "token-bias");
         HeadFile::open(&path).ok()

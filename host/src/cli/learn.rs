@@ -15,6 +15,7 @@ use super::reward::{RewardArguments, reward};
 use super::rollout::{RolloutArguments, rollout};
 use super::{ModelArguments, between, complain};
 use crate::error::Error;
+use crate::files;
 use crate::host::hexadecimal;
 use crate::learning::prompts::{PromptSet, Split};
 use crate::learning::report::run::head_path;
@@ -32,11 +33,32 @@ pub(super) fn parse_split(text: &str) -> Result<Split, String> {
         .ok_or_else(|| format!("expected learn, tune or test, got {text:?}"))
 }
 
+/// The longest prompts file: as many prompts as a file may have, of a thousand bytes each.
+const PROMPTS_BYTES: usize = 100 << 20;
+
+/// Refuses to write rollouts where something else is that would be lost.
+pub(super) fn check_out(out: &Path) -> Result<(), Error> {
+    if !out.exists() {
+        return Ok(());
+    }
+    Rollouts::read(out).map(|_| ()).map_err(|error| {
+        Error::Usage(format!("{} is there and holds no rollouts, so it is not written over: {error}", out.display()))
+    })
+}
+
 /// The prompts of a file, or the project's own.
 pub(super) fn read_prompts(path: Option<&Path>) -> Result<PromptSet, Error> {
     let Some(path) = path else { return Ok(PromptSet::built_in()) };
     let failed = |source| Error::File { what: "prompts", path: path.display().to_string(), source };
-    Ok(PromptSet::parse(&std::fs::read_to_string(path).map_err(failed)?)?)
+    let bytes = files::read(path, PROMPTS_BYTES).map_err(failed)?;
+    if bytes.len() > PROMPTS_BYTES {
+        return Err(Error::Usage(format!("{}: a prompts file has at most {PROMPTS_BYTES} bytes", path.display())));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        Error::Usage(format!("{}: a prompts file is UTF-8, this is not at byte {place}", path.display()))
+    })?;
+    Ok(PromptSet::parse(&text)?)
 }
 
 /// A bar on standard error, with the time left.

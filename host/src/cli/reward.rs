@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::learn::bar;
+use super::learn::{bar, check_out};
 use super::{print, print_json};
 use crate::error::Error;
 use crate::learning::rewards::{self, Scores, SharedReward};
@@ -40,6 +40,7 @@ pub(super) struct RewardArguments {
 pub(super) fn reward(arguments: &RewardArguments) -> Result<(), Error> {
     let rewards = rewards::find(&arguments.rewards, &super::compilation())?;
     let mut rollouts = Rollouts::read(&arguments.rollouts)?;
+    check_out(&arguments.out)?;
     let mut missing = missing(&rollouts, &rewards, arguments.replace)?;
     let part = part_of(&arguments.out);
     if let Some(unfinished) = unfinished(&part, &rollouts)? {

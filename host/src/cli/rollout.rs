@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::learn::{SEQUENCES, bar, parse_split, read_prompts};
+use super::learn::{SEQUENCES, bar, check_out, parse_split, read_prompts};
 use super::reward::{print_summaries, score};
 use super::{ModelArguments, between, complain};
 use crate::engine::{EngineOptions, Event, Finish, SequenceId};
@@ -54,6 +54,7 @@ pub(super) struct RolloutArguments {
 }
 
 pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
+    check_out(&arguments.out)?;
     let set = read_prompts(arguments.prompts.as_deref())?;
     let rewards = rewards::find(&arguments.rewards, &super::compilation())?;
     let splits: Vec<Split> =

@@ -11,6 +11,9 @@ use super::{Comparison, Estimate, Point};
 /// Resamplings of the prompts behind an interval.
 pub const ROUNDS: usize = 2000;
 
+/// The share of a divergence from which on it counts as reached: dials are set by other prompts than these.
+pub const REACHED: f64 = 0.8;
+
 /// One method at one setting, all seeds together, `[prompts]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
@@ -33,8 +36,10 @@ pub fn estimate(by_prompt: &[Option<f64>], seed: u64) -> Estimate {
     with_interval(mean(&known), bootstrap(known.len(), ROUNDS, seed, statistic))
 }
 
-/// A mean beside its interval; the mean alone where there is none.
+/// A mean beside its interval; the mean alone where there is none. What is not a number, because nothing varies, is 0:
+/// nothing is explained there, nor changes.
 pub(super) fn with_interval(mean: f64, interval: Option<std::ops::Range<f64>>) -> Estimate {
+    let mean = if mean.is_finite() { mean } else { 0.0 };
     let interval = interval.unwrap_or(mean..mean);
     Estimate { mean, ci_low: interval.start, ci_high: interval.end }
 }
@@ -183,7 +188,13 @@ impl Frontier {
     }
 }
 
-/// One method less another at `kl` nats a token: groups of each, decoded on the same prompts.
+/// Whether groups come near this divergence: a frontier is not drawn on past its end.
+pub fn reaches(groups: &[&Group], kl: f64) -> bool {
+    groups.iter().any(|group| group.kl_per_token() >= REACHED * kl)
+}
+
+/// One method less another at `kl` nats a token: groups of each, decoded on the same prompts. None where one of them ends
+/// before ([`reaches`]), or nothing is scored.
 pub fn at_equal_kl(
     base: &Group,
     (method, own): (&str, &[&Group]),
@@ -192,6 +203,9 @@ pub fn at_equal_kl(
     kl: f64,
     seed: u64,
 ) -> Option<Comparison> {
+    if !reaches(own, kl) || !reaches(other, kl) {
+        return None;
+    }
     let (own, other) = (Frontier::new(base, own, reward.0), Frontier::new(base, other, reward.0));
     let prompts: Vec<usize> = (0..base.samples.len()).collect();
     let difference = own.at(kl, &prompts)? - other.at(kl, &prompts)?;
@@ -268,8 +282,9 @@ pub(super) mod tests {
         let at = |kl| at_equal_kl(&groups[0], ("vas", &[&groups[1]]), ("random", &[&groups[2]]), (0, "r"), kl, 1);
         // At .04 vas has half of its way, in the root of KL.
         assert!(at(0.04).expect("scored").difference.abs() < 1e-12);
-        let beyond = at(0.16).expect("scored");
-        assert!((beyond.difference - 0.5).abs() < 1e-12 && (beyond.ci_low - 0.5).abs() < 1e-12, "{beyond:?}");
-        assert_eq!(beyond.matched, "kl 0.16");
+        let near = at(0.048).expect("near enough");
+        assert!((near.difference - (0.3_f64.sqrt() - 0.5)).abs() < 1e-9 && near.ci_low == near.ci_high, "{near:?}");
+        assert_eq!(near.matched, "kl 0.048");
+        assert_eq!(at(0.16), None, "what ends at .04 is not compared at .16");
     }
 }

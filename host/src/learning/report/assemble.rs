@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::super::rewards::SharedReward;
 use super::super::statistics::SplitMix;
-use super::analysis::{self, Group, at_equal_kl, groups};
+use super::analysis::{self, Group, at_equal_kl, groups, reaches};
 use super::best_of::{self, against_best_of, best_of_pool};
 use super::methods::{self, Wanted};
 use super::samples::Journal;
@@ -73,7 +73,8 @@ pub fn assemble(material: Material<'_>) -> Report {
         }
         report.compute = best_of::compute(&report.points);
     }
-    report.failed = failed(&report, &material);
+    let failed = failed(&report, &material);
+    report.failed.extend(failed);
     report
 }
 
@@ -127,6 +128,13 @@ fn add_reward(report: &mut Report, material: &Material<'_>, groups: &[Group], ba
             continue;
         }
         for &kl in &material.wanted.kls {
+            for (method, groups) in [("vas", &own), (against, &other)] {
+                let most = groups.iter().map(|group| group.kl_per_token()).fold(0.0, f64::max);
+                let words = format!("{}: {method} has {most:.3} nats a token at most, not {kl}", reward.1);
+                if !reaches(groups, kl) && !report.failed.contains(&words) {
+                    report.failed.push(words);
+                }
+            }
             report.comparisons.extend(at_equal_kl(base, ("vas", &own), (against, &other), reward, kl, seed));
         }
     }

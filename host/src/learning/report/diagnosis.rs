@@ -118,8 +118,8 @@ pub fn diagnose(head: &LinearHead, judged: &Judged<'_>) -> Diagnosis {
         move |drawn: &mut dyn Iterator<Item = usize>| {
             let (above, below) = drawn
                 .fold((0.0, 0.0), |total, prompt| (total.0 + above(&sums[prompt]), total.1 + below(&sums[prompt])));
-            // Where nothing varies, nothing is explained.
-            if below > 0.0 { above / below } else { 0.0 }
+            // Not a number where nothing varies: such a resample says nothing.
+            if below > 0.0 { above / below } else { f64::NAN }
         }
     };
     let share = |[error, power]: &[f64; 2]| if *power > 0.0 { 1.0 - error / power } else { 0.0 };
@@ -162,7 +162,7 @@ pub fn explained_by(feature: Option<&[Vec<f64>]>, judged: &Judged<'_>) -> Estima
     });
     judged.interval(|drawn| {
         let total = drawn.fold((0.0, 0.0), |total, prompt| (total.0 + sums[prompt].0, total.1 + sums[prompt].1));
-        if total.1 > 0.0 { 1.0 - total.0 / total.1 } else { 0.0 }
+        if total.1 > 0.0 { 1.0 - total.0 / total.1 } else { f64::NAN }
     })
 }
 

@@ -4,6 +4,8 @@
 //! row of [`METHODS`]; [`plan`] turns them into [`Planned`] settings, as soon as it is known which dial of each costs how
 //! much. Best-of-n is not here: it is computed from the pool.
 
+use serde::{Deserialize, Serialize};
+
 use super::samples::Setting;
 
 /// One method.
@@ -64,7 +66,7 @@ pub const GRID: Method = Method { at: At::First, ..guided("grid", "one-pass", "v
 pub const TOGETHER: Method = Method { variant: "all at once", at: At::First, ..guided("vas", "look-ahead", "vas") };
 
 /// What is asked for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Wanted {
     /// Names of the rewards.
     pub rewards: Vec<String>,

@@ -72,7 +72,21 @@ impl Runner<'_> {
             "one-pass" | "token-bias" => Some(HeadKind::OnePass),
             _ => Some(HeadKind::LookAhead),
         };
-        Host::open(&HostOptions { heads, head_kind, ..self.options.clone() })
+        let host = Host::open(&HostOptions { heads, head_kind, ..self.options.clone() })?;
+        for (head, reward) in host.heads().iter().zip(&self.rewards) {
+            let (description, definition) = (&head.description, reward.definition());
+            let learned = &description.provenance.reward;
+            // Heads from before rewards had definitions say none.
+            if description.name != reward.name() || !(learned.is_empty() || *learned == definition) {
+                return Err(Error::Usage(format!(
+                    "the {kind} head of {:?} was fitted to {:?} ({learned}), not to {:?} ({definition})",
+                    reward.name(),
+                    description.name,
+                    reward.name()
+                )));
+            }
+        }
+        Ok(host)
     }
 
     /// Decodes everything that is missing; `told` hears of each setting and of each response that is done.

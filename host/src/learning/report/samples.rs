@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::super::decoding::{Decoding, respond};
 use super::super::prompts::Prompt;
 use super::super::rewards::{Exchange, Scores, SharedReward};
+use super::methods::Wanted;
 use crate::engine::Response;
 use crate::error::Error;
 use crate::host::Host;
@@ -45,6 +46,10 @@ pub struct Header {
     pub candidates: usize,
     /// keep or mask.
     pub tail: String,
+    /// Divergences, seeds and grid: one folder is one evaluation, so that nothing is chosen among several afterwards.
+    pub wanted: Wanted,
+    /// States, next tokens and continuations that heads are judged by.
+    pub judged_by: [usize; 3],
 }
 
 /// One way of answering all prompts.
@@ -215,7 +220,7 @@ impl Journal {
 
 /// The first thing in which two pieces of work differ.
 fn difference(found: &Header, wanted: &Header) -> Option<String> {
-    let parts = [
+    let parts: [(&str, bool); 11] = [
         ("format", found.format == wanted.format),
         ("model", found.model_sha256 == wanted.model_sha256),
         ("pool", found.pool_sha256 == wanted.pool_sha256),
@@ -225,6 +230,8 @@ fn difference(found: &Header, wanted: &Header) -> Option<String> {
         ("token limit", found.token_limit == wanted.token_limit),
         ("number of candidates", found.candidates == wanted.candidates),
         ("tail", found.tail == wanted.tail),
+        ("choice of --kl, --seeds, --grid or --quick", found.wanted == wanted.wanted),
+        ("amount that heads are judged by", found.judged_by == wanted.judged_by),
     ];
     parts.iter().find(|(_, same)| !same).map(|(what, _)| (*what).to_owned())
 }
@@ -302,6 +309,8 @@ mod tests {
             token_limit: 60,
             candidates: 20,
             tail: "keep".into(),
+            wanted: Wanted { rewards: vec!["length".into()], kls: vec![0.25], seeds: vec![1], grid: 0 },
+            judged_by: [1, 2, 3],
         }
     }
 

@@ -318,6 +318,8 @@ impl Rollouts {
         if places.is_empty() {
             places = (0..self.rewards.len()).collect();
         }
+        let mut seen = HashSet::new();
+        places.retain(|place| seen.insert(*place));
         self.rewards = places.iter().map(|&place| self.rewards[place].clone()).collect();
         let before = self.all.len();
         for rollout in &mut self.all {
@@ -389,10 +391,8 @@ fn exchange(rollout: &Rollout) -> Exchange<'_> {
 }
 
 fn same(what: &'static str, theirs: &str, ours: &str) -> Result<(), RolloutsError> {
-    if theirs == ours {
-        return Ok(());
-    }
-    Err(RolloutsError::Other { what, theirs: theirs.to_string(), ours: ours.to_string() })
+    let other = || RolloutsError::Other { what, theirs: theirs.to_string(), ours: ours.to_string() };
+    if theirs == ours { Ok(()) } else { Err(other()) }
 }
 
 #[cfg(test)]
