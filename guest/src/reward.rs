@@ -94,7 +94,7 @@ pub fn scores<R: Reward>(exchanges: &[Exchange]) -> Vec<f64> {
     exchanges.iter().map(|exchange| reward.score(exchange)).collect()
 }
 
-/// Makes the component's exports from a type that is a [`Reward`](crate::reward::Reward). Once a crate, whose kind is
+/// Makes the component's exports from a type that is a [`Reward`]. Once a crate, whose kind is
 /// `cdylib`, and not beside [`export!`](crate::export). Natively it only checks the type, so that the crate's tests run.
 #[macro_export]
 macro_rules! export_reward {

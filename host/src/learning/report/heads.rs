@@ -1,7 +1,7 @@
 //! The heads of a report: diagnosed on the pool's own responses, against rules that know less.
 //!
 //! States, targets and texts come together here; the arithmetic is in [`diagnosis`](super::diagnosis) and
-//! [`within_state`](super::within_state). A head is judged by the first responses of each prompt only: what a hundred prompts'
+//! [`within_state`]. A head is judged by the first responses of each prompt only: what a hundred prompts'
 //! eight responses do not show, more of them do not show either. Start at [`judge`].
 
 use std::collections::{BTreeMap, HashMap};

@@ -2,7 +2,7 @@
 //!
 //! The page has a section for what was run, each reward, each head, two dials, what failed, and responses side
 //! by side; a content security policy in its head forbids what it does not use, should anything ever slip
-//! through [`Markup`]. Plots are `charts`', tables `tables`'; nothing is computed. Start at [`page`].
+//! through `Markup`. Plots are `charts`', tables `tables`'; nothing is computed. Start at [`page`].
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
 //! Rollouts: responses that the base model gave, with what rewards say of them, in a file.
 //!
-//! A file is Parquet ([`file`]): a row a rollout, a column a reward, and beside them the [`Header`] that says where
+//! A file is Parquet ([`mod@file`]): a row a rollout, a column a reward, and beside them the [`Header`] that says where
 //! the rollouts come from and, for each reward, what it is ([`RewardAbout`]). It is written whole or not at all; what
 //! was sampled before that is kept in a [`Journal`], so that a command that was killed can go on. Reading trusts
 //! nothing: rollouts of another shape, too long, doubled, or filed under a split that is not their prompt's are refused.
@@ -235,7 +235,7 @@ impl Rollouts {
     /// Reads a file.
     ///
     /// # Errors
-    /// The system's, and everything in the file that is not as [`file`] says.
+    /// The system's, and everything in the file that is not as [`mod@file`] says.
     pub fn read(path: &Path) -> Result<Self, RolloutsError> {
         file::read(path)
     }
