@@ -17,7 +17,7 @@ use crate::files;
 use crate::host::{Host, HostOptions, hexadecimal};
 use crate::learning::prompts::{Prompt, PromptSet, Split};
 use crate::learning::report::assemble::{Material, assemble};
-use crate::learning::report::methods::Wanted;
+use crate::learning::report::methods::{Wanted, head_kinds};
 use crate::learning::report::run::{Progress, Runner, head_path};
 use crate::learning::report::samples::{FORMAT, Header, Journal};
 use crate::learning::report::within_state::Amount;
@@ -163,7 +163,7 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         )));
     }
     let heads = judged_heads(arguments, &runner, &mut host, (&rollouts, &groups), &header)?;
-    let about = about(arguments, &runner, &rollouts, &mut host);
+    let about = about(arguments, &header, &rollouts, &mut host);
     drop(host);
 
     if !arguments.partial {
@@ -257,7 +257,7 @@ fn header(
     match &arguments.heads {
         Some(folder) => {
             for reward in &runner.rewards {
-                for kind in ["look-ahead", "one-pass", "value-model", "fudge", "args", "token-bias"] {
+                for kind in head_kinds() {
                     let path = head_path(folder, reward.name(), kind);
                     if path.is_file() {
                         hashes.insert(format!("{}.{kind}", reward.name()), file_sha256("head", &path)?);
@@ -304,11 +304,12 @@ fn judged_heads(
         return Ok(heads);
     }
     let amount = amount(arguments);
-    let bias = runner.rewards.iter().filter_map(|reward| {
-        let path = head_path(arguments.heads.as_ref()?, reward.name(), "token-bias");
-        HeadFile::open(&path).ok()
-    });
-    let bias: Vec<HeadFile> = bias.collect();
+    let paths = arguments
+        .heads
+        .iter()
+        .flat_map(|folder| runner.rewards.iter().map(|reward| head_path(folder, reward.name(), "token-bias")));
+    let there = paths.filter(|path| path.is_file());
+    let bias = there.map(|path| HeadFile::open(&path)).collect::<Result<Vec<_>, _>>()?;
     let options = heads::Options {
         amount,
         candidates: arguments.candidates,
@@ -319,28 +320,28 @@ fn judged_heads(
     let found =
         heads::judge(host, (rollouts, groups), &runner.prompts, &runner.rewards, &bias, options, || progress.inc(1))?;
     progress.finish_and_clear();
-    save(&path, serde_json::to_string(&(header, &found)).unwrap_or_default().as_bytes())?;
+    save(&path, &serde_json::to_vec(&(header, &found)).map_err(unwritten)?)?;
     Ok(found)
 }
 
-fn about(arguments: &EvaluateArguments, runner: &Runner<'_>, rollouts: &Rollouts, host: &mut Host) -> About {
+fn about(arguments: &EvaluateArguments, header: &Header, rollouts: &Rollouts, host: &mut Host) -> About {
     let info = vassal_kernels::Device::info(host.engine().device());
     About {
-        command: std::env::args().skip(1).fold("vassal".to_owned(), |command, word| command + " " + &word),
+        command: super::command_line(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         model: host.model().name.clone(),
-        model_sha256: host.model().sha256.clone(),
+        model_sha256: header.model_sha256.clone(),
         prompts_sha256: rollouts.header.prompts_sha256.clone(),
-        pool_sha256: file_sha256("rollouts", &arguments.pool).unwrap_or_default(),
+        pool_sha256: header.pool_sha256.clone(),
         split: arguments.split.name().to_owned(),
-        prompts: runner.prompts.len(),
+        prompts: header.prompts.len(),
         pool_samples: rollouts.header.samples as usize,
-        seeds: runner.wanted.seeds.clone(),
+        seeds: header.wanted.seeds.clone(),
         temperature: 1.0,
         top_p: 1.0,
-        candidates: arguments.candidates,
-        tail: arguments.tail.clone(),
-        token_limit: rollouts.header.token_limit,
+        candidates: header.candidates,
+        tail: header.tail.clone(),
+        token_limit: header.token_limit,
         device: format!("{} ({}, {} threads)", info.name, info.isa, info.threads),
         settings_missing: 0,
     }
@@ -351,6 +352,11 @@ fn words(method: &str, dials: &[(String, f64)]) -> String {
     if dials.is_empty() { method.to_owned() } else { format!("{method} ({})", dials.join(", ")) }
 }
 
+/// A report that JSON cannot say would be the program's own fault.
+fn unwritten(error: serde_json::Error) -> Error {
+    Error::File { what: "report", path: "report.json".to_owned(), source: std::io::Error::other(error) }
+}
+
 fn save(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let failed = |source| Error::File { what: "report", path: path.display().to_string(), source };
     files::replace(path, bytes).map_err(failed)
@@ -358,8 +364,8 @@ fn save(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 fn write(arguments: &EvaluateArguments, report: &Report) -> Result<(), Error> {
     let tables = markdown::tables(report);
-    let object = serde_json::to_value(report).map_err(|error| Error::Usage(error.to_string()))?;
-    save(&arguments.out.join("report.json"), serde_json::to_string_pretty(&object).unwrap_or_default().as_bytes())?;
+    let object = serde_json::to_value(report).map_err(unwritten)?;
+    save(&arguments.out.join("report.json"), &serde_json::to_vec_pretty(&object).map_err(unwritten)?)?;
     save(&arguments.out.join("report.md"), tables.as_bytes())?;
     save(&arguments.out.join("report.html"), html::page(report).as_bytes())?;
     if arguments.json {

@@ -10,7 +10,7 @@ use vassal_kernels::{LinearHead, ModelShape};
 
 use super::complain;
 use super::fit::describe;
-use super::learn::{SEQUENCES, bar};
+use super::learn::bar;
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
@@ -58,12 +58,7 @@ impl Comparison<'_> {
     fn value_model(&self) -> Result<(), Error> {
         let layer = (self.shape.layers / 3).max(1);
         complain(&format!("fitting a value model of the first {layer} layers"));
-        let engine = EngineOptions {
-            sequences_max: SEQUENCES,
-            cache_tokens: SEQUENCES * 512,
-            taps: vec![layer],
-            ..EngineOptions::default()
-        };
+        let engine = EngineOptions { taps: vec![layer], ..self.options.engine.clone() };
         let mut host = Host::open(&HostOptions { engine, ..self.options.clone() })?;
         let progress = bar(self.rollouts.all.len(), "features");
         let told = |count: usize| progress.set_position(count as u64);

@@ -18,10 +18,11 @@ use crate::error::Error;
 use crate::files;
 use crate::host::hexadecimal;
 use crate::learning::prompts::{PromptSet, Split};
+use crate::learning::report::methods::head_kinds;
 use crate::learning::report::run::head_path;
 use crate::learning::rewards;
 use crate::learning::rollouts::{self, Rollouts};
-use crate::model::heads::{HeadFile, RANK_MAX};
+use crate::model::heads::{HeadFile, HeadKind, RANK_MAX};
 
 /// Sequences that decode at once while learning.
 pub(super) const SEQUENCES: usize = 48;
@@ -175,11 +176,8 @@ fn sampled(arguments: &LearnArguments, splits: &[Split], samples: usize, seed: u
 /// Heads of the rewards, unless all of them are there and were fitted to this very file.
 fn fitted(arguments: &LearnArguments, rollouts: &Path, heads: &Path, names: Vec<String>) -> Result<(), Error> {
     let sha256 = file_sha256("rollouts", rollouts)?;
-    let kinds: &[&str] = if arguments.comparison {
-        &["look-ahead", "one-pass", "token-bias", "fudge", "args", "value-model"]
-    } else {
-        &["look-ahead", "one-pass"]
-    };
+    let own = HeadKind::ALL.map(HeadKind::name).to_vec();
+    let kinds = if arguments.comparison { head_kinds() } else { own };
     let is_there = |name: &String, kind: &&str| {
         let head = HeadFile::open(&head_path(heads, name, kind));
         head.is_ok_and(|head| head.description.provenance.rollouts_sha256 == sha256)

@@ -150,6 +150,11 @@ fn compilation() -> Compilation {
     Compilation::Child(ChildCompiler { program: None, cache })
 }
 
+/// What was typed, as provenance tells it.
+fn command_line() -> String {
+    std::env::args().skip(1).fold("vassal".to_owned(), |command, word| command + " " + &word)
+}
+
 /// The definition of the command line, for tests that compare documents with it.
 pub fn command() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()

@@ -78,7 +78,7 @@ pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
         temperature: arguments.temperature,
         top_p: arguments.top_p,
         token_limit: arguments.max_tokens as u32,
-        command: std::env::args().skip(1).fold("vassal".to_owned(), |command, word| command + " " + &word),
+        command: super::command_line(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let mut journal = Journal::open(&arguments.out, &header)?;

@@ -145,10 +145,10 @@ impl<'a> Material<'a> {
         let hidden = engine.hidden();
         let (mut learn, mut tune) = (States::new(hidden), States::new(hidden));
         let mut source = Source { engine, prompts, layer, token_limit, hidden };
-        let failed = |error: CollectError| FitError::from(error);
-        learn.collect(&mut source, &learn_groups, &mut done).map_err(failed)?;
+        learn.collect(&mut source, &learn_groups, &mut done).map_err(|error: CollectError| FitError::from(error))?;
         let before = learn.rollouts();
-        tune.collect(&mut source, &tune_groups, |count| done(before + count)).map_err(failed)?;
+        tune.collect(&mut source, &tune_groups, |count| done(before + count))
+            .map_err(|error: CollectError| FitError::from(error))?;
         Ok(Self { learn_groups, tune_groups, learn, tune, token_limit })
     }
 

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::hex::hexadecimal;
+
 /// The project's own prompts, the text of `host/data/prompts.jsonl`.
 pub const BUILT_IN: &str = include_str!("../../data/prompts.jsonl");
 
@@ -163,7 +165,7 @@ impl PromptSet {
         if prompts.is_empty() {
             return Err(PromptsError::Count { count: 0 });
         }
-        Ok(Self { prompts, sha256: hex(&Sha256::digest(text.as_bytes())) })
+        Ok(Self { prompts, sha256: hexadecimal(&Sha256::digest(text.as_bytes())) })
     }
 
     /// The project's own prompts.
@@ -178,11 +180,6 @@ impl PromptSet {
     pub fn of(&self, split: Split) -> impl Iterator<Item = &Prompt> {
         self.prompts.iter().filter(move |prompt| prompt.split == split)
     }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

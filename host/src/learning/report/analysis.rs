@@ -68,6 +68,13 @@ pub fn groups(done: &[Decoded]) -> Vec<Group> {
     groups
 }
 
+/// A sum over all responses, by response token.
+pub(super) fn a_token(samples: &[Vec<Sample>], of: impl Fn(&Sample) -> f64) -> f64 {
+    let all = || samples.iter().flatten();
+    let tokens: usize = all().map(|sample| sample.tokens.len()).sum();
+    all().map(of).sum::<f64>() / tokens.max(1) as f64
+}
+
 impl Group {
     /// Mean reward of each prompt; none where no response has a score.
     pub fn rewards(&self, reward: usize) -> Vec<Option<f64>> {
@@ -82,10 +89,8 @@ impl Group {
         self.samples.iter().flatten()
     }
 
-    /// A sum over all responses, by response token.
     fn a_token(&self, of: impl Fn(&Sample) -> f64) -> f64 {
-        let tokens: usize = self.all().map(|sample| sample.tokens.len()).sum();
-        self.all().map(of).sum::<f64>() / tokens.max(1) as f64
+        a_token(&self.samples, of)
     }
 
     /// Nats a token.

@@ -59,6 +59,14 @@ pub const METHODS: [Method; 13] = [
     Method { settings: &[("method", "random")], ..guided("random", "look-ahead", "comparison") },
 ];
 
+/// Every kind of heads that some method reads, as in their files' names.
+pub fn head_kinds() -> Vec<&'static str> {
+    let mut kinds: Vec<&str> = METHODS.iter().map(|method| method.heads).filter(|kind| !kind.is_empty()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
 /// The method whose settings two dials at once are decoded in.
 pub const GRID: Method = Method { at: At::First, ..guided("grid", "one-pass", "vas") };
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::super::decoding::{dial_for_kl, use_with};
 use super::super::prompts::Prompt;
 use super::super::rewards::SharedReward;
+use super::analysis::a_token;
 use super::methods::{self, METHODS, Method, Planned, Wanted};
 use super::samples::{Journal, Setting, decode};
 use crate::error::Error;
@@ -209,9 +210,7 @@ impl Runner<'_> {
                         };
                         self.decode(&setting, &self.tune, method, journal, host, told)?;
                         let samples = journal.find(&setting).map_or(&[][..], |decoded| &decoded.samples);
-                        let tokens: usize = samples.iter().flatten().map(|sample| sample.tokens.len()).sum();
-                        let kl = samples.iter().flatten().map(|sample| sample.kl).sum::<f64>() / tokens.max(1) as f64;
-                        table.push((dial, kl));
+                        table.push((dial, a_token(samples, |sample| sample.kl)));
                     }
                     table
                 }

@@ -79,27 +79,15 @@ pub fn of_shipped_heads() -> [BuiltIn; 2] {
     [BuiltIn::sentiment(), BuiltIn::simplicity()]
 }
 
-/// A number as a reward of this range gave it, checked.
-pub fn checked(given: f64, range: &RangeInclusive<f64>) -> Score {
-    if given.is_nan() {
-        return Err(Unscored::NotANumber);
-    }
-    if range.contains(&given) {
-        return Ok(given);
-    }
-    Err(Unscored::OutOfRange { given, minimum: *range.start(), maximum: *range.end() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_number_or_outside_the_range_is_no_score() {
-        assert_eq!(checked(0.5, &(0.0..=1.0)), Ok(0.5));
-        assert_eq!(checked(f64::NAN, &(0.0..=1.0)), Err(Unscored::NotANumber));
-        let infinite = checked(f64::INFINITY, &(0.0..=1.0)).unwrap_err();
-        assert_eq!(infinite.to_string(), "gave inf, outside 0..1");
-        assert_eq!(checked(-0.25, &(0.0..=1.0)).unwrap_err().to_string(), "gave -0.25, outside 0..1");
+    fn what_is_no_score_says_what_was_given_and_what_is_accepted() {
+        let outside = |given| Unscored::OutOfRange { given, minimum: 0.0, maximum: 1.0 }.to_string();
+        assert_eq!(outside(f64::INFINITY), "gave inf, outside 0..1");
+        assert_eq!(outside(-0.25), "gave -0.25, outside 0..1");
+        assert_eq!(Unscored::NotANumber.to_string(), "gave no number");
     }
 }

@@ -28,7 +28,8 @@ use sha2::{Digest, Sha256};
 
 use super::pages::{self, Column};
 use super::{Checker, End, Header, REWARDS_MAX, RewardAbout, Rollout, Rollouts, RolloutsError};
-use crate::learning::prompts::{PROMPT_BYTES_MAX, Split, hex};
+use crate::hex::hexadecimal;
+use crate::learning::prompts::{PROMPT_BYTES_MAX, Split};
 
 /// The key of the file's metadata that has the header.
 pub const KEY: &str = "vassal";
@@ -116,7 +117,7 @@ fn content_sha256(rollouts: &Rollouts) -> String {
             hash.update(score.unwrap_or_default().to_bits().to_le_bytes());
         }
     }
-    hex(&hash.finalize())
+    hexadecimal(&hash.finalize())
 }
 
 /// The bytes of a file.

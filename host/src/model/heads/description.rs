@@ -26,6 +26,9 @@ pub enum HeadKind {
 }
 
 impl HeadKind {
+    /// Both kinds.
+    pub const ALL: [Self; 2] = [Self::LookAhead, Self::OnePass];
+
     /// `look-ahead` or `one-pass`: in names of files and on the command line.
     pub fn name(self) -> &'static str {
         match self {
