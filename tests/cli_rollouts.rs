@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vassal::host::hexadecimal;
+use vassal::learning::journal::line;
 use vassal::learning::rollouts::Rollouts;
 
 use crate::program::{Run, folder, started, tiny, written};
@@ -72,9 +73,9 @@ fn a_killed_rollout_goes_on_and_ends_with_the_same_bytes() {
 
     // Whatever is there of a prompt's samples, and half a line.
     let all = Rollouts::read(Path::new(&out)).unwrap();
-    let mut journal = serde_json::to_string(&all.header).unwrap() + "\n";
+    let mut journal = line(&all.header).unwrap();
     for (place, rollout) in all.all.iter().enumerate().rev().filter(|(place, _)| place % 5 < 2 || place % 7 == 3) {
-        journal += &(serde_json::to_string(rollout).unwrap() + "\n");
+        journal += &line(rollout).unwrap();
         journal += if place == 0 { "{\"id\":\"p" } else { "" };
     }
     std::fs::write(&part, journal).unwrap();
@@ -87,7 +88,7 @@ fn a_journal_of_other_arguments_is_left_alone() {
     let (prompts, out) = place("other.parquet");
     done(&rollout(&prompts, &out, "2"));
     let part = part(Path::new(&out));
-    let header = serde_json::to_string(&Rollouts::read(Path::new(&out)).unwrap().header).unwrap() + "\n";
+    let header = line(&Rollouts::read(Path::new(&out)).unwrap().header).unwrap();
     std::fs::write(&part, &header).unwrap();
     let run = Run::of(&[&rollout(&prompts, &out, "2")[..], &["--seed", "9"]].concat());
     run.refuses(2, &["other.parquet.part", "another seed (1, this has 9)", "delete"]);

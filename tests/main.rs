@@ -19,6 +19,7 @@ mod loader;
 mod loading;
 mod neighbours;
 mod policies;
+mod preference;
 mod program;
 mod prompts;
 mod rebuild;

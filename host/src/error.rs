@@ -9,8 +9,11 @@ use vassal_kernels::DeviceError;
 use crate::audit::{AuditError, Difference, ReplayError};
 use crate::engine::EngineError;
 use crate::learning::fitting::FitError;
+use crate::learning::journal::JournalError;
+use crate::learning::preference::pairs::PairsError;
 use crate::learning::prompts::PromptsError;
-use crate::learning::report::samples::JournalError;
+use crate::learning::report::samples::DecodedError;
+use crate::learning::rewards::learned::file::RewardFileError;
 use crate::learning::rewards::{ScoresError, SpecError};
 use crate::learning::rollouts::RolloutsError;
 use crate::model::config::ConfigError;
@@ -130,12 +133,18 @@ pub enum Error {
     /// The words that name a reward.
     #[error(transparent)]
     Reward(#[from] SpecError),
+    /// A learned reward's file.
+    #[error(transparent)]
+    RewardFile(#[from] RewardFileError),
+    /// Preference pairs.
+    #[error(transparent)]
+    Pairs(#[from] PairsError),
     /// A reward had no score for too many responses.
     #[error(transparent)]
     Scores(#[from] Box<ScoresError>),
     /// An evaluation's journal.
     #[error(transparent)]
-    Journal(#[from] JournalError),
+    Decoded(#[from] DecodedError),
     /// A policy's or a reward's crate made no component.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -198,7 +207,10 @@ impl Error {
             Self::Policy(error) if error.is_the_hosts() => Cause::Host,
             Self::File { source, .. }
             | Self::Rollouts(RolloutsError::File { source, .. })
-            | Self::Journal(JournalError::File { source, .. })
+            | Self::Rollouts(RolloutsError::Lines(JournalError::File { source, .. }))
+            | Self::Decoded(DecodedError::Lines(JournalError::File { source, .. }))
+            | Self::RewardFile(RewardFileError::File { source, .. })
+            | Self::Pairs(PairsError::File { source, .. })
             | Self::Head(HeadError::File { source, .. })
             | Self::HeadFile { source: HeadError::File { source, .. }, .. }
             | Self::Key(KeyError::File { source, .. })
@@ -223,7 +235,9 @@ impl Error {
             | Self::Prompts(_)
             | Self::Rollouts(_)
             | Self::Reward(_)
-            | Self::Journal(_)
+            | Self::RewardFile(_)
+            | Self::Pairs(_)
+            | Self::Decoded(_)
             | Self::Fit(_)
             | Self::Gguf(_)
             | Self::Config(_)

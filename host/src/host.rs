@@ -163,6 +163,11 @@ impl Host {
         &mut self.engine
     }
 
+    /// The model's numbers.
+    pub fn shape(&self) -> &ModelShape {
+        self.engine.shape()
+    }
+
     /// The model.
     pub fn model(&self) -> &ModelInfo {
         &self.model
@@ -243,6 +248,18 @@ impl Host {
             self.tokenizer.encode_prompt(&render(prompt)?, &[])?
         };
         Ok(Request { prompt: tokens, user_prompt, heads: self.head_ids.clone(), ..Request::default() })
+    }
+
+    /// The tokens of a conversation under the model's chat template, up to where the answer begins.
+    ///
+    /// # Errors
+    /// The template's or the tokenizer's. Messages that spell a special token ([`Tokenizer::names_special`]) would forge a turn
+    /// and are refused.
+    pub fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        if let Some(message) = messages.iter().find(|message| self.tokenizer.names_special(&message.content)) {
+            return Err(Error::Usage(format!("a {}'s message spells a special token of this model", message.role)));
+        }
+        Ok(self.tokenizer.encode_prompt(&self.template.render(messages, true)?, &[])?)
     }
 
     /// Checks a request against the model.

@@ -96,6 +96,11 @@ impl DeviceArguments {
     fn isa(&self) -> Result<Option<Isa>, Error> {
         let Some(name) = &self.isa else { return Ok(None) };
         let unknown = || Error::unknown("instruction set", name, Isa::ALL.iter().map(|isa| isa.name()));
-        Isa::ALL.into_iter().find(|isa| isa.name() == name).map(Some).ok_or_else(unknown)
+        let isa = Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(unknown)?;
+        if isa.is_available() {
+            return Ok(Some(isa));
+        }
+        let there = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(Isa::name).collect::<Vec<_>>();
+        Err(Error::Usage(format!("--isa: this processor has no {name}; it has {}", there.join(", "))))
     }
 }

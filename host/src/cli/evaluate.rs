@@ -9,20 +9,21 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use sha2::{Digest, Sha256};
 
-use super::learn::{bar, file_sha256, read_prompts};
+use super::learn::{bar, file_sha256, find_rewards, read_prompts, warn_of_limits};
 use super::{ModelArguments, complain, print, print_json};
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::files;
 use crate::host::{Host, HostOptions, hexadecimal};
+use crate::learning::decoding::use_with;
 use crate::learning::prompts::{Prompt, PromptSet, Split};
 use crate::learning::report::assemble::{Material, assemble};
 use crate::learning::report::methods::{Wanted, head_kinds};
 use crate::learning::report::run::{Progress, Runner, head_path};
 use crate::learning::report::samples::{FORMAT, Header, Journal};
 use crate::learning::report::within_state::Amount;
-use crate::learning::report::{About, HeadReport, Report, heads, html, markdown};
-use crate::learning::rewards::{self, SharedReward};
+use crate::learning::report::{About, HeadReport, Report, heads, html, markdown, picture};
+use crate::learning::rewards::{SharedReward, SpecError};
 use crate::learning::rollouts::{Rollout, Rollouts};
 use crate::model::heads::HeadFile;
 use crate::shipped;
@@ -49,9 +50,15 @@ pub(super) struct EvaluateArguments {
     /// The prompts file that it was made from; the project's own where there is none.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
+    /// Another file whose tune prompts dials are calibrated on; those of the prompts file where there is none.
+    #[arg(long, value_name = "FILE")]
+    tune_prompts: Option<PathBuf>,
     /// A reward, as `sentiment` or `short:length=20`; may repeat. A grid of dials is of the first two.
     #[arg(long = "reward", default_values = ["sentiment", "simplicity"])]
     rewards: Vec<String>,
+    /// A reward that guides nothing and judges what another one guides, as `helpful=helpful-gold.safetensors`; may repeat.
+    #[arg(long = "judge", value_name = "REWARD=JUDGE", value_parser = super::parse_setting)]
+    judges: Vec<(String, String)>,
     /// Dials are set to cost this many nats a token, measured on tune prompts; the first is the main one.
     #[arg(long, value_name = "NATS", value_delimiter = ',', default_values_t = KL, value_parser = parse_nats)]
     kl: Vec<f64>,
@@ -82,7 +89,7 @@ pub(super) struct EvaluateArguments {
     /// Heads from this folder (as `vassal fit --out` writes them) instead of the shipped ones.
     #[arg(long, value_name = "FOLDER")]
     heads: Option<PathBuf>,
-    /// The folder that gets report.html, report.json and report.md, and what they are made of.
+    /// The folder that gets report.html, report.json, report.md and report.svg, and what they are made of.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// The report as one JSON object on standard output, and nothing else.
@@ -103,7 +110,9 @@ impl EvaluateArguments {
         Self {
             pool,
             prompts,
+            tune_prompts: None,
             rewards,
+            judges: Vec::new(),
             kl: KL.to_vec(),
             seeds: SEEDS.to_vec(),
             grid: GRID,
@@ -128,9 +137,21 @@ fn parse_nats(text: &str) -> Result<f64, String> {
 
 pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     let set = read_prompts(arguments.prompts.as_deref())?;
-    let rewards = rewards::find(&arguments.rewards, &super::compilation())?;
+    let rewards = find_rewards(&arguments.rewards, &arguments.model)?;
+    let (judges, judging) = judges(arguments, &rewards)?;
     let rollouts = Rollouts::read(&arguments.pool)?;
     check_pool(arguments, &rollouts, &set)?;
+    warn_of_limits(rewards.iter().chain(&judges), rollouts.header.token_limit);
+    let calibrating = match &arguments.tune_prompts {
+        Some(path) => read_prompts(Some(path))?,
+        None => set.clone(),
+    };
+    let tune: Vec<&Prompt> = calibrating.of(Split::Tune).take(TUNE_PROMPTS).collect();
+    if tune.is_empty() {
+        return Err(Error::Usage(
+            "none of the prompts is of the tune split, by which dials are calibrated: --tune-prompts names a file that has some".into(),
+        ));
+    }
     let groups = groups(arguments, &rollouts)?;
     let find = |id: &str| set.prompts.iter().find(|prompt| prompt.id == id);
     let prompts: Vec<&Prompt> = groups.iter().filter_map(|group| find(&group.first()?.id)).collect();
@@ -143,9 +164,10 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         options: HostOptions { engine, ..arguments.model.resolve()? },
         heads: arguments.heads.clone(),
         prompts: prompts.clone(),
-        tune: set.of(Split::Tune).take(TUNE_PROMPTS).collect(),
-        rewards: rewards.clone(),
+        tune,
         wanted: wanted(arguments, &rewards),
+        rewards,
+        judges,
         common: vec![
             ("candidates".to_owned(), arguments.candidates.to_string()),
             ("tail".to_owned(), arguments.tail.clone()),
@@ -154,7 +176,9 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     };
     let mut host = runner.open("look-ahead")?;
     rollouts.require_model(&host.model().sha256)?;
-    let header = header(arguments, &runner, &rollouts, &host)?;
+    // What every setting has in common is checked before minutes are spent on the heads.
+    use_with(&host, "vas", runner.common.clone())?;
+    let header = header(arguments, &runner, (&rollouts, &judging), &host)?;
     let mut journal = Journal::open(&arguments.out.join("decoded.jsonl"), &header)?;
     let (settings, responses) = runner.amount();
     if arguments.partial && journal.done().iter().all(|decoded| decoded.setting.tune) {
@@ -175,12 +199,14 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         })?;
         progress.finish_and_clear();
     }
-    let pools = rewards.iter().map(|reward| rollouts.score(&groups, &**reward)).collect::<Result<Vec<_>, _>>()?;
+    let scored = runner.scored();
+    let pools = scored.iter().map(|reward| rollouts.score(&groups, &**reward)).collect::<Result<Vec<_>, _>>()?;
     let lengths: Vec<f64> = groups.iter().flatten().map(|rollout| rollout.tokens.len() as f64).collect();
     let done = journal.done().iter().filter(|decoded| !decoded.setting.tune).count();
     let report = assemble(Material {
         about: About { settings_missing: settings.saturating_sub(done), ..about },
-        rewards: &rewards,
+        rewards: &scored,
+        judges: &judging,
         wanted: &runner.wanted,
         prompts: &prompts,
         journal: &journal,
@@ -190,6 +216,32 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         seed: arguments.seeds.first().copied().unwrap_or(0),
     });
     write(arguments, &report)
+}
+
+/// The rewards that judge only, and the name of each with that of the one whose responses it judges.
+type Judges = (Vec<SharedReward>, Vec<(String, String)>);
+
+fn judges(arguments: &EvaluateArguments, rewards: &[SharedReward]) -> Result<Judges, Error> {
+    let specs: Vec<String> = arguments.judges.iter().map(|(_, judge)| judge.clone()).collect();
+    let judges = find_rewards(&specs, &arguments.model)?;
+    let mut judging = Vec::new();
+    for (judge, (of, _)) in judges.iter().zip(&arguments.judges) {
+        let names = rewards.iter().map(|reward| reward.name());
+        if !names.clone().any(|name| name == of) {
+            return Err(Error::unknown("reward to judge", of, names));
+        }
+        if names.clone().any(|name| name == judge.name()) {
+            return Err(SpecError::Twice(judge.name().to_owned()).into());
+        }
+        if rewards.iter().any(|reward| reward.name() == of && reward.definition() == judge.definition()) {
+            return Err(Error::Usage(format!(
+                "--judge {of}={}: a reward cannot judge what it guides itself",
+                judge.name()
+            )));
+        }
+        judging.push((judge.name().to_owned(), of.clone()));
+    }
+    Ok((judges, judging))
 }
 
 /// Refuses a pool that is not of the base model as the methods run it, or of other prompts.
@@ -250,7 +302,7 @@ fn amount(arguments: &EvaluateArguments) -> Amount {
 fn header(
     arguments: &EvaluateArguments,
     runner: &Runner<'_>,
-    rollouts: &Rollouts,
+    (rollouts, judging): (&Rollouts, &[(String, String)]),
     host: &Host,
 ) -> Result<Header, Error> {
     let mut hashes = BTreeMap::new();
@@ -277,7 +329,8 @@ fn header(
         model_sha256: host.model().sha256.clone(),
         pool_sha256: file_sha256("rollouts", &arguments.pool)?,
         heads: hashes,
-        rewards: runner.rewards.iter().map(|reward| (reward.name().to_owned(), reward.definition())).collect(),
+        judges: judging.to_vec(),
+        rewards: runner.scored().iter().map(|reward| (reward.name().to_owned(), reward.definition())).collect(),
         prompts: ids(&runner.prompts),
         tune_prompts: ids(&runner.tune),
         token_limit: rollouts.header.token_limit,
@@ -368,6 +421,9 @@ fn write(arguments: &EvaluateArguments, report: &Report) -> Result<(), Error> {
     save(&arguments.out.join("report.json"), &serde_json::to_vec_pretty(&object).map_err(unwritten)?)?;
     save(&arguments.out.join("report.md"), tables.as_bytes())?;
     save(&arguments.out.join("report.html"), html::page(report).as_bytes())?;
+    if let Some(picture) = picture::picture(report) {
+        save(&arguments.out.join("report.svg"), picture.as_bytes())?;
+    }
     if arguments.json {
         print_json(&object);
     } else {

@@ -5,14 +5,14 @@
 //! too large to keep (some 4 kB a token).
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use vassal_kernels::ModelShape;
 
 use super::fit_comparison::Comparison;
 use super::learn::{SEQUENCES, bar, file_sha256, read_prompts};
-use super::{ModelArguments, between, complain};
+use super::{ModelArguments, between, complain, fit_preference};
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::host::{Host, HostOptions, cores};
@@ -31,11 +31,40 @@ const DIALS: [f64; 5] = [0.25, 0.5, 0.75, 1.0, 1.5];
 /// Tune prompts that the dial-to-KL table is measured on.
 const DIAL_PROMPTS: usize = 20;
 
+/// What is fitted, to what, and where it goes.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct FitCommand {
+    #[command(subcommand)]
+    other: Option<OtherFit>,
+    /// A file that `vassal rollout` wrote and rewards have scored.
+    #[arg(long, value_name = "FILE", required = true)]
+    rollouts: Option<PathBuf>,
+    /// The folder that gets REWARD.look-ahead.safetensors and REWARD.one-pass.safetensors.
+    #[arg(long, value_name = "FOLDER", required = true)]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    arguments: FitArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum OtherFit {
+    /// Fits rewards to preference pairs: one that guides, one that judges.
+    Preference(fit_preference::PreferenceArguments),
+}
+
+pub(super) fn run(command: &FitCommand) -> Result<(), Error> {
+    match (&command.other, &command.rollouts, &command.out) {
+        (Some(OtherFit::Preference(arguments)), ..) => fit_preference::fit(arguments),
+        (None, Some(rollouts), Some(out)) => fit(rollouts, out, &command.arguments),
+        // The parser has asked for both.
+        (None, ..) => Err(Error::Usage("vassal fit needs --rollouts and --out, or `preference`".into())),
+    }
+}
+
+/// How value heads are fitted.
 #[derive(Debug, Args)]
 pub(super) struct FitArguments {
-    /// A file that `vassal rollout` wrote and rewards have scored.
-    #[arg(long, value_name = "FILE")]
-    pub(super) rollouts: PathBuf,
     /// The prompts file that it was made from; the project's own where there is none.
     #[arg(long, value_name = "FILE")]
     pub(super) prompts: Option<PathBuf>,
@@ -55,9 +84,6 @@ pub(super) struct FitArguments {
     /// model of the first third of the layers.
     #[arg(long)]
     pub(super) comparison: bool,
-    /// The folder that gets REWARD.look-ahead.safetensors and REWARD.one-pass.safetensors.
-    #[arg(long, value_name = "FOLDER")]
-    pub(super) out: PathBuf,
     #[command(flatten)]
     pub(super) model: ModelArguments,
 }
@@ -71,17 +97,19 @@ fn layer_of(arguments: &FitArguments, layers: usize) -> Result<usize, Error> {
     Err(Error::Usage(format!("--layer must be 1 to {layers}, got {layer}")))
 }
 
-pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
+/// Fits heads to the rollouts of a file, into a folder.
+pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(), Error> {
     let set = read_prompts(arguments.prompts.as_deref())?;
-    let rollouts = Rollouts::read(&arguments.rollouts)?;
+    let rollouts = Rollouts::read(path)?;
     rollouts.require_prompts(&set.sha256)?;
     let (rollouts, left_out) = rollouts.scored_by(&arguments.rewards)?;
     if left_out > 0 {
         complain(&format!("{left_out} rollouts are left out, which not every reward has scored"));
     }
+    refuse_constant(&rollouts)?;
     let rewards = &rollouts.rewards;
-    let failed = |source| Error::File { what: "folder", path: arguments.out.display().to_string(), source };
-    std::fs::create_dir_all(&arguments.out).map_err(failed)?;
+    let failed = |source| Error::File { what: "folder", path: out.display().to_string(), source };
+    std::fs::create_dir_all(out).map_err(failed)?;
     let options = HostOptions { head_kind: None, ..arguments.model.resolve()? };
     let config = LlamaConfig::from_gguf(&Gguf::open(&options.model)?)?;
     let layer = layer_of(arguments, config.shape.layers)?;
@@ -121,7 +149,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
 
     let (count_prompts, count_rollouts) = material.counts();
     let header = &rollouts.header;
-    let provenance = provenance(arguments, &set, header, (count_prompts, count_rollouts))?;
+    let provenance = provenance((path, arguments), &set, header, (count_prompts, count_rollouts))?;
     let describe = |reward: &RewardAbout, kind, spread, provenance| {
         describe((header, &config.shape), reward, kind, layer, spread, provenance)
     };
@@ -164,7 +192,7 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
             let provenance = Provenance { explained: distilled.fit.explained_by_bias, ..provenance.clone() };
             let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
             let weights = HeadWeights::OnePass(distilled.fit.bias_head);
-            HeadFile { description, weights }.write(&head_path(&arguments.out, &reward.name, "token-bias"))?;
+            HeadFile { description, weights }.write(&head_path(out, &reward.name, "token-bias"))?;
         }
         let provenance = Provenance { explained: distilled.fit.explained, ..provenance.clone() };
         let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
@@ -182,12 +210,12 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
             let table = dial_to_kl(&mut host, &name, &tune, &DIALS, limit, arguments.seed)?;
             complain(&format!("{name} {kind}: nats a token by dial {table:.3?}"));
             file.description.provenance.dial_to_kl = table;
-            file.write(&head_path(&arguments.out, &name, kind))?;
+            file.write(&head_path(out, &name, kind))?;
         }
     }
     if arguments.comparison {
         let comparison = Comparison {
-            out: &arguments.out,
+            out,
             rollouts: &rollouts,
             prompts: &prompts,
             shape: &config.shape,
@@ -200,16 +228,31 @@ pub(super) fn fit(arguments: &FitArguments) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses a reward that never differs, before minutes are spent on finding no head of it.
+fn refuse_constant(rollouts: &Rollouts) -> Result<(), Error> {
+    for (place, reward) in rollouts.rewards.iter().enumerate() {
+        let mut scores = rollouts.all.iter().filter_map(|rollout| rollout.scores[place]);
+        let first = scores.next();
+        if scores.all(|score| Some(score) == first) {
+            let (name, score) = (&reward.name, first.unwrap_or_default());
+            return Err(Error::Usage(format!(
+                "the reward {name:?} is {score} for every rollout: there is nothing to learn from it; name the others by --reward"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// What all heads of a fit have in common.
 fn provenance(
-    arguments: &FitArguments,
+    (path, arguments): (&Path, &FitArguments),
     set: &PromptSet,
     header: &Header,
     (prompts, rollouts): (usize, usize),
 ) -> Result<Provenance, Error> {
     Ok(Provenance {
         prompts_sha256: set.sha256.clone(),
-        rollouts_sha256: file_sha256("rollouts", &arguments.rollouts)?,
+        rollouts_sha256: file_sha256("rollouts", path)?,
         reward: String::new(),
         prompts,
         rollouts,

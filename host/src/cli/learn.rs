@@ -20,7 +20,7 @@ use crate::host::hexadecimal;
 use crate::learning::prompts::{PromptSet, Split};
 use crate::learning::report::methods::head_kinds;
 use crate::learning::report::run::head_path;
-use crate::learning::rewards;
+use crate::learning::rewards::{self, Opening, SharedReward};
 use crate::learning::rollouts::{self, Rollouts};
 use crate::model::heads::{HeadFile, HeadKind, RANK_MAX};
 
@@ -60,6 +60,24 @@ pub(super) fn read_prompts(path: Option<&Path>) -> Result<PromptSet, Error> {
         Error::Usage(format!("{}: a prompts file is UTF-8, this is not at byte {place}", path.display()))
     })?;
     Ok(PromptSet::parse(&text)?)
+}
+
+/// The rewards that a command line names; learned ones read this model.
+pub(super) fn find_rewards(specs: &[String], model: &ModelArguments) -> Result<Vec<SharedReward>, Error> {
+    let opening = Opening { compilation: &super::compilation(), model: &|| model.resolve() };
+    rewards::find(specs, &opening)
+}
+
+/// Says where a reward was made for responses of another length than these.
+pub(super) fn warn_of_limits<'a>(rewards: impl IntoIterator<Item = &'a SharedReward>, token_limit: u32) {
+    for reward in rewards {
+        if let Some(limit) = reward.token_limit().filter(|&limit| limit != token_limit as usize) {
+            complain(&format!(
+                "{} was learned from answers of at most {limit} tokens and reads no more; these responses have up to {token_limit}",
+                reward.name()
+            ));
+        }
+    }
 }
 
 /// A bar on standard error, with the time left.
@@ -113,10 +131,8 @@ pub(super) struct LearnArguments {
 
 pub(super) fn learn(arguments: &LearnArguments) -> Result<(), Error> {
     // What is named wrongly is said before the first hour is spent.
-    let names: Vec<String> = rewards::find(&arguments.rewards, &super::compilation())?
-        .iter()
-        .map(|reward| reward.name().to_owned())
-        .collect();
+    let names: Vec<String> =
+        find_rewards(&arguments.rewards, &arguments.model)?.iter().map(|reward| reward.name().to_owned()).collect();
     let folder_failed = |source| Error::File { what: "folder", path: arguments.out.display().to_string(), source };
     std::fs::create_dir_all(&arguments.out).map_err(folder_failed)?;
     let [learned, pool, heads, report] =
@@ -170,6 +186,7 @@ fn sampled(arguments: &LearnArguments, splits: &[Split], samples: usize, seed: u
         replace: false,
         out: out.to_path_buf(),
         json: false,
+        model: arguments.model.clone(),
     })
 }
 
@@ -186,15 +203,14 @@ fn fitted(arguments: &LearnArguments, rollouts: &Path, heads: &Path, names: Vec<
         return Ok(());
     }
     complain(&format!("vassal fit --rollouts {} --out {}", rollouts.display(), heads.display()));
-    fit(&FitArguments {
-        rollouts: rollouts.to_path_buf(),
+    let how = FitArguments {
         prompts: arguments.prompts.clone(),
         rewards: names,
         layer: None,
         rank: arguments.rank,
         seed: arguments.seed,
         comparison: arguments.comparison,
-        out: heads.to_path_buf(),
         model: arguments.model.clone(),
-    })
+    };
+    fit(rollouts, heads, &how)
 }

@@ -12,6 +12,7 @@ mod display;
 mod evaluate;
 mod fit;
 mod fit_comparison;
+mod fit_preference;
 mod learn;
 mod policy;
 mod policy_report;
@@ -76,8 +77,8 @@ enum Command {
     Rollout(rollout::RolloutArguments),
     /// Lets rewards score rollouts.
     Reward(reward::RewardArguments),
-    /// Fits a look-ahead head and a one-pass head to the rewards of rollouts.
-    Fit(fit::FitArguments),
+    /// Fits a look-ahead head and a one-pass head to the rewards of rollouts; or a reward to preference pairs.
+    Fit(fit::FitCommand),
     /// Reports what guided decoding buys on test prompts, against other methods and at which cost.
     Evaluate(evaluate::EvaluateArguments),
     /// Rollout, reward, fit and evaluate in one.
@@ -176,7 +177,7 @@ pub fn main() -> std::process::ExitCode {
         Command::Bench(command) => bench::run(command),
         Command::Rollout(arguments) => rollout::rollout(arguments),
         Command::Reward(arguments) => reward::reward(arguments),
-        Command::Fit(arguments) => fit::fit(arguments),
+        Command::Fit(arguments) => fit::run(arguments),
         Command::Learn(arguments) => learn::learn(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
     };
@@ -222,11 +223,26 @@ fn print(text: &str) {
     }
 }
 
-/// A line on standard error, where there is one to write to.
+/// A line on standard error, where there is one to write to. Names of files and what others say stand in it, so nothing
+/// that a terminal would obey is let through.
 fn complain(text: &str) {
     use std::io::Write;
     // Nobody is left to be told that nobody can be told.
-    let _ = writeln!(std::io::stderr(), "vassal: {text}");
+    let _ = writeln!(std::io::stderr(), "vassal: {}", harmless(text));
+}
+
+/// A text with its control characters, but for ends of lines and tabs, written out.
+fn harmless(text: &str) -> String {
+    let plain = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if plain(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_terminal_is_told_nothing_that_it_would_obey() {
+        assert_eq!(super::harmless("a\x1b[31m\u{9b}é\n\tb"), "a\\u{1b}[31m\\u{9b}é\n\tb");
+    }
 }
 
 /// One JSON object on standard output.

@@ -3,15 +3,18 @@
 //! The file is written whole or not at all. What rewards before the last have said stands in `OUT.part` meanwhile, so
 //! that a command that was killed asks only those again that were not done. Start at [`reward`].
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::learn::{bar, check_out};
-use super::{print, print_json};
+use super::learn::{bar, check_out, find_rewards, warn_of_limits};
+use super::{ModelArguments, print, print_json};
 use crate::error::Error;
-use crate::learning::rewards::{self, Scores, SharedReward};
+use crate::files;
+use crate::learning::journal::{self, JournalError};
+use crate::learning::rewards::{Scores, SharedReward};
 use crate::learning::rollouts::{RewardAbout, Rollouts, RolloutsError, part_of};
 use crate::learning::statistics::mean;
 
@@ -35,11 +38,18 @@ pub(super) struct RewardArguments {
     /// One JSON object on standard output, and nothing else.
     #[arg(long)]
     pub(super) json: bool,
+    /// The model that made the rollouts; only a learned reward reads it.
+    #[command(flatten)]
+    pub(super) model: ModelArguments,
 }
 
 pub(super) fn reward(arguments: &RewardArguments) -> Result<(), Error> {
-    let rewards = rewards::find(&arguments.rewards, &super::compilation())?;
+    let rewards = find_rewards(&arguments.rewards, &arguments.model)?;
+    // Two at once on one file would each write what they have read with their own columns, and the other's would be lost.
+    let same = |out: &Path| Some(out.canonicalize().ok()? == arguments.rollouts.canonicalize().ok()?);
+    let _locked = if same(&arguments.out) == Some(true) { Some(lock(&arguments.out)?) } else { None };
     let mut rollouts = Rollouts::read(&arguments.rollouts)?;
+    warn_of_limits(&rewards, rollouts.header.token_limit);
     check_out(&arguments.out)?;
     let mut missing = missing(&rollouts, &rewards, arguments.replace)?;
     let part = part_of(&arguments.out);
@@ -56,8 +66,12 @@ pub(super) fn reward(arguments: &RewardArguments) -> Result<(), Error> {
         }
     }
     rollouts.write(&arguments.out)?;
-    if kept {
-        std::fs::remove_file(&part).map_err(|source| RolloutsError::File { path: part, source })?;
+    // Another one that waits for the lock may have begun to take it up already, and removes it then.
+    if kept
+        && let Err(source) = std::fs::remove_file(&part)
+        && source.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(RolloutsError::File { path: part, source }.into());
     }
     if arguments.json {
         print_json(&report(&rollouts, &arguments.out));
@@ -65,6 +79,14 @@ pub(super) fn reward(arguments: &RewardArguments) -> Result<(), Error> {
         print_summaries(&rollouts);
     }
     Ok(())
+}
+
+/// The file of rollouts, locked as long as it is open.
+fn lock(path: &Path) -> Result<File, RolloutsError> {
+    let failed = |source| RolloutsError::File { path: path.to_path_buf(), source };
+    let file = files::open(path).map_err(failed)?;
+    journal::lock(&file, path, || RolloutsError::Busy { path: path.to_path_buf() }, failed)?;
+    Ok(file)
 }
 
 /// The rewards that have no column in the file, or another's that they shall replace.
@@ -92,8 +114,8 @@ fn unfinished(part: &Path, rollouts: &Rollouts) -> Result<Option<Rollouts>, Roll
     if !part.exists() {
         return Ok(None);
     }
-    let in_the_way = |reason: String| RolloutsError::NotAJournal { path: part.to_path_buf(), reason };
-    let unfinished = Rollouts::read(part).map_err(|error| in_the_way(error.to_string()))?;
+    let in_the_way = |reason: String| JournalError::Foreign { path: part.to_path_buf(), reason }.into();
+    let unfinished = Rollouts::read(part).map_err(|error| -> RolloutsError { in_the_way(error.to_string()) })?;
     if !rollouts.same_rollouts(&unfinished) {
         return Err(in_the_way("it has other rollouts".to_owned()));
     }

@@ -8,14 +8,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::learn::{SEQUENCES, bar, check_out, parse_split, read_prompts};
+use super::learn::{SEQUENCES, bar, check_out, find_rewards, parse_split, read_prompts, warn_of_limits};
 use super::reward::{print_summaries, score};
 use super::{ModelArguments, between, complain};
 use crate::engine::{EngineOptions, Event, Finish, SequenceId};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
 use crate::learning::prompts::{Prompt, Split};
-use crate::learning::rewards;
 use crate::learning::rollouts::{self, End, Header, Journal, Rollout, Rollouts};
 use crate::request::Request;
 
@@ -56,7 +55,8 @@ pub(super) struct RolloutArguments {
 pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
     check_out(&arguments.out)?;
     let set = read_prompts(arguments.prompts.as_deref())?;
-    let rewards = rewards::find(&arguments.rewards, &super::compilation())?;
+    let rewards = find_rewards(&arguments.rewards, &arguments.model)?;
+    warn_of_limits(&rewards, arguments.max_tokens as u32);
     let splits: Vec<Split> =
         [Split::Learn, Split::Tune, Split::Test].into_iter().filter(|split| arguments.splits.contains(split)).collect();
     let prompts: Vec<&Prompt> = set.prompts.iter().filter(|prompt| splits.contains(&prompt.split)).collect();
@@ -81,6 +81,10 @@ pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
         command: super::command_line(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
+    // Everything is checked before a journal stands that a better command would find in its way.
+    for prompt in &prompts {
+        host.validate(request_of(&host, arguments, prompt, 0)?)?;
+    }
     let mut journal = Journal::open(&arguments.out, &header)?;
     let waiting = submit(&mut host, arguments, &prompts, journal.rollouts())?;
     if waiting.len() < count {
@@ -105,6 +109,18 @@ pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
     Ok(())
 }
 
+/// What samples one prompt, the first of them from this stream.
+fn request_of(host: &Host, arguments: &RolloutArguments, prompt: &Prompt, stream: u64) -> Result<Request, Error> {
+    Ok(Request {
+        max_tokens: Some(arguments.max_tokens),
+        temperature: Some(arguments.temperature),
+        top_p: Some(arguments.top_p),
+        seed: Some(arguments.seed),
+        stream,
+        ..host.request(&prompt.text)?
+    })
+}
+
 /// Hands what is not there yet to the engine: each prompt's samples in runs of neighbours, which share its prefill.
 fn submit<'a>(
     host: &mut Host,
@@ -118,16 +134,9 @@ fn submit<'a>(
         let missing: Vec<usize> =
             (0..arguments.samples).filter(|&sample| !there.contains(&(prompt.id.as_str(), sample as u32))).collect();
         for run in missing.chunk_by(|one, next| one + 1 == *next) {
-            let request = Request {
-                max_tokens: Some(arguments.max_tokens),
-                temperature: Some(arguments.temperature),
-                top_p: Some(arguments.top_p),
-                seed: Some(arguments.seed),
-                // Every prompt has streams of its own, and every sample its place among them.
-                stream: (place * arguments.samples + run[0]) as u64,
-                ..host.request(&prompt.text)?
-            };
-            let request = host.validate(request)?;
+            // Every prompt has streams of its own, and every sample its place among them.
+            let stream = (place * arguments.samples + run[0]) as u64;
+            let request = host.validate(request_of(host, arguments, prompt, stream)?)?;
             let ids = host.engine().submit_samples(request, run.len())?;
             waiting.extend(ids.into_iter().zip(run).map(|(id, &sample)| (id, (*prompt, sample))));
         }

@@ -332,6 +332,16 @@ impl<D: Device> Engine<D> {
         self.model.shape().hidden
     }
 
+    /// What a row through the layers below `layer` costs, in plain rows: forward-equivalents.
+    pub fn forwards_below(&self, layer: usize) -> f64 {
+        self.costs.forwards(1, layer, 0)
+    }
+
+    /// The model's numbers.
+    pub fn shape(&self) -> &ModelShape {
+        self.model.shape()
+    }
+
     /// Tokens in the vocabulary.
     pub fn vocabulary_size(&self) -> usize {
         self.model.shape().vocabulary

@@ -1,6 +1,7 @@
 //! Prompts for learning: the file they come in, and which split each belongs to.
 //!
-//! A file holds one JSON object a line, `{"id", "kind", "prompt"}`. The split is not in the file: it is
+//! A file holds one JSON object a line, `{"id", "kind", "prompt"}`; `source` does for a `kind` that is not there, and
+//! other fields are passed over, so that data sets can be read as they come. The split is not in the file: it is
 //! a function of the normalised text alone ([`Split::of`]), so a prompt never changes sides when the
 //! file grows, and two spellings of one prompt cannot stand on two sides. The project's own prompts are
 //! [`BUILT_IN`].
@@ -127,10 +128,10 @@ pub enum PromptsError {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Line {
     id: String,
-    kind: String,
+    kind: Option<String>,
+    source: Option<String>,
     prompt: String,
 }
 
@@ -160,7 +161,10 @@ impl PromptSet {
                 return Err(PromptsError::Twice { line, what: "prompt", first, text: parsed.prompt });
             }
             let split = Split::of(&parsed.prompt);
-            prompts.push(Prompt { id: parsed.id, kind: parsed.kind, text: parsed.prompt, split });
+            let Some(kind) = parsed.kind.or(parsed.source) else {
+                return Err(PromptsError::Syntax { line, reason: "missing field `kind`".to_owned() });
+            };
+            prompts.push(Prompt { id: parsed.id, kind, text: parsed.prompt, split });
         }
         if prompts.is_empty() {
             return Err(PromptsError::Count { count: 0 });
@@ -219,6 +223,13 @@ mod tests {
         check("", "got 0");
         check(&format!("{good}\n{{"), "line 2: expected an object");
         check(&format!("{good}\n{}", r#"{"id": "b", "kind": "k"}"#), "missing field `prompt`");
+        check(
+            r#"{"id": "b", "prompt": "Two?"}"#,
+            "line 1: expected an object with \"id\", \"kind\" and \"prompt\": missing field `kind`",
+        );
+        let kind = |line: &str| PromptSet::parse(line).map(|set| set.prompts[0].kind.clone());
+        assert_eq!(kind(r#"{"id": "b", "source": "s", "prompt": "Two?", "more": 1}"#), Ok("s".to_owned()));
+        assert_eq!(kind(r#"{"id": "b", "kind": "k", "source": "s", "prompt": "Two?"}"#), Ok("k".to_owned()));
         check(&format!("\n\n{}", r#"{"id": "b", "kind": "k", "prompt": "?!"}"#), "line 3: a prompt must have letters");
         check(
             &format!("{good}\n{}", r#"{"id": "a", "kind": "k", "prompt": "Two"}"#),

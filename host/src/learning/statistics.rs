@@ -12,16 +12,26 @@ use std::ops::Range;
 /// With the pool in ascending order the i-th smallest (from 0) is the best of n in C(i, n-1) of C(M, n)
 /// choices. Nothing where n is 0, M < n, or a reward is NaN.
 pub fn best_of(rewards: &[f64], n: usize) -> Option<f64> {
-    if n == 0 || rewards.len() < n || rewards.iter().any(|reward| reward.is_nan()) {
+    best_of_by(&rewards.iter().map(|&reward| (reward, reward)).collect::<Vec<_>>(), n)
+}
+
+/// As [`best_of`], where the sample is chosen by one reward and told by another: pairs of (what chooses, what is told). Samples
+/// that the first does not tell apart are equally likely.
+pub fn best_of_by(samples: &[(f64, f64)], n: usize) -> Option<f64> {
+    if n == 0 || samples.len() < n || samples.iter().any(|(chooses, told)| chooses.is_nan() || told.is_nan()) {
         return None;
     }
-    let mut pool = rewards.to_vec();
-    pool.sort_by(f64::total_cmp);
+    let mut pool = samples.to_vec();
+    pool.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for equal in pool.chunk_by_mut(|a, b| a.0 == b.0) {
+        let told = equal.iter().map(|(_, told)| told).sum::<f64>() / equal.len() as f64;
+        equal.iter_mut().for_each(|sample| sample.1 = told);
+    }
     // Weights from the largest down: n/M for it, and each next one is (i - n + 1) / i of the one above.
     let mut weight = n as f64 / pool.len() as f64;
     let mut expected = 0.0;
-    for (index, reward) in pool.iter().enumerate().rev() {
-        expected += weight * reward;
+    for (index, (_, told)) in pool.iter().enumerate().rev() {
+        expected += weight * told;
         if index < n {
             break;
         }

@@ -29,6 +29,28 @@ pub struct Group {
     pub samples: Vec<Vec<Sample>>,
 }
 
+/// A reward as a report tells it: of responses that it has guided itself, or, for a judge, another one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Told<'a> {
+    /// Its place among all that were scored.
+    pub place: usize,
+    /// Its name.
+    pub name: &'a str,
+    /// The place of the reward that guided, and that Best-of-n chooses by.
+    pub guide: usize,
+    /// The name of that, and of its dial.
+    pub dial: &'a str,
+    /// What a score of that costs ([`Reward::forwards_per_token`](crate::learning::rewards::Reward::forwards_per_token)).
+    pub scoring: f64,
+}
+
+impl<'a> Told<'a> {
+    /// A reward that guides, costs nothing, and tells of itself.
+    pub fn own(place: usize, name: &'a str) -> Self {
+        Self { place, name, guide: place, dial: name, scoring: 0.0 }
+    }
+}
+
 /// The mean of numbers by prompt, with its interval. Prompts without a number are left out.
 pub fn estimate(by_prompt: &[Option<f64>], seed: u64) -> Estimate {
     let known: Vec<f64> = by_prompt.iter().flatten().copied().collect();
@@ -118,15 +140,15 @@ impl Group {
     }
 
     /// The point of this group for one reward. `base` are base samples with the same tail.
-    pub fn point(&self, reward: (usize, &str), base: &Group, seed: u64) -> Point {
-        let estimate = estimate(&self.rewards(reward.0), seed);
+    pub fn point(&self, told: Told<'_>, base: &Group, seed: u64) -> Point {
+        let estimate = estimate(&self.rewards(told.place), seed);
         let samples = self.width().min(base.width());
         let ratio = |own: Option<f64>, of_base: Option<f64>| Some(own? / of_base.filter(|of_base| *of_base > 0.0)?);
-        let dial = self.dials.iter().find(|(name, _)| name == reward.1).map_or(0.0, |(_, dial)| *dial);
+        let dial = self.dials.iter().find(|(name, _)| name == told.dial).map_or(0.0, |(_, dial)| *dial);
         Point {
             method: self.method.clone(),
             variant: self.variant.clone(),
-            reward: reward.1.to_owned(),
+            reward: told.name.to_owned(),
             dial,
             n: 1,
             seeds: self.seeds,
@@ -204,20 +226,20 @@ pub fn at_equal_kl(
     base: &Group,
     (method, own): (&str, &[&Group]),
     (against, other): (&str, &[&Group]),
-    reward: (usize, &str),
+    told: Told<'_>,
     kl: f64,
     seed: u64,
 ) -> Option<Comparison> {
     if !reaches(own, kl) || !reaches(other, kl) {
         return None;
     }
-    let (own, other) = (Frontier::new(base, own, reward.0), Frontier::new(base, other, reward.0));
+    let (own, other) = (Frontier::new(base, own, told.place), Frontier::new(base, other, told.place));
     let prompts: Vec<usize> = (0..base.samples.len()).collect();
     let difference = own.at(kl, &prompts)? - other.at(kl, &prompts)?;
     let statistic = |drawn: &[usize]| own.at(kl, drawn).zip(other.at(kl, drawn)).map_or(f64::NAN, |(a, b)| a - b);
     let interval = with_interval(difference, bootstrap(prompts.len(), ROUNDS, seed, statistic));
     Some(Comparison {
-        reward: reward.1.to_owned(),
+        reward: told.name.to_owned(),
         method: method.to_owned(),
         against: against.to_owned(),
         matched: format!("kl {kl}"),
@@ -268,12 +290,12 @@ pub(super) mod tests {
         ]);
         assert_eq!(groups.len(), 2);
         assert_eq!(groups[0].rewards(0), [Some(0.25), Some(1.0)]);
-        let point = groups[0].point((0, "r"), &groups[0], 1);
+        let point = groups[0].point(Told::own(0, "r"), &groups[0], 1);
         assert_eq!((point.mean, point.seeds, point.prompts), (0.625, 2, 2));
         assert!(point.ci_low >= 0.25 && point.ci_high <= 1.0);
         assert_eq!((point.cross_entropy_ratio, point.distinct2_ratio), (Some(1.0), Some(1.0)));
         assert_eq!((point.forwards_per_token, point.ms_per_token), (1.0, 10.0));
-        assert!((groups[1].point((0, "r"), &groups[0], 1).kl_per_token - 0.1).abs() < 1e-12);
+        assert!((groups[1].point(Told::own(0, "r"), &groups[0], 1).kl_per_token - 0.1).abs() < 1e-12);
     }
 
     #[test]
@@ -284,7 +306,8 @@ pub(super) mod tests {
             decoded("vas", 1.0, 1, &ten(1.0), 0.16),
             decoded("random", 1.0, 1, &ten(0.5), 0.04),
         ]);
-        let at = |kl| at_equal_kl(&groups[0], ("vas", &[&groups[1]]), ("random", &[&groups[2]]), (0, "r"), kl, 1);
+        let at =
+            |kl| at_equal_kl(&groups[0], ("vas", &[&groups[1]]), ("random", &[&groups[2]]), Told::own(0, "r"), kl, 1);
         // At .04 vas has half of its way, in the root of KL.
         assert!(at(0.04).expect("scored").difference.abs() < 1e-12);
         let near = at(0.048).expect("near enough");

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use super::super::rewards::SharedReward;
 use super::super::statistics::SplitMix;
-use super::analysis::{self, Group, at_equal_kl, groups, reaches};
-use super::best_of::{self, against_best_of, best_of_pool};
+use super::analysis::{self, Group, Told, at_equal_kl, groups, reaches};
+use super::best_of::{self, Pool, Scored, against_best_of, best_of_pool};
 use super::methods::{self, Wanted};
 use super::samples::Journal;
 use super::{About, FORMAT, Grid, HeadReport, Point, Report, RewardAbout, SideBySide, trends};
@@ -34,22 +34,38 @@ const SHOWN: usize = 10;
 pub struct Material<'a> {
     /// How it was made; counts of settings are filled in already.
     pub about: About,
-    /// The rewards.
+    /// Every reward: those that guide, in the order in which they were asked for, then those that judge.
     pub rewards: &'a [SharedReward],
+    /// The name of each reward that judges only, with that of the one whose responses it judges.
+    pub judges: &'a [(String, String)],
     /// What was asked for.
     pub wanted: &'a Wanted,
     /// The prompts, in the order of what was decoded.
     pub prompts: &'a [&'a Prompt],
     /// Everything decoded.
     pub journal: &'a Journal,
-    /// The pool's rewards, `[rewards][prompts][samples]`.
-    pub pools: &'a [Vec<Vec<f64>>],
+    /// The pool's rewards, a table each.
+    pub pools: &'a [Scored],
     /// Mean tokens of a pool's sample.
     pub pool_tokens: f64,
     /// What the heads are worth.
     pub heads: BTreeMap<String, HeadReport>,
     /// Fixes intervals and which responses are shown.
     pub seed: u64,
+}
+
+impl<'a> Material<'a> {
+    /// The rewards as they are told, in order.
+    fn told(&self) -> Vec<Told<'a>> {
+        let rewards = self.rewards;
+        let tell = |(place, reward): (usize, &'a SharedReward)| {
+            let judged = self.judges.iter().find(|(judge, _)| judge == reward.name()).map(|(_, of)| of.as_str());
+            let dial = judged.unwrap_or(reward.name());
+            let guide = rewards.iter().position(|other| other.name() == dial).unwrap_or(place);
+            Told { place, name: reward.name(), guide, dial, scoring: rewards[guide].forwards_per_token() }
+        };
+        rewards.iter().enumerate().map(tell).collect()
+    }
 }
 
 /// Everything in one object.
@@ -68,8 +84,8 @@ pub fn assemble(material: Material<'_>) -> Report {
         side_by_side: Vec::new(),
     };
     if let Some(base) = groups.iter().find(|group| group.method == "base") {
-        for (place, reward) in material.rewards.iter().enumerate() {
-            add_reward(&mut report, &material, &groups, base, (place, reward.name()));
+        for told in material.told() {
+            add_reward(&mut report, &material, &groups, base, told);
         }
         report.compute = best_of::compute(&report.points);
     }
@@ -88,7 +104,10 @@ fn rewards(material: &Material<'_>) -> BTreeMap<String, RewardAbout> {
         let words: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} x {reason}")).collect();
         let range = reward.range();
         let about = RewardAbout {
-            summary: reward.summary(),
+            summary: match material.judges.iter().find(|(judge, _)| judge == reward.name()) {
+                Some((_, of)) => format!("{}; judges what {of} guides", reward.summary()),
+                None => reward.summary(),
+            },
             definition: reward.definition(),
             range: (*range.start(), *range.end()),
             unscored: reasons.values().sum(),
@@ -100,22 +119,22 @@ fn rewards(material: &Material<'_>) -> BTreeMap<String, RewardAbout> {
 }
 
 /// One reward's points, comparisons and responses.
-fn add_reward(report: &mut Report, material: &Material<'_>, groups: &[Group], base: &Group, reward: (usize, &str)) {
+fn add_reward(report: &mut Report, material: &Material<'_>, groups: &[Group], base: &Group, told: Told<'_>) {
     let seed = material.seed;
-    let turns = |group: &&Group| group.dials.is_empty() || group.dials.iter().any(|(name, _)| name == reward.1);
+    let turns = |group: &&Group| group.dials.is_empty() || group.dials.iter().any(|(name, _)| name == told.dial);
     let decoded: Vec<&Group> = groups.iter().filter(turns).filter(|group| group.method != "grid").collect();
     for group in &decoded {
         if group.method == "guided" {
             let most = group.samples.first().map_or(0, Vec::len);
             let points = [2, 4, 8].into_iter().filter(|&n| n <= most);
-            report.points.extend(points.filter_map(|n| group.guided_best_of(n, reward, seed)));
+            report.points.extend(points.filter_map(|n| group.guided_best_of(n, told, seed)));
         } else {
-            report.points.push(group.point(reward, base, seed));
+            report.points.push(group.point(told, base, seed));
         }
     }
-    let of_base = base.point(reward, base, seed);
-    let pool = &material.pools[reward.0];
-    let best = best_of_pool(pool, reward.1, &of_base, material.pool_tokens, seed);
+    let of_base = base.point(told, base, seed);
+    let pool = Pool { choosing: &material.pools[told.guide], told: &material.pools[told.place] };
+    let best = best_of_pool(pool, told, &of_base, material.pool_tokens, seed);
     let alone = |group: &&&Group| group.dials.len() == 1;
     let named = |method: &str, variant: &str| -> Vec<&Group> {
         let same = |group: &&&Group| group.method == method && group.variant == variant;
@@ -130,20 +149,23 @@ fn add_reward(report: &mut Report, material: &Material<'_>, groups: &[Group], ba
         for &kl in &material.wanted.kls {
             for (method, groups) in [("vas", &own), (against, &other)] {
                 let most = groups.iter().map(|group| group.kl_per_token()).fold(0.0, f64::max);
-                let words = format!("{}: {method} has {most:.3} nats a token at most, not {kl}", reward.1);
+                let words = format!("{}: {method} has {most:.3} nats a token at most, not {kl}", told.name);
                 if !reaches(groups, kl) && !report.failed.contains(&words) {
                     report.failed.push(words);
                 }
             }
-            report.comparisons.extend(at_equal_kl(base, ("vas", &own), (against, &other), reward, kl, seed));
+            report.comparisons.extend(at_equal_kl(base, ("vas", &own), (against, &other), told, kl, seed));
         }
     }
     for group in decoded.iter().filter(alone).filter(|group| group.method != "guided") {
-        let forwards = (group.point(reward, base, seed).forwards_per_token, of_base.forwards_per_token);
-        report.comparisons.extend(against_best_of(group, pool, reward, forwards, seed));
+        let one = of_base.forwards_per_token + told.scoring;
+        let forwards = (group.point(told, base, seed).forwards_per_token, one);
+        report.comparisons.extend(against_best_of(group, pool, told, forwards, seed));
     }
     report.points.extend(best);
-    report.side_by_side.extend(side_by_side(material, base, own.first().copied(), reward));
+    if told.place == told.guide {
+        report.side_by_side.extend(side_by_side(material, base, own.first().copied(), (told.place, told.name)));
+    }
 }
 
 /// Random prompts with the first seed's responses, base and guided.
@@ -176,7 +198,8 @@ fn side_by_side(
 /// The grid of the first two rewards, if all its cells are there.
 fn grid(material: &Material<'_>, groups: &[Group]) -> Option<Grid> {
     let side = material.wanted.grid;
-    let [first, second, ..] = material.rewards else { return None };
+    let guides: Vec<&SharedReward> = material.rewards.iter().take(material.wanted.rewards.len()).collect();
+    let [first, second, ..] = guides[..] else { return None };
     let cells: Vec<&Group> = groups.iter().filter(|group| group.method == methods::GRID.name).collect();
     if side == 0 || cells.len() != side * side {
         return None;
@@ -204,6 +227,7 @@ fn failed(report: &Report, material: &Material<'_>) -> Vec<String> {
             failed.push(format!("{reward}: the head's correlation within states is not clear of 0"));
         }
     }
+    failed.extend(report.rewards.keys().filter_map(|reward| other_base(reward, &report.points)));
     for point in report.points.iter().filter(|point| point.dial != 0.0 && point.method != "guided_best_of_n") {
         failed.extend(disfluent(point).map(|what| {
             let words = analysis::words(&point.method, &point.variant);
@@ -233,6 +257,21 @@ fn failed(report: &Report, material: &Material<'_>) -> Vec<String> {
         ));
     }
     failed
+}
+
+/// Whether the base's responses and its pool are of different means: farther apart than chance allows by twice.
+fn other_base(reward: &str, points: &[Point]) -> Option<String> {
+    let of =
+        |method: &str| points.iter().find(|point| point.reward == reward && point.method == method && point.n == 1);
+    let (base, pool) = (of("base")?, of("best_of_n")?);
+    let half = (base.ci_high - base.ci_low) / 2.0;
+    let words = || {
+        format!(
+            "{reward}: the base's responses have {:.3} ({:.3} to {:.3}), the pool's {:.3}: they are not of one model or setting",
+            base.mean, base.ci_low, base.ci_high, pool.mean
+        )
+    };
+    ((base.mean - pool.mean).abs() > 2.0 * half && half > 0.0).then(words)
 }
 
 /// Which bounds of fluency a point breaks.

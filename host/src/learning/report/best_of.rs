@@ -5,25 +5,48 @@
 
 use std::collections::BTreeMap;
 
-use super::super::statistics::best_of;
-use super::analysis::{Group, estimate, words};
+use super::super::statistics::best_of_by;
+use super::analysis::{Group, Told, estimate, words};
 use super::{Comparison, Compute, Point};
+
+/// The scores of a pool's samples by one reward, `[prompts][samples]`; none where it has no score.
+pub type Scored = Vec<Vec<Option<f64>>>;
+
+/// A pool as two rewards see it.
+#[derive(Debug, Clone, Copy)]
+pub struct Pool<'a> {
+    /// The scores that the best is chosen by.
+    pub choosing: &'a Scored,
+    /// The scores that are told.
+    pub told: &'a Scored,
+}
+
+impl Pool<'_> {
+    /// The samples of each prompt that both have scored.
+    fn pairs(self) -> Vec<Vec<(f64, f64)>> {
+        let both = |(choosing, told): (&Vec<Option<f64>>, &Vec<Option<f64>>)| {
+            choosing.iter().zip(told).filter_map(|(choosing, told)| Some(((*choosing)?, (*told)?))).collect()
+        };
+        self.choosing.iter().zip(self.told).map(both).collect()
+    }
+}
 
 /// Every n that Best-of-n is told for, where the pool is at least twice as large.
 pub const BEST_OF: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 64, 128];
 
 impl Group {
-    /// Guided Best-of-n: the best by the reward itself of n of this group's responses.
-    pub fn guided_best_of(&self, n: usize, reward: (usize, &str), seed: u64) -> Option<Point> {
-        let best: Vec<Option<f64>> = self
-            .samples
-            .iter()
-            .map(|group| best_of(&group.iter().filter_map(|own| own.scores[reward.0]).collect::<Vec<_>>(), n))
-            .collect();
+    /// Guided Best-of-n: the best, by the reward that guided, of n of this group's responses.
+    pub fn guided_best_of(&self, n: usize, told: Told<'_>, seed: u64) -> Option<Point> {
+        let scores = |place: usize| -> Scored {
+            self.samples.iter().map(|group| group.iter().map(|own| own.scores[place]).collect()).collect()
+        };
+        let (choosing, of_told) = (scores(told.guide), scores(told.place));
+        let pool = Pool { choosing: &choosing, told: &of_told };
+        let best: Vec<Option<f64>> = pool.pairs().iter().map(|samples| best_of_by(samples, n)).collect();
         if best.iter().flatten().count() == 0 {
             return None;
         }
-        let plain = self.point(reward, self, seed);
+        let plain = self.point(told, self, seed);
         let estimate = estimate(&best, seed);
         let length =
             self.all().map(|sample| sample.tokens.len()).sum::<usize>() as f64 / self.all().count().max(1) as f64;
@@ -39,11 +62,16 @@ impl Group {
             cross_entropy_ratio: None,
             distinct2_ratio: None,
             repeated4_ratio: None,
-            forwards_per_token: n as f64 * plain.forwards_per_token,
-            ms_per_token: n as f64 * plain.ms_per_token,
+            forwards_per_token: n as f64 * (plain.forwards_per_token + told.scoring),
+            ms_per_token: n as f64 * with_scoring(plain.ms_per_token, plain.forwards_per_token, told.scoring),
             ..plain
         })
     }
+}
+
+/// Milliseconds a token with a score's rows at the price of the others: worked out, not measured.
+fn with_scoring(ms: f64, forwards: f64, scoring: f64) -> f64 {
+    ms * (1.0 + scoring / forwards.max(f64::MIN_POSITIVE))
 }
 
 /// The bound of Best-of-n's divergence from the base, nats a response.
@@ -52,16 +80,17 @@ fn best_of_kl(n: usize) -> f64 {
     n.ln() - (n - 1.0) / n
 }
 
-/// Best-of-n of a pool of base samples: `pool` `[prompts][samples]`; `base` says what one sample costs.
-pub fn best_of_pool(pool: &[Vec<f64>], reward: &str, base: &Point, mean_tokens: f64, seed: u64) -> Vec<Point> {
+/// Best-of-n of a pool of base samples; `base` says what one sample costs without its score.
+pub fn best_of_pool(pool: Pool<'_>, told: Told<'_>, base: &Point, mean_tokens: f64, seed: u64) -> Vec<Point> {
+    let pool = pool.pairs();
     let smallest = pool.iter().map(Vec::len).min().unwrap_or(0);
     let of = |n: usize| {
-        let best: Vec<Option<f64>> = pool.iter().map(|rewards| best_of(rewards, n)).collect();
+        let best: Vec<Option<f64>> = pool.iter().map(|samples| best_of_by(samples, n)).collect();
         let estimate = estimate(&best, seed);
         Point {
             method: "best_of_n".into(),
             variant: String::new(),
-            reward: reward.to_owned(),
+            reward: told.name.to_owned(),
             dial: 0.0,
             n,
             seeds: 1,
@@ -73,35 +102,39 @@ pub fn best_of_pool(pool: &[Vec<f64>], reward: &str, base: &Point, mean_tokens: 
             cross_entropy_ratio: None,
             distinct2_ratio: None,
             repeated4_ratio: None,
-            forwards_per_token: n as f64 * base.forwards_per_token,
-            ms_per_token: n as f64 * base.ms_per_token,
+            forwards_per_token: n as f64 * (base.forwards_per_token + told.scoring),
+            ms_per_token: n as f64 * with_scoring(base.ms_per_token, base.forwards_per_token, told.scoring),
         }
     };
     BEST_OF.iter().filter(|&&n| 2 * n <= smallest.max(2)).map(|&n| of(n)).collect()
 }
 
-/// A method less Best-of-n with n chosen so that it costs at least as much arithmetic (the smallest such n, at least 1).
+/// What counts as equal cost: within this share, so that n does not turn on a last digit.
+const EQUAL: f64 = 0.01;
+
+/// A method less Best-of-n with n chosen so that it costs at least as much arithmetic but for [`EQUAL`] (the smallest such n,
+/// at least 1). `forwards` are the method's and one sample's with its score.
 pub fn against_best_of(
     group: &Group,
-    pool: &[Vec<f64>],
-    reward: (usize, &str),
+    pool: Pool<'_>,
+    told: Told<'_>,
     forwards: (f64, f64),
     seed: u64,
 ) -> Option<Comparison> {
     let (own, one) = forwards;
-    let n = ((own / one.max(f64::MIN_POSITIVE)) - 1e-9).ceil().max(1.0) as usize;
+    let n = (own * (1.0 - EQUAL) / one.max(f64::MIN_POSITIVE)).ceil().max(1.0) as usize;
     let pairs: Vec<f64> = group
-        .rewards(reward.0)
+        .rewards(told.place)
         .into_iter()
-        .zip(pool)
-        .filter_map(|(own, pool)| Some(own? - best_of(pool, n)?))
+        .zip(pool.pairs())
+        .filter_map(|(own, samples)| Some(own? - best_of_by(&samples, n)?))
         .collect();
     if pairs.is_empty() {
         return None;
     }
     let found = estimate(&pairs.iter().copied().map(Some).collect::<Vec<_>>(), seed);
     Some(Comparison {
-        reward: reward.1.to_owned(),
+        reward: told.name.to_owned(),
         method: words(&group.method, &group.variant),
         against: format!("best_of_{n}"),
         matched: format!("forwards {own:.2} for {:.2}", n as f64 * one),
@@ -149,20 +182,45 @@ mod tests {
     #[test]
     fn best_of_n_costs_n_rows_and_the_least_compute_is_found() {
         let groups = groups(&[decoded("base", 0.0, 1, &[0.5; 4], 0.0), decoded("vas", 1.0, 1, &[0.9; 4], 0.2)]);
-        let base = groups[0].point((0, "r"), &groups[0], 1);
-        let pool: Vec<Vec<f64>> = (0..4).map(|_| (0..32).map(|i| f64::from(i) / 40.0).collect()).collect();
-        let best = best_of_pool(&pool, "r", &base, 4.0, 1);
+        let told = Told::own(0, "r");
+        let base = groups[0].point(told, &groups[0], 1);
+        let scores: Scored = (0..4).map(|_| (0..32).map(|i| Some(f64::from(i) / 40.0)).collect()).collect();
+        let pool = Pool { choosing: &scores, told: &scores };
+        let best = best_of_pool(pool, told, &base, 4.0, 1);
         assert_eq!(best.iter().map(|point| point.n).collect::<Vec<_>>(), [1, 2, 4, 8, 16]);
         assert_eq!(best[3].forwards_per_token, 8.0);
         assert!(best.windows(2).all(|pair| pair[0].mean < pair[1].mean));
         let mut points = best;
-        points.push(groups[1].point((0, "r"), &groups[0], 1));
+        points.push(groups[1].point(told, &groups[0], 1));
         let compute = compute(&points);
         assert_eq!(compute.iter().map(|found| found.n).collect::<Vec<_>>(), [8, 16]);
         assert_eq!(compute[1].reached_by.as_deref(), Some("vas, dial 1.00"));
         assert_eq!(compute[1].times_cheaper, Some(16.0));
-        let against = against_best_of(&groups[1], &pool, (0, "r"), (11.5, 1.0), 1).expect("scored");
+        let against = against_best_of(&groups[1], pool, told, (11.5, 1.0), 1).expect("scored");
         assert_eq!(against.against, "best_of_12");
         assert!(against.difference > 0.0);
+        let near = against_best_of(&groups[1], pool, told, (11.05, 1.0), 1).expect("scored");
+        assert_eq!(near.against, "best_of_11", "half a hundredth more is equal");
+    }
+
+    #[test]
+    fn a_judge_tells_of_what_another_has_chosen_and_a_score_costs_its_rows() {
+        let groups = groups(&[decoded("base", 0.0, 1, &[0.5; 2], 0.0)]);
+        let own = Told::own(0, "r");
+        let base = groups[0].point(own, &groups[0], 1);
+        let (up, down): (Vec<_>, Vec<_>) = (0..8).map(|i| (Some(f64::from(i)), Some(-f64::from(i)))).unzip();
+        let (choosing, told) = (vec![up.clone(); 2], vec![down; 2]);
+        let judge = Told { place: 1, name: "gold", scoring: 0.5, ..own };
+        let best = best_of_pool(Pool { choosing: &choosing, told: &told }, judge, &base, 4.0, 1);
+        assert_eq!((best[0].mean, best[0].reward.as_str()), (-3.5, "gold"));
+        assert!(best.windows(2).all(|pair| pair[0].mean > pair[1].mean), "the better chosen, the worse told");
+        assert_eq!(best[2].forwards_per_token, 4.0 * 1.5);
+        // What the first does not tell apart is equally likely.
+        let blind = vec![vec![Some(1.0); 8]; 2];
+        let best = best_of_pool(Pool { choosing: &blind, told: &choosing }, judge, &base, 4.0, 1);
+        assert!(best.iter().all(|point| (point.mean - 3.5).abs() < 1e-12));
+        let missing = vec![vec![None; 8]; 2];
+        let none = Pool { choosing: &missing, told: &told };
+        assert!(against_best_of(&groups[0], none, own, (1.0, 1.0), 1).is_none());
     }
 }

@@ -73,7 +73,7 @@ pub fn judge<'a>(
     for (place, reward) in rewards.iter().enumerate() {
         let HeadWeights::LookAhead(head) = &weights[place] else { continue };
         let description = &descriptions[place];
-        let scores = rollouts.score_each(&groups, &**reward)?;
+        let scores = rollouts.score(&groups, &**reward)?;
         let scored = |(group, scores): (&Vec<&'a Rollout>, &Vec<Option<f64>>)| {
             let own = group.iter().zip(scores).filter(|(_, score)| score.is_some());
             own.map(|(rollout, _)| *rollout).collect::<Vec<&'a Rollout>>()

@@ -13,7 +13,7 @@ use super::wording::{self, list, short};
 use super::{Grid, HeadReport, Report};
 
 /// The page's style sheet.
-const STYLE: &str = include_str!("page.css");
+pub(super) const STYLE: &str = include_str!("page.css");
 
 /// Nothing is loaded from anywhere; the one style sheet stands in the page.
 const SECURITY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";

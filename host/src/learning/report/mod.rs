@@ -17,6 +17,7 @@ pub mod html;
 pub mod markdown;
 mod markup;
 pub mod methods;
+pub mod picture;
 pub mod run;
 pub mod samples;
 mod svg;

@@ -29,8 +29,10 @@ pub struct Runner<'a> {
     pub prompts: Vec<&'a Prompt>,
     /// The prompts that dials are calibrated on.
     pub tune: Vec<&'a Prompt>,
-    /// The rewards.
+    /// The rewards that guide, in the order of their heads.
     pub rewards: Vec<SharedReward>,
+    /// The rewards that only judge.
+    pub judges: Vec<SharedReward>,
     /// What is asked for.
     pub wanted: Wanted,
     /// Settings of every policy: candidates and tail.
@@ -48,6 +50,11 @@ pub fn head_path(folder: &Path, reward: &str, kind: &str) -> PathBuf {
 }
 
 impl Runner<'_> {
+    /// Every reward that scores what is decoded: those that guide, then those that judge.
+    pub fn scored(&self) -> Vec<SharedReward> {
+        self.rewards.iter().chain(&self.judges).cloned().collect()
+    }
+
     /// Whether every reward has a head of this kind; shipped heads are of two.
     fn has(&self, kind: &str) -> bool {
         match &self.heads {
@@ -174,7 +181,7 @@ impl Runner<'_> {
         let replaced = |(name, _): &&(String, String)| !method.settings.iter().any(|(own, _)| own == name);
         let settings: Vec<_> = self.common.iter().filter(replaced).cloned().chain(dials).chain(own).collect();
         let policies = vec![use_with(host, method.policy, settings)?];
-        let decoded = decode(host, prompts, &self.rewards, setting.clone(), policies, self.max_tokens, || {
+        let decoded = decode(host, prompts, &self.scored(), setting.clone(), policies, self.max_tokens, || {
             told(Progress::Response);
         })?;
         Ok(journal.add(decoded)?)

@@ -1,17 +1,15 @@
 //! What was decoded for a report, and the journal that keeps it, so that a killed evaluation goes on.
 //!
 //! A [`Setting`] is one way of answering all prompts; what came of it is [`Decoded`]. The [`Journal`] is a file of JSON
-//! lines: the [`Header`] that says what the work is, then a line for each setting that is done. A last line that a kill has cut
-//! short counts for nothing. Everything in a report is computed from these lines, the pool and the heads.
+//! lines: the [`Header`] that says what the work is, then a line for each setting that is done. Everything in a report is computed from these lines, the pool and the heads.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::super::decoding::{Decoding, respond};
+use super::super::journal::{self, JournalError};
 use super::super::prompts::Prompt;
 use super::super::rewards::{Exchange, Scores, SharedReward};
 use super::methods::Wanted;
@@ -22,6 +20,9 @@ use crate::request::PolicyUse;
 
 /// The value of [`Header::format`].
 pub const FORMAT: &str = "vassal-evaluation-1";
+
+/// How every journal begins.
+const HEADER_START: &str = "{\"format\":\"vassal-evaluation-";
 
 /// What a journal is of: work under another header is other work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,8 +35,11 @@ pub struct Header {
     pub pool_sha256: String,
     /// SHA-256 of each head's file, by file name.
     pub heads: BTreeMap<String, String>,
-    /// Each reward's name and definition, in order.
+    /// Each reward's name and definition, in order; those that judge only come last.
     pub rewards: Vec<(String, String)>,
+    /// The name of each reward that judges only, with that of the one whose responses it judges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judges: Vec<(String, String)>,
     /// Ids of the prompts, in order.
     pub prompts: Vec<String>,
     /// Ids of the prompts that dials are calibrated on.
@@ -101,20 +105,12 @@ pub struct Decoded {
     pub unscored: BTreeMap<String, BTreeMap<String, usize>>,
 }
 
-/// Why a journal cannot be used.
+/// Why the journal of an evaluation cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// Reading or writing failed.
-    #[error("evaluation's journal {path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
-    /// Another process writes it.
-    #[error("{0} is written by another process: two evaluations need two folders")]
-    InUse(PathBuf),
+pub enum DecodedError {
+    /// The journal itself, or what stands in its place.
+    #[error(transparent)]
+    Lines(#[from] JournalError),
     /// It is of other work.
     #[error("{path} is of an evaluation with another {what}: give another --out, or remove it to start over")]
     Other {
@@ -123,23 +119,15 @@ pub enum JournalError {
         /// What differs.
         what: String,
     },
-    /// A line that no evaluation wrote.
-    #[error("{path}, line {line}: {reason}")]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// Which, from 1.
-        line: usize,
-        /// What is wrong.
-        reason: String,
-    },
 }
+
+/// The most bytes of a line: a thousand prompts' eight responses of some thousand bytes each, many times over.
+const LINE_BYTES_MAX: u64 = 1 << 30;
 
 /// Settings that are done, and the file that keeps them.
 #[derive(Debug)]
 pub struct Journal {
-    path: PathBuf,
-    file: File,
+    lines: journal::Journal,
     done: Vec<Decoded>,
 }
 
@@ -147,46 +135,32 @@ impl Journal {
     /// Opens the journal of this work, or begins it.
     ///
     /// # Errors
-    /// [`JournalError`]: it is of other work, broken, or cannot be written.
-    pub fn open(path: &Path, header: &Header) -> Result<Self, JournalError> {
-        let failed = |source| JournalError::File { path: path.to_path_buf(), source };
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
-        // A second evaluation into the same folder would mix its lines with ours.
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => JournalError::InUse(path.to_path_buf()),
-            TryLockError::Error(source) => failed(source),
+    /// [`DecodedError`]: it is of other work, broken, or cannot be written.
+    pub fn open(path: &Path, header: &Header) -> Result<Self, DecodedError> {
+        let (mut done, mut other) = (Vec::new(), None);
+        let opened = journal::Journal::open(
+            path,
+            HEADER_START,
+            LINE_BYTES_MAX,
+            &mut |line| {
+                let found: Header = serde_json::from_str(line).map_err(|error| error.to_string())?;
+                other = difference(&found, header);
+                if other.is_some() { Err("another evaluation's".to_owned()) } else { Ok(()) }
+            },
+            &mut |line| {
+                done.push(serde_json::from_str(line).map_err(|error| error.to_string())?);
+                Ok(())
+            },
+        );
+        let (mut lines, begun) = opened.map_err(|error| match other {
+            Some(what) => DecodedError::Other { path: path.to_path_buf(), what },
+            None => error.into(),
         })?;
-        let (mut done, mut whole) = (Vec::new(), 0_u64);
-        let mut reader = BufReader::new(file.try_clone().map_err(failed)?);
-        let mut text = String::new();
-        for line in 1.. {
-            text.clear();
-            let read = reader.read_line(&mut text).map_err(failed)?;
-            if !text.ends_with('\n') {
-                break;
-            }
-            let broken = |error: serde_json::Error| JournalError::Line {
-                path: path.to_path_buf(),
-                line,
-                reason: error.to_string(),
-            };
-            if line == 1 {
-                let found: Header = serde_json::from_str(&text).map_err(broken)?;
-                if let Some(what) = difference(&found, header) {
-                    return Err(JournalError::Other { path: path.to_path_buf(), what });
-                }
-            } else {
-                done.push(serde_json::from_str(&text).map_err(broken)?);
-            }
-            whole += read as u64;
+        if !begun {
+            lines.add(header)?;
+            lines.flush()?;
         }
-        // What a kill has cut short is decoded again.
-        file.set_len(whole).map_err(failed)?;
-        let mut journal = Self { path: path.to_path_buf(), file, done };
-        if whole == 0 {
-            journal.line(header)?;
-        }
-        Ok(journal)
+        Ok(Self { lines, done })
     }
 
     /// All that is done, in order.
@@ -203,18 +177,11 @@ impl Journal {
     ///
     /// # Errors
     /// The file's.
-    pub fn add(&mut self, decoded: Decoded) -> Result<(), JournalError> {
-        self.line(&decoded)?;
+    pub fn add(&mut self, decoded: Decoded) -> Result<(), DecodedError> {
+        self.lines.add(&decoded)?;
+        self.lines.flush()?;
         self.done.push(decoded);
         Ok(())
-    }
-
-    fn line(&mut self, value: &impl Serialize) -> Result<(), JournalError> {
-        let failed = |source| JournalError::File { path: self.path.clone(), source };
-        let mut line = serde_json::to_vec(value).map_err(|error| failed(error.into()))?;
-        line.push(b'\n');
-        self.file.write_all(&line).map_err(failed)?;
-        self.file.sync_data().map_err(failed)
     }
 }
 
@@ -225,7 +192,7 @@ fn difference(found: &Header, wanted: &Header) -> Option<String> {
         ("model", found.model_sha256 == wanted.model_sha256),
         ("pool", found.pool_sha256 == wanted.pool_sha256),
         ("set of heads", found.heads == wanted.heads),
-        ("set of rewards", found.rewards == wanted.rewards),
+        ("set of rewards", found.rewards == wanted.rewards && found.judges == wanted.judges),
         ("set of prompts", found.prompts == wanted.prompts && found.tune_prompts == wanted.tune_prompts),
         ("token limit", found.token_limit == wanted.token_limit),
         ("number of candidates", found.candidates == wanted.candidates),
@@ -304,6 +271,7 @@ mod tests {
             pool_sha256: "bb".into(),
             heads: BTreeMap::new(),
             rewards: vec![("length".into(), "length 1: 20".into())],
+            judges: Vec::new(),
             prompts: vec!["a".into()],
             tune_prompts: Vec::new(),
             token_limit: 60,
@@ -344,7 +312,7 @@ mod tests {
         let mut journal = Journal::open(&path, &header()).expect("begun");
         journal.add(decoded(1)).expect("written");
         let second = Journal::open(&path, &header()).expect_err("in use");
-        assert!(matches!(second, JournalError::InUse(_)), "{second}");
+        assert!(matches!(second, DecodedError::Lines(JournalError::Busy { .. })), "{second}");
         drop(journal);
         let whole = std::fs::read(&path).expect("a file");
         let mut torn = whole.clone();

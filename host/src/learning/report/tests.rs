@@ -188,3 +188,21 @@ fn a_partial_report_says_so_first() {
     assert!(banner < page.find("<nav").expect("contents") && page.contains("not decoded: 7."));
     assert!(markdown::tables(&report).contains("**A partial report.** Settings planned and not decoded: 7."));
 }
+
+#[test]
+fn the_picture_is_the_main_plot_and_stands_alone() {
+    let report = example::report();
+    let picture = picture::picture(&report).expect("there are points");
+    let page = format!("<!DOCTYPE html>\n{picture}");
+    let texts = read(&page);
+    let reward = &report.points[0].reward;
+    let labels: Vec<String> = charts::groups(&report, reward).iter().map(charts::Group::label).collect();
+    assert!(labels.len() > 2, "{labels:?}");
+    for label in &labels {
+        assert!(texts.iter().any(|(tag, text)| *tag == "text" && text == label), "{label}");
+    }
+    assert!(picture.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\"") && !picture.contains("NaN"));
+    let [_, style] = picture.split("<style>").collect::<Vec<_>>()[..] else { panic!("one style sheet") };
+    assert!(!style.split("</style>").next().unwrap_or_default().contains(['<', '&']), "XML would read it");
+    assert_eq!(picture::picture(&Report { points: Vec::new(), ..report }), None);
+}

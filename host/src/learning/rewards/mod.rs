@@ -5,10 +5,12 @@
 //! from that is one rule for everybody, [`Scores::accept`].
 //!
 //! Rewards are named on a command line by a [`Spec`], as `sentiment` or `short:length=20`. The built-in ones
-//! ([`builtin`]) read nothing but the response. Start at [`Reward`].
+//! ([`builtin`]) read nothing but the response, [`learned`] ones what the base model makes of prompt and response. Start at
+//! [`Reward`].
 
 pub mod builtin;
 mod component;
+pub mod learned;
 mod reading;
 mod scores;
 mod spec;
@@ -19,7 +21,7 @@ use std::sync::Arc;
 
 pub use builtin::BuiltIn;
 pub use scores::{FAILURES_MAX, Scores, ScoresError};
-pub use spec::{Spec, SpecError, find};
+pub use spec::{Opening, Spec, SpecError, check_name, find};
 
 use crate::error::Error;
 pub use crate::sandbox::Exchange;
@@ -40,7 +42,7 @@ pub enum Unscored {
         /// The most it may give.
         maximum: f64,
     },
-    /// A component failed on it; its kind and its words.
+    /// The reward failed on it; how, in words.
     #[error("{0}")]
     Fault(String),
 }
@@ -62,6 +64,16 @@ pub trait Reward: Send + Sync {
     /// The lowest and the highest score.
     fn range(&self) -> RangeInclusive<f64> {
         0.0..=1.0
+    }
+
+    /// What a score costs for each token of a response, in plain rows of the base model; 0 for a reward that reads text alone.
+    fn forwards_per_token(&self) -> f64 {
+        0.0
+    }
+
+    /// Tokens of a response that it reads at most, if it was made for responses of a length.
+    fn token_limit(&self) -> Option<usize> {
+        None
     }
 
     /// One score an exchange, in order.

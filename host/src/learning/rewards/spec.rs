@@ -1,15 +1,16 @@
 //! How a reward is named on a command line: `[NAME:]KIND[=ARGUMENT]`, or the path of a component.
 //!
 //! The kind is the name where none is given; a name of one's own lets one kind stand twice, as in
-//! `short:length=20` beside `long:length=80`. What has a `/` or ends in `.wasm` before any `=` is a path.
+//! `short:length=20` beside `long:length=80`. What has a `/`, or ends in `.wasm` or `.safetensors`, before any `=` is a path: of
+//! a component, or of a learned reward.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::SharedReward;
 use super::builtin::{self, BuiltIn};
-use super::component;
+use super::{SharedReward, component, learned};
 use crate::error::Error;
+use crate::host::HostOptions;
 use crate::model::heads::NAME_BYTES_MAX as NAME_BYTES;
 use crate::names::{hint, near_names};
 use crate::sandbox::Compilation;
@@ -19,7 +20,7 @@ use crate::sandbox::Compilation;
 pub enum Spec {
     /// One of [`builtin::KINDS`].
     BuiltIn(BuiltIn),
-    /// A file: a component. `name` is the user's, if it has one.
+    /// A file: a component, or a learned reward. `name` is the user's, if it has one.
     File {
         /// The name given.
         name: Option<String>,
@@ -28,11 +29,22 @@ pub enum Spec {
     },
 }
 
+/// What rewards need that come in files.
+pub struct Opening<'a> {
+    /// How components are compiled.
+    pub compilation: &'a Compilation,
+    /// The base model, which learned rewards read; asked for only where there is one.
+    pub model: &'a dyn Fn() -> Result<HostOptions, Error>,
+}
+
+/// How the name of a learned reward's file ends.
+const LEARNED: &str = ".safetensors";
+
 /// Why a reward's words mean nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// No such kind.
-    #[error("there is no reward {kind:?}{}; a component is given by its path, as ./{kind}.wasm", hint(.near, .all))]
+    #[error("there is no reward {kind:?}{}; a component or a learned reward is given by its path, as ./{kind}.wasm", hint(.near, .all))]
     Unknown {
         /// What was given.
         kind: String,
@@ -75,7 +87,7 @@ impl Spec {
             Some((kind, argument)) => (kind, Some(argument)),
             None => (rest, None),
         };
-        if kind.contains('/') || kind.ends_with(".wasm") {
+        if kind.contains('/') || kind.ends_with(".wasm") || kind.ends_with(LEARNED) {
             return Ok(Self::File { name: name.map(str::to_owned), path: PathBuf::from(rest) });
         }
         let Some(made) = builtin::make(kind, argument) else {
@@ -94,13 +106,16 @@ impl Spec {
 /// The rewards that a command line names, no two alike.
 ///
 /// # Errors
-/// [`SpecError`], and why a component is refused. It is compiled as `compilation` says.
-pub fn find(specs: &[String], compilation: &Compilation) -> Result<Vec<SharedReward>, Error> {
+/// [`SpecError`], and why a file is refused.
+pub fn find(specs: &[String], opening: &Opening<'_>) -> Result<Vec<SharedReward>, Error> {
     let mut found: Vec<SharedReward> = Vec::new();
     for spec in specs {
         let reward: SharedReward = match Spec::parse(spec)? {
             Spec::BuiltIn(reward) => Arc::new(reward),
-            Spec::File { name, path } => component::open(&path, name, compilation)?,
+            Spec::File { name, path } if path.to_string_lossy().ends_with(LEARNED) => {
+                learned::open(&path, name, opening.model)?
+            }
+            Spec::File { name, path } => component::open(&path, name, opening.compilation)?,
         };
         if found.iter().any(|other| other.name() == reward.name()) {
             return Err(SpecError::Twice(reward.name().to_owned()).into());
@@ -111,7 +126,10 @@ pub fn find(specs: &[String], compilation: &Compilation) -> Result<Vec<SharedRew
 }
 
 /// Refuses what cannot be the name of a dial.
-pub(super) fn check_name(name: &str) -> Result<(), SpecError> {
+///
+/// # Errors
+/// [`SpecError::Name`].
+pub fn check_name(name: &str) -> Result<(), SpecError> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if (1..=NAME_BYTES).contains(&name.len()) && name.bytes().all(allowed) {
         return Ok(());
@@ -140,6 +158,7 @@ mod tests {
         };
         assert_eq!(path("./kind.wasm"), (None, "./kind.wasm".into()));
         assert_eq!(path("kind.wasm"), (None, "kind.wasm".into()));
+        assert_eq!(path("gold:kind.safetensors"), (Some("gold".into()), "kind.safetensors".into()));
         assert_eq!(path("mine:/a:b/kind"), (Some("mine".into()), "/a:b/kind".into()));
     }
 

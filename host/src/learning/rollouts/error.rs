@@ -1,11 +1,12 @@
 //! Why a rollouts file, or the journal of one, was refused or could not be written.
 //!
-//! Each names the file, and what in it is accepted and what was given. Rows and lines count from 1. Whose fault one is,
+//! Each names the file, and what in it is accepted and what was given. Rows count from 1. Whose fault one is,
 //! `host/src/error.rs` says.
 
 use std::io;
 use std::path::PathBuf;
 
+use super::super::journal::JournalError;
 use super::FORMAT;
 
 /// See each.
@@ -28,13 +29,11 @@ pub enum RolloutsError {
         reason: String,
     },
     /// A rollout that the file's header does not allow.
-    #[error("rollouts file {path}, {place} {number}: {reason}")]
+    #[error("rollouts file {path}, row {number}: {reason}")]
     Rollout {
         /// The file.
         path: PathBuf,
-        /// `row`, or a journal's `line`.
-        place: &'static str,
-        /// Which.
+        /// Which row.
         number: usize,
         /// What is accepted and what was given.
         reason: String,
@@ -54,20 +53,13 @@ pub enum RolloutsError {
         /// What was asked for.
         ours: String,
     },
-    /// What stands where a journal belongs is none.
-    #[error(
-        "{path} is in the way and not what a command ended before its time would leave ({reason}): move or delete it"
-    )]
-    NotAJournal {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Another process writes the same file.
+    /// The journal itself, or what stands in its place.
+    #[error(transparent)]
+    Lines(#[from] JournalError),
+    /// Another process is at work on the file.
     #[error("{path}: another process is at work on it")]
     Busy {
-        /// The journal.
+        /// The file.
         path: PathBuf,
     },
     /// The rollouts are another model's or another prompts file's.

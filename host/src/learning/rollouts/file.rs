@@ -211,7 +211,7 @@ pub fn parse(bytes: Vec<u8>, path: &Path) -> Result<Rollouts, RolloutsError> {
     decoded.unwrap_or_else(|_| Err(Refusal::File("the Parquet library gave up on it".to_owned()))).map_err(|refusal| {
         match refusal {
             Refusal::File(reason) => RolloutsError::Format { path, reason },
-            Refusal::Row(number, reason) => RolloutsError::Rollout { path, place: "row", number, reason },
+            Refusal::Row(number, reason) => RolloutsError::Rollout { path, number, reason },
         }
     })
 }

@@ -355,21 +355,12 @@ impl Rollouts {
         Ok(groups)
     }
 
-    /// The scores of grouped rollouts of this file, in the groups' shape; those without one are left out. They are the
-    /// file's where it has a column of the same definition; otherwise the reward is asked.
+    /// The scores of grouped rollouts of this file, in the groups' shape. They are the file's where it has a column of the
+    /// same definition; otherwise the reward is asked.
     ///
     /// # Errors
     /// The reward's, and too many without a score.
-    pub fn score(&self, groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Result<Vec<Vec<f64>>, Error> {
-        let known = |group: Vec<Option<f64>>| group.into_iter().flatten().collect();
-        Ok(self.score_each(groups, reward)?.into_iter().map(known).collect())
-    }
-
-    /// As [`Rollouts::score`], with a place for those without a score.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn score_each(&self, groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Result<Vec<Vec<Option<f64>>>, Error> {
+    pub fn score(&self, groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Result<Vec<Vec<Option<f64>>>, Error> {
         let definition = reward.definition();
         if let Some(place) = self.rewards.iter().position(|about| about.definition == definition) {
             let of = |rollout: &&Rollout| *rollout.scores.get(place)?;

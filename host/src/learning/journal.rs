@@ -1,0 +1,268 @@
+//! Journals: what a long command has done so far, a line each, so that it can be killed and go on.
+//!
+//! A line is JSON, a tab, and the first 16 digits of the JSON's SHA-256, so that a line that was damaged or changed is told
+//! and not taken for work. The first one says what work it is. A line counts once its newline is there; what a kill left after the
+//! last one is cut off. A journal is locked while a process has it open, and a file that is none is left as it is.
+//! Start at [`Journal::open`].
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::hex::hexadecimal;
+
+/// Digits of a line's hash.
+const DIGITS: usize = 16;
+
+/// Why a journal cannot be used. Lines count from 1.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Reading or writing failed.
+    #[error("journal {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// Another process has it open.
+    #[error("{path}: another process is at work on it")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What stands in its place is none.
+    #[error(
+        "{path} is in the way and not what a command ended before its time would leave ({reason}): move or delete it"
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A line that is not as it was written, or that no command wrote.
+    #[error("{path}, line {line}: {reason}: delete the file to start over")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Which.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// What its owner says of a line that it cannot use.
+pub type Refused = String;
+
+/// A journal, open and locked.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    out: BufWriter<File>,
+}
+
+/// A line of a journal, newline and all.
+///
+/// # Errors
+/// What cannot be written as JSON.
+pub fn line(value: &impl Serialize) -> io::Result<String> {
+    let json = serde_json::to_string(value)?;
+    Ok(format!("{json}\t{}\n", digits(&json)))
+}
+
+fn digits(json: &str) -> String {
+    let mut digits = hexadecimal(&Sha256::digest(json.as_bytes()));
+    digits.truncate(DIGITS);
+    digits
+}
+
+/// The JSON of a whole line.
+fn content(line: &[u8]) -> Result<&str, Refused> {
+    let text = std::str::from_utf8(line).map_err(|error| error.to_string())?;
+    let (json, hash) = text.trim_end_matches('\n').rsplit_once('\t').ok_or("no hash at its end")?;
+    if digits(json) == hash { Ok(json) } else { Err("it is not as it was written".to_owned()) }
+}
+
+impl Journal {
+    /// Opens a journal whose first line begins with `begins`, or makes one with no line. `bytes_max` bounds a line; `first` is
+    /// told the first one, `each` every other with its number. Whether there was a first line comes back beside the journal.
+    ///
+    /// # Errors
+    /// [`JournalError`]; what `first` and `each` refuse becomes [`JournalError::Foreign`] and [`JournalError::Line`].
+    pub fn open(
+        path: &Path,
+        begins: &str,
+        bytes_max: u64,
+        first: &mut dyn FnMut(&str) -> Result<(), Refused>,
+        each: &mut dyn FnMut(&str) -> Result<(), Refused>,
+    ) -> Result<(Self, bool), JournalError> {
+        let failed = |source| JournalError::File { path: path.to_path_buf(), source };
+        let foreign = |reason: String| JournalError::Foreign { path: path.to_path_buf(), reason };
+        let mut file = open_locked(path)?;
+        let (mut reader, mut read, mut end) = (BufReader::new(&file), Vec::new(), 0);
+        for number in 1.. {
+            read.clear();
+            Read::take(&mut reader, bytes_max).read_until(b'\n', &mut read).map_err(failed)?;
+            let whole = read.last() == Some(&b'\n');
+            if number == 1 {
+                // A run that was killed while it wrote its first line has left the beginning of one like ours, or nothing.
+                let begun = read.len().min(begins.len());
+                if begins.as_bytes()[..begun] != read[..begun] {
+                    return Err(foreign("it does not begin with a header".to_owned()));
+                }
+            }
+            if !whole && read.len() as u64 == bytes_max {
+                let reason = format!("a line has at most {bytes_max} bytes");
+                return Err(JournalError::Line { path: path.to_path_buf(), line: number, reason });
+            }
+            if !whole {
+                break;
+            }
+            match number {
+                1 => content(&read).and_then(&mut *first).map_err(|reason| foreign(format!("line 1: {reason}")))?,
+                line => content(&read).and_then(&mut *each).map_err(|reason| JournalError::Line {
+                    path: path.to_path_buf(),
+                    line,
+                    reason,
+                })?,
+            }
+            end += read.len() as u64;
+        }
+        drop(reader);
+        file.set_len(end).map_err(failed)?;
+        file.seek(SeekFrom::Start(end)).map_err(failed)?;
+        Ok((Self { path: path.to_path_buf(), out: BufWriter::new(file) }, end > 0))
+    }
+
+    /// Adds a line. It is safe from a kill after [`Journal::flush`].
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn add(&mut self, value: &impl Serialize) -> Result<(), JournalError> {
+        let written = line(value).and_then(|line| self.out.write_all(line.as_bytes()));
+        written.map_err(|source| JournalError::File { path: self.path.clone(), source })
+    }
+
+    /// Hands everything over to the system.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn flush(&mut self) -> Result<(), JournalError> {
+        self.out.flush().map_err(|source| JournalError::File { path: self.path.clone(), source })
+    }
+
+    /// Removes the journal, whose work is done.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove(self) -> Result<(), JournalError> {
+        // Still locked: nobody takes up what is on its way out.
+        fs::remove_file(&self.path).map_err(|source| JournalError::File { path: self.path.clone(), source })
+    }
+}
+
+/// Opens the file, or makes it, and locks it. What another process removed in the meantime is not it any more.
+fn open_locked(path: &Path) -> Result<File, JournalError> {
+    let failed = |source| JournalError::File { path: path.to_path_buf(), source };
+    let busy = || JournalError::Busy { path: path.to_path_buf() };
+    if fs::metadata(path).is_ok_and(|about| !about.is_file()) {
+        return Err(JournalError::Foreign { path: path.to_path_buf(), reason: "no regular file".to_owned() });
+    }
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+    lock(&file, path, busy, failed)?;
+    Ok(file)
+}
+
+/// Locks an open file, and makes sure that it is still the one of its name.
+pub(crate) fn lock<E>(
+    file: &File,
+    path: &Path,
+    busy: impl Fn() -> E,
+    failed: impl Fn(io::Error) -> E,
+) -> Result<(), E> {
+    use std::os::unix::fs::MetadataExt;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => busy(),
+        TryLockError::Error(source) => failed(source),
+    })?;
+    let (ours, named) = (file.metadata().map_err(&failed)?, fs::metadata(path));
+    let same = named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
+    if same { Ok(()) } else { Err(busy()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(path: &Path) -> Result<(Journal, Vec<String>), JournalError> {
+        let (mut lines, mut others) = (Vec::new(), Vec::new());
+        let (mut journal, begun) = Journal::open(
+            path,
+            "{\"work\"",
+            64,
+            &mut |line| {
+                lines.push(line.to_owned());
+                Ok(())
+            },
+            &mut |line| {
+                others.push(line.to_owned());
+                if line == "9" { Err("no nine".into()) } else { Ok(()) }
+            },
+        )?;
+        if !begun {
+            journal.add(&serde_json::json!({"work": 1}))?;
+        }
+        lines.extend(others);
+        Ok((journal, lines))
+    }
+
+    #[test]
+    fn lines_are_whole_and_unchanged_or_told() {
+        let folder = std::env::temp_dir().join(format!("vassal-lines-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a temporary folder");
+        let path = folder.join("journal");
+        let (mut journal, _) = opened(&path).expect("begun");
+        journal.add(&"a\tb").and_then(|()| journal.add(&2)).and_then(|()| journal.flush()).expect("written");
+        assert!(opened(&path).expect_err("locked").to_string().contains("another process"));
+        drop(journal);
+        let whole = fs::read(&path).expect("a journal");
+        for end in 0..=whole.len() {
+            fs::write(&path, &whole[..end]).expect("written");
+            let (_, lines) = opened(&path).expect("taken up");
+            assert_eq!(lines.len(), whole[..end].iter().filter(|&&byte| byte == b'\n').count(), "cut at {end}");
+        }
+        for place in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1;
+            fs::write(&path, &damaged).expect("written");
+            match opened(&path) {
+                Err(_) => assert_eq!(fs::read(&path).expect("kept"), damaged, "a refused file is left as it is"),
+                // A last newline that is gone is a line that was cut short, whatever stands in its place.
+                Ok((_, lines)) => {
+                    assert!(place == whole.len() - 1 && lines.len() == 2, "changed at {place}: {lines:?}")
+                }
+            }
+        }
+        let refused = |text: String, expected: &str| {
+            fs::write(&path, &text).expect("written");
+            let error = opened(&path).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+            assert_eq!(fs::read_to_string(&path).expect("kept"), text);
+        };
+        let first = String::from_utf8(whole).expect("text").lines().next().expect("a line").to_owned() + "\n";
+        refused("my notes".into(), "does not begin with a header");
+        refused("x".repeat(80), "does not begin with a header");
+        refused("{\"work\": 1}\n".into(), "line 1: no hash");
+        refused(first.clone() + &line(&9).expect("a line"), "line 2: no nine");
+        refused(first + &"x".repeat(64), "line 2: a line has at most 64 bytes");
+        fs::remove_file(&path).and_then(|()| fs::create_dir(&path)).expect("a folder in the way");
+        assert!(opened(&path).expect_err("a folder").to_string().contains("no regular file"));
+        fs::remove_dir_all(&folder).expect("removed");
+    }
+}

@@ -1,0 +1,49 @@
+//! The main plot as a picture of its own, for a page that shows nothing else of the report: the first reward against compute.
+//!
+//! It is the page's plot with its style sheet inside and the legend below. Start at [`picture`].
+
+use super::Report;
+use super::charts::{self, Cost};
+use super::html::STYLE;
+use super::markup::Markup;
+
+/// In the plot's own units ([`super::svg`]).
+const WIDTH: usize = 480;
+const HEIGHT: usize = 320;
+
+/// A line of the legend, and entries beside each other.
+const LINE: usize = 18;
+const COLUMNS: usize = 2;
+
+/// The picture; none where nothing was decoded.
+pub fn picture(report: &Report) -> Option<String> {
+    let reward = &report.points.first()?.reward;
+    let groups = charts::groups(report, reward);
+    let lines = groups.len().div_ceil(COLUMNS);
+    let view = format!("0 0 {WIDTH} {}", HEIGHT + (lines + 1) * LINE);
+    let mut page = Markup::default();
+    let attributes = [
+        ("xmlns", "http://www.w3.org/2000/svg"),
+        ("viewBox", view.as_str()),
+        ("width", "720"),
+        ("font-family", "system-ui, sans-serif"),
+    ];
+    page.element("svg", &attributes, |svg| {
+        svg.element("style", &[], |style| style.raw(STYLE));
+        svg.empty("rect", &[("width", "100%"), ("height", "100%"), ("fill", "var(--paper)")]);
+        let (width, height) = (WIDTH.to_string(), HEIGHT.to_string());
+        svg.element("svg", &[("width", &width), ("height", &height)], |svg| {
+            charts::frontier(svg, "picture", reward, &groups, Cost::Forwards);
+        });
+        svg.element("g", &[("class", "plot")], |svg| {
+            for (place, group) in groups.iter().enumerate() {
+                let x = 24 + (place % COLUMNS) * WIDTH / COLUMNS;
+                let y = HEIGHT + LINE / 2 + place / COLUMNS * LINE;
+                let (at, words) = (format!("translate({x} {y})"), format!("translate({} {})", x + 38, y + 11));
+                svg.element("g", &[("transform", &at)], |item| group.style.sample(item));
+                svg.leaf("text", &[("class", "value"), ("transform", &words)], &group.label());
+            }
+        });
+    });
+    Some(page.finish())
+}

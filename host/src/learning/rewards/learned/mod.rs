@@ -1,0 +1,186 @@
+//! A learned reward: a linear function of the base model's own features at a response's end, fitted to preferences.
+//!
+//! Scoring runs prompt and response through the layers below the one that it reads, so a score has a price in rows of the model, which
+//! [`Reward::forwards_per_token`] tells. The score is σ of the function, 0 to 1. It compares responses to *one* prompt: what a prompt
+//! itself adds to the function cancels in the pairs that it was fitted to, so that nothing is known of it. A response
+//! without a token scores 0: it answers nothing, and no state of it can be read. Start at [`open`].
+
+pub mod file;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sha2::{Digest, Sha256};
+use vassal_kernels::ModelShape;
+
+use self::file::RewardFile;
+use super::spec::check_name;
+use super::{Exchange, Reward, Score, SharedReward, Unscored};
+use crate::engine::{EngineError, EngineOptions};
+use crate::error::Error;
+use crate::hex::hexadecimal;
+use crate::host::{Host, HostOptions};
+use crate::model::config::LlamaConfig;
+use crate::model::gguf::Gguf;
+use crate::model::heads::ModelIdentity;
+use crate::token::Token;
+
+/// Responses whose states are read at once: some 70 kB a token each for a wide model.
+const RESPONSES: usize = 16;
+
+struct Learned {
+    name: String,
+    file: RewardFile,
+    sha256: String,
+    forwards_per_token: f64,
+    host: Mutex<Host>,
+}
+
+/// The options of a host that reads the features of one layer and decodes nothing: room for one sequence as long as the model's
+/// context, and for its shared prompt.
+pub fn reading(options: HostOptions, layer: usize, context_tokens: usize) -> HostOptions {
+    let engine = EngineOptions {
+        sequences_max: 1,
+        cache_tokens: options.engine.cache_tokens.max(2 * context_tokens),
+        taps: vec![layer],
+        ..options.engine.clone()
+    };
+    HostOptions { heads: Vec::new(), head_kind: None, engine, ..options }
+}
+
+/// The numbers of the model that these options open.
+///
+/// # Errors
+/// The file's.
+pub fn shape_of(options: &HostOptions) -> Result<ModelShape, Error> {
+    Ok(LlamaConfig::from_gguf(&Gguf::open(&options.model)?)?.shape)
+}
+
+/// The features at the end of some responses to one prompt: `[residual; running mean over the response]`, `[2H]` each, of the layer
+/// that the host's engine taps. No response may be empty.
+///
+/// # Errors
+/// The engine's.
+pub fn end_features(
+    host: &mut Host,
+    prompt: &[Token],
+    responses: &[&[Token]],
+    layer: usize,
+    token_limit: usize,
+) -> Result<Vec<Vec<f32>>, EngineError> {
+    let (mut rows, mut found, hidden) = (Vec::new(), Vec::new(), host.engine().hidden());
+    for some in responses.chunks(RESPONSES) {
+        rows.clear();
+        host.engine().features(layer, prompt, some, token_limit, &mut rows)?;
+        let mut rest = rows.chunks_exact(2 * hidden + 2);
+        // A response of T tokens has T + 1 states; the end is the last.
+        found.extend(some.iter().filter_map(|response| Some(rest.nth(response.len())?[..2 * hidden].to_vec())));
+    }
+    Ok(found)
+}
+
+/// A learned reward's file as a reward, under its own name or another; `options` open the model that it reads.
+///
+/// # Errors
+/// The file's, and those of a model that is not the one it was fitted to.
+pub(super) fn open(
+    path: &Path,
+    name: Option<String>,
+    options: impl FnOnce() -> Result<HostOptions, Error>,
+) -> Result<SharedReward, Error> {
+    let (file, bytes) = RewardFile::open(path)?;
+    let name = name.unwrap_or_else(|| file.description.name.clone());
+    check_name(&name)?;
+    let (options, layer) = (options()?, file.description.layer);
+    let shape = shape_of(&options)?;
+    // A layer that the model lacks is told by the model, which is then another.
+    let tap = layer.min(shape.layers);
+    let mut host = Host::open(&reading(options, tap, shape.context_tokens))?;
+    let identity = ModelIdentity {
+        sha256: &host.model().sha256,
+        layers: shape.layers,
+        hidden: shape.hidden,
+        vocabulary: shape.vocabulary,
+    };
+    file.check_model(path, identity)?;
+    let forwards_per_token = host.engine().forwards_below(layer);
+    let sha256 = hexadecimal(&Sha256::digest(&bytes));
+    Ok(Arc::new(Learned { name, sha256, file, forwards_per_token, host: Mutex::new(host) }))
+}
+
+impl Learned {
+    fn of_prompt(&self, host: &mut Host, group: &[Exchange<'_>], out: &mut Vec<Score>) -> Result<(), Error> {
+        let description = &self.file.description;
+        let unreadable = |reason: String| Unscored::Fault(format!("cannot be read: {reason}"));
+        let prompt = match host.request(group.first().map_or("", |exchange| exchange.prompt)) {
+            Ok(request) => request.prompt,
+            Err(error) => {
+                out.extend(group.iter().map(|_| Err(unreadable(error.to_string()))));
+                return Ok(());
+            }
+        };
+        let context_tokens = host.model().context_tokens;
+        let mut read = Vec::new();
+        for exchange in group {
+            let tokens =
+                host.tokenizer().encode(exchange.response, false).map_err(|error| unreadable(error.to_string()));
+            read.push(tokens.and_then(|mut tokens| {
+                tokens.truncate(description.token_limit);
+                let needed = prompt.len() + tokens.len();
+                if needed <= context_tokens {
+                    return Ok(tokens);
+                }
+                Err(unreadable(format!("{needed} tokens, and the model's context is {context_tokens}")))
+            }));
+        }
+        let responses: Vec<&[Token]> =
+            read.iter().flatten().map(Vec::as_slice).filter(|tokens| !tokens.is_empty()).collect();
+        let features = end_features(host, &prompt, &responses, description.layer, description.token_limit)?;
+        let mut features = features.iter();
+        out.extend(read.into_iter().map(|tokens| match tokens?.is_empty() {
+            true => Ok(0.0),
+            false => {
+                features.next().map(|own| self.value(own)).filter(|value| value.is_finite()).ok_or(Unscored::NotANumber)
+            }
+        }));
+        Ok(())
+    }
+
+    /// σ of the linear function of `[residual; running mean]`.
+    fn value(&self, features: &[f32]) -> f64 {
+        let weights = self.file.residual.iter().chain(&self.file.mean);
+        let sum: f64 = weights.zip(features).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+        1.0 / (1.0 + (-(sum + f64::from(self.file.bias))).exp())
+    }
+}
+
+impl Reward for Learned {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn summary(&self) -> String {
+        self.file.description.summary.clone()
+    }
+
+    fn definition(&self) -> String {
+        format!("learned {}", self.sha256)
+    }
+
+    fn forwards_per_token(&self) -> f64 {
+        self.forwards_per_token
+    }
+
+    fn token_limit(&self) -> Option<usize> {
+        Some(self.file.description.token_limit)
+    }
+
+    fn score(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Score>, Error> {
+        let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = Vec::with_capacity(exchanges.len());
+        for group in exchanges.chunk_by(|a, b| a.prompt == b.prompt) {
+            self.of_prompt(&mut host, group, &mut out)?;
+        }
+        Ok(out)
+    }
+}
