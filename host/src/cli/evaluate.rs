@@ -9,21 +9,22 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use sha2::{Digest, Sha256};
 
-use super::learn::{bar, file_sha256, find_rewards, read_prompts, warn_of_limits};
+use super::evaluate_inputs::Inputs;
+use super::learn::{bar, file_sha256};
 use super::{ModelArguments, complain, print, print_json};
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::files;
 use crate::host::{Host, HostOptions, hexadecimal};
 use crate::learning::decoding::use_with;
-use crate::learning::prompts::{Prompt, PromptSet, Split};
+use crate::learning::prompts::{Prompt, Split};
 use crate::learning::report::assemble::{Material, assemble};
 use crate::learning::report::methods::{Wanted, head_kinds};
 use crate::learning::report::run::{Progress, Runner, head_path};
 use crate::learning::report::samples::{FORMAT, Header, Journal};
 use crate::learning::report::within_state::Amount;
 use crate::learning::report::{About, HeadReport, Report, heads, html, markdown, picture};
-use crate::learning::rewards::{SharedReward, SpecError};
+use crate::learning::rewards::SharedReward;
 use crate::learning::rollouts::{Rollout, Rollouts};
 use crate::model::heads::HeadFile;
 use crate::shipped;
@@ -31,46 +32,40 @@ use crate::shipped;
 /// Sequences that decode at once.
 const SEQUENCES: usize = 24;
 
-/// Tune prompts that dials are calibrated on.
-const TUNE_PROMPTS: usize = 12;
-
 /// Nats a token that dials are set to cost, seeds, and dials along a side of the grid, where nothing else is asked for.
 const KL: [f64; 3] = [0.25, 0.12, 0.06];
 const SEEDS: [u64; 3] = [11, 12, 13];
 const GRID: usize = 5;
 
-/// Prompts of a quick evaluation.
-const QUICK_PROMPTS: usize = 60;
-
 #[derive(Debug, Args)]
 pub(super) struct EvaluateArguments {
     /// The base model's samples of these prompts: a file that `vassal rollout --splits test --samples 64` wrote.
     #[arg(long, value_name = "FILE")]
-    pool: PathBuf,
+    pub(super) pool: PathBuf,
     /// The prompts file that it was made from; the project's own where there is none.
     #[arg(long, value_name = "FILE")]
-    prompts: Option<PathBuf>,
+    pub(super) prompts: Option<PathBuf>,
     /// Another file whose tune prompts dials are calibrated on; those of the prompts file where there is none.
     #[arg(long, value_name = "FILE")]
-    tune_prompts: Option<PathBuf>,
+    pub(super) tune_prompts: Option<PathBuf>,
     /// A reward, as `sentiment` or `short:length=20`; may repeat. A grid of dials is of the first two.
     #[arg(long = "reward", default_values = ["sentiment", "simplicity"])]
-    rewards: Vec<String>,
+    pub(super) rewards: Vec<String>,
     /// A reward that guides nothing and judges what another one guides, as `helpful=helpful-gold.safetensors`; may repeat.
     #[arg(long = "judge", value_name = "REWARD=JUDGE", value_parser = super::parse_setting)]
-    judges: Vec<(String, String)>,
+    pub(super) judges: Vec<(String, String)>,
     /// Dials are set to cost this many nats a token, measured on tune prompts; the first is the main one.
     #[arg(long, value_name = "NATS", value_delimiter = ',', default_values_t = KL, value_parser = parse_nats)]
-    kl: Vec<f64>,
+    pub(super) kl: Vec<f64>,
     /// Seeds; a guided response for each prompt and seed.
     #[arg(long, value_delimiter = ',', default_values_t = SEEDS)]
-    seeds: Vec<u64>,
+    pub(super) seeds: Vec<u64>,
     /// Dials along each side of the grid of two rewards; 0 for none.
     #[arg(long, default_value_t = GRID, value_parser = super::between(0, 9))]
     grid: usize,
     /// 60 prompts, one seed, one divergence, no grid: some minutes.
     #[arg(long)]
-    quick: bool,
+    pub(super) quick: bool,
     /// Decodes nothing: a report, marked as partial, of what an evaluation that was stopped has decoded so far.
     #[arg(long)]
     partial: bool,
@@ -82,10 +77,10 @@ pub(super) struct EvaluateArguments {
     tail: String,
     /// Only the first of the split's prompts.
     #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    pub(super) limit: Option<usize>,
     /// The split: test, or tune while settings are chosen.
     #[arg(long, default_value = "test", value_parser = super::learn::parse_split)]
-    split: Split,
+    pub(super) split: Split,
     /// Heads from this folder (as `vassal fit --out` writes them) instead of the shipped ones.
     #[arg(long, value_name = "FOLDER")]
     heads: Option<PathBuf>,
@@ -96,7 +91,7 @@ pub(super) struct EvaluateArguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    model: ModelArguments,
+    pub(super) model: ModelArguments,
 }
 
 impl EvaluateArguments {
@@ -136,49 +131,18 @@ fn parse_nats(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
-    let set = read_prompts(arguments.prompts.as_deref())?;
-    let rewards = find_rewards(&arguments.rewards, &arguments.model)?;
-    let (judges, judging) = judges(arguments, &rewards)?;
-    let rollouts = Rollouts::read(&arguments.pool)?;
-    check_pool(arguments, &rollouts, &set)?;
-    warn_of_limits(rewards.iter().chain(&judges), rollouts.header.token_limit);
-    let calibrating = match &arguments.tune_prompts {
-        Some(path) => read_prompts(Some(path))?,
-        None => set.clone(),
-    };
-    let tune: Vec<&Prompt> = calibrating.of(Split::Tune).take(TUNE_PROMPTS).collect();
-    if tune.is_empty() {
-        return Err(Error::Usage(
-            "none of the prompts is of the tune split, by which dials are calibrated: --tune-prompts names a file that has some".into(),
-        ));
-    }
-    let groups = groups(arguments, &rollouts)?;
-    let find = |id: &str| set.prompts.iter().find(|prompt| prompt.id == id);
-    let prompts: Vec<&Prompt> = groups.iter().filter_map(|group| find(&group.first()?.id)).collect();
+    let inputs = Inputs::read(arguments)?;
+    let Inputs { rollouts, judging, .. } = &inputs;
+    let (groups, prompts) = inputs.groups(arguments)?;
     let folder_failed = |source| Error::File { what: "folder", path: arguments.out.display().to_string(), source };
     std::fs::create_dir_all(&arguments.out).map_err(folder_failed)?;
 
-    let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
-    let engine = arguments.model.device.engine(engine);
-    let runner = Runner {
-        options: HostOptions { engine, ..arguments.model.resolve()? },
-        heads: arguments.heads.clone(),
-        prompts: prompts.clone(),
-        tune,
-        wanted: wanted(arguments, &rewards),
-        rewards,
-        judges,
-        common: vec![
-            ("candidates".to_owned(), arguments.candidates.to_string()),
-            ("tail".to_owned(), arguments.tail.clone()),
-        ],
-        max_tokens: rollouts.header.token_limit as usize,
-    };
+    let runner = runner(arguments, &inputs, &prompts)?;
     let mut host = runner.open("look-ahead")?;
     rollouts.require_model(&host.model().sha256)?;
     // What every setting has in common is checked before minutes are spent on the heads.
     use_with(&host, "vas", runner.common.clone())?;
-    let header = header(arguments, &runner, (&rollouts, &judging), &host)?;
+    let header = header(arguments, &runner, (rollouts, judging), &host)?;
     let mut journal = Journal::open(&arguments.out.join("decoded.jsonl"), &header)?;
     let (settings, responses) = runner.amount();
     if arguments.partial && journal.done().iter().all(|decoded| decoded.setting.tune) {
@@ -186,8 +150,8 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
             "nothing of this evaluation has been decoded yet: {settings} settings are missing; leave --partial out"
         )));
     }
-    let heads = judged_heads(arguments, &runner, &mut host, (&rollouts, &groups), &header)?;
-    let about = about(arguments, &header, &rollouts, &mut host);
+    let heads = judged_heads(arguments, &runner, &mut host, (rollouts, &groups), &header)?;
+    let about = about(arguments, &header, rollouts, &mut host);
     drop(host);
 
     if !arguments.partial {
@@ -206,7 +170,7 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     let report = assemble(Material {
         about: About { settings_missing: settings.saturating_sub(done), ..about },
         rewards: &scored,
-        judges: &judging,
+        judges: judging,
         wanted: &runner.wanted,
         prompts: &prompts,
         journal: &journal,
@@ -218,61 +182,21 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     write(arguments, &report)
 }
 
-/// The rewards that judge only, and the name of each with that of the one whose responses it judges.
-type Judges = (Vec<SharedReward>, Vec<(String, String)>);
-
-fn judges(arguments: &EvaluateArguments, rewards: &[SharedReward]) -> Result<Judges, Error> {
-    let specs: Vec<String> = arguments.judges.iter().map(|(_, judge)| judge.clone()).collect();
-    let judges = find_rewards(&specs, &arguments.model)?;
-    let mut judging = Vec::new();
-    for (judge, (of, _)) in judges.iter().zip(&arguments.judges) {
-        let names = rewards.iter().map(|reward| reward.name());
-        if !names.clone().any(|name| name == of) {
-            return Err(Error::unknown("reward to judge", of, names));
-        }
-        if names.clone().any(|name| name == judge.name()) {
-            return Err(SpecError::Twice(judge.name().to_owned()).into());
-        }
-        if rewards.iter().any(|reward| reward.name() == of && reward.definition() == judge.definition()) {
-            return Err(Error::Usage(format!(
-                "--judge {of}={}: a reward cannot judge what it guides itself",
-                judge.name()
-            )));
-        }
-        judging.push((judge.name().to_owned(), of.clone()));
-    }
-    Ok((judges, judging))
-}
-
-/// Refuses a pool that is not of the base model as the methods run it, or of other prompts.
-fn check_pool(arguments: &EvaluateArguments, rollouts: &Rollouts, set: &PromptSet) -> Result<(), Error> {
-    rollouts.require_prompts(&set.sha256)?;
-    let header = &rollouts.header;
-    if (header.temperature, header.top_p) != (1.0, 1.0) {
-        return Err(Error::Usage(format!(
-            "{}: the pool must be samples at temperature 1 and top-p 1, as the methods are; its are {} and {}",
-            arguments.pool.display(),
-            header.temperature,
-            header.top_p
-        )));
-    }
-    if arguments.seeds.is_empty() || arguments.kl.is_empty() {
-        return Err(Error::Usage("--seeds and --kl need at least one number each".into()));
-    }
-    if arguments.split == Split::Learn {
-        return Err(Error::Usage("--split is test or tune: heads are fitted on the learn prompts".into()));
-    }
-    Ok(())
-}
-
-fn groups<'a>(arguments: &EvaluateArguments, rollouts: &'a Rollouts) -> Result<Vec<Vec<&'a Rollout>>, Error> {
-    let mut groups = rollouts.groups(arguments.split, 2, 2)?;
-    let quick = if arguments.quick { QUICK_PROMPTS } else { usize::MAX };
-    groups.truncate(arguments.limit.unwrap_or(usize::MAX).min(quick));
-    if groups.len() < 2 {
-        return Err(Error::Usage(format!("an evaluation needs at least 2 prompts, got {}", groups.len())));
-    }
-    Ok(groups)
+fn runner<'a>(arguments: &EvaluateArguments, inputs: &'a Inputs, prompts: &[&'a Prompt]) -> Result<Runner<'a>, Error> {
+    let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
+    let engine = arguments.model.device.engine(engine);
+    let common = [("candidates", arguments.candidates.to_string()), ("tail", arguments.tail.clone())];
+    Ok(Runner {
+        options: HostOptions { engine, ..arguments.model.resolve()? },
+        heads: arguments.heads.clone(),
+        prompts: prompts.to_vec(),
+        tune: inputs.tune(),
+        rewards: inputs.rewards.clone(),
+        judges: inputs.judges.clone(),
+        wanted: wanted(arguments, &inputs.rewards),
+        common: common.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        max_tokens: inputs.rollouts.header.token_limit as usize,
+    })
 }
 
 fn wanted(arguments: &EvaluateArguments, rewards: &[SharedReward]) -> Wanted {

@@ -10,6 +10,7 @@ mod chain;
 mod device;
 mod display;
 mod evaluate;
+mod evaluate_inputs;
 mod fit;
 mod fit_comparison;
 mod fit_preference;

@@ -1,5 +1,8 @@
-//! The journal of a command that samples: `OUT.part` beside `OUT`, the header first, then a rollout a line in the order in
-//! which they ended. It is never taken over by a command that would sample something else, and goes away when `OUT` is written.
+//! The journal of a command that samples: `OUT.part` beside `OUT`.
+//!
+//! The header comes first, then a rollout a line in the order in which they ended. It is never taken over by a command that
+//! would sample something else, and goes away when `OUT` is written. How lines are kept is the journals' own affair
+//! (`host/src/learning/journal.rs`).
 
 use std::path::{Path, PathBuf};
 
