@@ -238,15 +238,15 @@ fn harmless(text: &str) -> String {
     text.chars().map(|c| if plain(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 
+/// One JSON object on standard output.
+fn print_json(value: &serde_json::Value) {
+    print(&format!("{value:#}\n"));
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn a_terminal_is_told_nothing_that_it_would_obey() {
         assert_eq!(super::harmless("a\x1b[31m\u{9b}é\n\tb"), "a\\u{1b}[31m\\u{9b}é\n\tb");
     }
-}
-
-/// One JSON object on standard output.
-fn print_json(value: &serde_json::Value) {
-    print(&format!("{value:#}\n"));
 }

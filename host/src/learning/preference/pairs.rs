@@ -123,12 +123,12 @@ impl Pair {
 
     /// Which of the two fits it belongs to.
     pub fn half(&self) -> Half {
-        if self.dealt()[0] % 2 == 0 { Half::Proxy } else { Half::Gold }
+        if self.dealt()[0].is_multiple_of(2) { Half::Proxy } else { Half::Gold }
     }
 
     /// Whether it is among the quarter of a fit's pairs that its penalty is chosen by.
     pub fn chooses_penalty(&self) -> bool {
-        self.dealt()[1] % 4 == 0
+        self.dealt()[1].is_multiple_of(4)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -259,7 +259,7 @@ mod tests {
         };
         let [one, two] = ["One?", "Two?"].map(|opening| line(opening, "a", "b") + "\n");
         let both = [member(&mut one.as_bytes()), member(&mut two.as_bytes())].concat();
-        let mut opened = |bytes: &[u8]| {
+        let opened = |bytes: &[u8]| {
             std::fs::File::create(&path).and_then(|mut file| file.write_all(bytes)).expect("written");
             PairSet::open(&path).map(|set| set.pairs.len()).map_err(|error| error.to_string())
         };
