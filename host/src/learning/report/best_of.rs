@@ -112,7 +112,7 @@ pub fn best_of_pool(pool: Pool<'_>, told: Told<'_>, base: &Point, mean_tokens: f
 /// What counts as equal cost: within this share, so that n does not turn on a last digit.
 const EQUAL: f64 = 0.01;
 
-/// A method less Best-of-n with n chosen so that it costs at least as much arithmetic but for [`EQUAL`] (the smallest such n,
+/// A method less Best-of-n with n chosen so that it costs at least as much arithmetic, but for a hundredth (the smallest such n,
 /// at least 1). `forwards` are the method's and one sample's with its score.
 pub fn against_best_of(
     group: &Group,
