@@ -152,6 +152,8 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     }
     let heads = judged_heads(arguments, &runner, &mut host, (rollouts, &groups), &header)?;
     let about = about(arguments, &header, rollouts, &mut host);
+    let layers: Vec<usize> = host.heads().iter().map(|head| head.description.layer).collect();
+    let value_forwards: Vec<f64> = layers.iter().map(|&layer| host.engine().forwards_below(layer)).collect();
     drop(host);
 
     if !arguments.partial {
@@ -175,6 +177,7 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         prompts: &prompts,
         journal: &journal,
         pools: &pools,
+        value_forwards: &value_forwards,
         pool_tokens: crate::learning::statistics::mean(&lengths),
         heads,
         seed: arguments.seeds.first().copied().unwrap_or(0),

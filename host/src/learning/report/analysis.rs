@@ -271,6 +271,7 @@ pub(super) mod tests {
             drawn: 4,
             forwards: 4.0,
             seconds: 0.04,
+            value: Some(-score),
         }
     }
 

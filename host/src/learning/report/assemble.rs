@@ -46,6 +46,8 @@ pub struct Material<'a> {
     pub journal: &'a Journal,
     /// The pool's rewards, a table each.
     pub pools: &'a [Scored],
+    /// What V of an end state costs, plain rows a token, where the response was not decoded by it; for each reward that guides.
+    pub value_forwards: &'a [f64],
     /// Mean tokens of a pool's sample.
     pub pool_tokens: f64,
     /// What the heads are worth.
@@ -126,8 +128,12 @@ fn add_reward(report: &mut Report, material: &Material<'_>, groups: &[Group], ba
     for group in &decoded {
         if group.method == "guided" {
             let most = group.samples.first().map_or(0, Vec::len);
-            let points = [2, 4, 8].into_iter().filter(|&n| n <= most);
-            report.points.extend(points.filter_map(|n| group.guided_best_of(n, told, seed)));
+            let points = || [2, 4, 8].into_iter().filter(|&n| n <= most);
+            report.points.extend(points().filter_map(|n| group.guided_best_of(n, told, None, seed)));
+            // Look-ahead has valued the last token when it drew it.
+            let known = group.variant == "look-ahead";
+            let value = if known { 0.0 } else { material.value_forwards.get(told.guide).copied().unwrap_or(0.0) };
+            report.points.extend(points().filter_map(|n| group.guided_best_of(n, told, Some(value), seed)));
         } else {
             report.points.push(group.point(told, base, seed));
         }

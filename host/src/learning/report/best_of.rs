@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::super::statistics::best_of_by;
 use super::analysis::{Group, Told, estimate, words};
+use super::samples::Sample;
 use super::{Comparison, Compute, Point};
 
 /// The scores of a pool's samples by one reward, `[prompts][samples]`; none where it has no score.
@@ -35,12 +36,18 @@ impl Pool<'_> {
 pub const BEST_OF: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 64, 128];
 
 impl Group {
-    /// Guided Best-of-n: the best, by the reward that guided, of n of this group's responses.
-    pub fn guided_best_of(&self, n: usize, told: Told<'_>, seed: u64) -> Option<Point> {
-        let scores = |place: usize| -> Scored {
-            self.samples.iter().map(|group| group.iter().map(|own| own.scores[place]).collect()).collect()
+    /// Guided Best-of-n: the best of n of this group's responses by the reward that guided, or by `by_value`: by V alone, which
+    /// costs so many plain rows a token where the responses were not decoded by it.
+    pub fn guided_best_of(&self, n: usize, told: Told<'_>, by_value: Option<f64>, seed: u64) -> Option<Point> {
+        let scores = |of: &dyn Fn(&Sample) -> Option<f64>| -> Scored {
+            self.samples.iter().map(|group| group.iter().map(of).collect()).collect()
         };
-        let (choosing, of_told) = (scores(told.guide), scores(told.place));
+        let choosing = match by_value {
+            Some(_) => scores(&|own| own.value),
+            None => scores(&|own| own.scores[told.guide]),
+        };
+        let of_told = scores(&|own| own.scores[told.place]);
+        let scoring = by_value.unwrap_or(told.scoring);
         let pool = Pool { choosing: &choosing, told: &of_told };
         let best: Vec<Option<f64>> = pool.pairs().iter().map(|samples| best_of_by(samples, n)).collect();
         if best.iter().flatten().count() == 0 {
@@ -52,7 +59,7 @@ impl Group {
             self.all().map(|sample| sample.tokens.len()).sum::<usize>() as f64 / self.all().count().max(1) as f64;
         Some(Point {
             method: "guided_best_of_n".into(),
-            variant: self.variant.clone(),
+            variant: format!("{}{}", self.variant, if by_value.is_some() { ", by V" } else { "" }),
             n,
             mean: estimate.mean,
             ci_low: estimate.ci_low,
@@ -62,8 +69,8 @@ impl Group {
             cross_entropy_ratio: None,
             distinct2_ratio: None,
             repeated4_ratio: None,
-            forwards_per_token: n as f64 * (plain.forwards_per_token + told.scoring),
-            ms_per_token: n as f64 * with_scoring(plain.ms_per_token, plain.forwards_per_token, told.scoring),
+            forwards_per_token: n as f64 * (plain.forwards_per_token + scoring),
+            ms_per_token: n as f64 * with_scoring(plain.ms_per_token, plain.forwards_per_token, scoring),
             ..plain
         })
     }
@@ -201,6 +208,25 @@ mod tests {
         assert!(against.difference > 0.0);
         let near = against_best_of(&groups[1], pool, told, (11.05, 1.0), 1).expect("scored");
         assert_eq!(near.against, "best_of_11", "half a hundredth more is equal");
+    }
+
+    #[test]
+    fn guided_best_of_n_is_chosen_by_the_reward_or_by_v() {
+        let mut several = decoded("guided", 0.5, 1, &[0.0; 2], 0.1);
+        several.setting.variant = "one-pass".into();
+        for group in &mut several.samples {
+            *group = (0..4).map(|i| super::super::analysis::tests::sample(f64::from(i), 0.1)).collect();
+        }
+        let groups = groups(&[several]);
+        let told = Told { scoring: 0.5, ..Told::own(0, "r") };
+        let by_reward = groups[0].guided_best_of(4, told, None, 1).expect("scored");
+        assert_eq!((by_reward.mean, by_reward.variant.as_str(), by_reward.forwards_per_token), (3.0, "one-pass", 6.0));
+        // Here V is the reward turned round.
+        let by_value = groups[0].guided_best_of(4, told, Some(0.25), 1).expect("valued");
+        assert_eq!(
+            (by_value.mean, by_value.variant.as_str(), by_value.forwards_per_token),
+            (0.0, "one-pass, by V", 5.0)
+        );
     }
 
     #[test]

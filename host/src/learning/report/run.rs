@@ -7,14 +7,16 @@
 use std::path::{Path, PathBuf};
 
 use super::super::decoding::{dial_for_kl, use_with};
+use super::super::look_ahead::values;
 use super::super::prompts::Prompt;
 use super::super::rewards::SharedReward;
 use super::analysis::a_token;
 use super::methods::{self, METHODS, Method, Planned, Wanted};
-use super::samples::{Journal, Setting, decode};
+use super::samples::{Decoded, Journal, Setting, decode};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
-use crate::model::heads::HeadFile;
+use crate::model::heads::{HeadFile, HeadWeights};
+use crate::token::Token;
 
 /// Dials whose cost is measured where no head's file tells it; the cost is about quadratic in the dial.
 const CALIBRATED: [f64; 3] = [0.4, 1.0, 2.5];
@@ -181,10 +183,36 @@ impl Runner<'_> {
         let replaced = |(name, _): &&(String, String)| !method.settings.iter().any(|(own, _)| own == name);
         let settings: Vec<_> = self.common.iter().filter(replaced).cloned().chain(dials).chain(own).collect();
         let policies = vec![use_with(host, method.policy, settings)?];
-        let decoded = decode(host, prompts, &self.scored(), setting.clone(), policies, self.max_tokens, || {
+        let mut decoded = decode(host, prompts, &self.scored(), setting.clone(), policies, self.max_tokens, || {
             told(Progress::Response);
         })?;
+        if setting.samples > 1 {
+            self.add_values(host, prompts, &mut decoded)?;
+        }
         Ok(journal.add(decoded)?)
+    }
+
+    /// Adds V of the end state to each sample, by which one can be chosen where no reward is asked.
+    fn add_values(&self, host: &mut Host, prompts: &[&Prompt], decoded: &mut Decoded) -> Result<(), Error> {
+        let Some((reward, _)) = decoded.setting.dials.first() else { return Ok(()) };
+        let Some(HeadFile { description, weights: HeadWeights::LookAhead(head) }) = self.head(reward, "look-ahead")?
+        else {
+            return Ok(());
+        };
+        let mut rows = Vec::new();
+        for (prompt, group) in prompts.iter().zip(&mut decoded.samples) {
+            let prompt = host.request(&prompt.text)?.prompt;
+            let responses: Vec<&[Token]> = group.iter().map(|sample| sample.tokens.as_slice()).collect();
+            rows.clear();
+            host.engine().features(description.layer, &prompt, &responses, self.max_tokens, &mut rows)?;
+            let mut rest = rows.chunks_exact(2 * description.hidden + 2);
+            for sample in group {
+                let mut value = Vec::new();
+                values(&head, rest.nth(sample.tokens.len()).unwrap_or_default(), &mut value);
+                sample.value = value.first().copied();
+            }
+        }
+        Ok(())
     }
 
     /// For each reward, which dial of a method costs how much.
@@ -228,18 +256,18 @@ impl Runner<'_> {
     }
 
     fn table_of_file(&self, reward: &str, kind: &str) -> Result<Option<Table>, Error> {
-        let head = match &self.heads {
-            Some(folder) => HeadFile::open(&head_path(folder, reward, kind))?,
-            None => {
-                let wanted = format!("{reward}.{kind}");
-                let Some(shipped) = crate::shipped::HEADS.iter().find(|head| head.name == wanted) else {
-                    return Ok(None);
-                };
-                HeadFile::read(shipped.file)?
-            }
-        };
-        let table = head.description.provenance.dial_to_kl;
-        Ok((!table.is_empty()).then_some(table))
+        let table = self.head(reward, kind)?.map(|head| head.description.provenance.dial_to_kl);
+        Ok(table.filter(|table| !table.is_empty()))
+    }
+
+    /// A reward's head of this kind, of the folder or shipped; none where none of this kind ships.
+    fn head(&self, reward: &str, kind: &str) -> Result<Option<HeadFile>, Error> {
+        if let Some(folder) = &self.heads {
+            return Ok(Some(HeadFile::open(&head_path(folder, reward, kind))?));
+        }
+        let wanted = format!("{reward}.{kind}");
+        let shipped = crate::shipped::HEADS.iter().find(|head| head.name == wanted);
+        Ok(shipped.map(|head| HeadFile::read(head.file)).transpose()?)
     }
 }
 

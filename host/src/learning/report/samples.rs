@@ -92,6 +92,9 @@ pub struct Sample {
     pub forwards: f64,
     /// Seconds after the prompt, shared passes divided.
     pub seconds: f64,
+    /// V of the end state by the look-ahead head of the reward that was guided, of the samples that one is chosen from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
 }
 
 /// A setting with what came of it, `[prompts][samples]`.
@@ -257,6 +260,7 @@ fn sample(response: &Response, scores: Vec<Option<f64>>) -> Sample {
         drawn: draws().count(),
         forwards: response.counters.forward_equivalents,
         seconds: response.timing.decode_seconds(),
+        value: None,
     }
 }
 
@@ -292,6 +296,7 @@ mod tests {
             drawn: 2,
             forwards: 2.0,
             seconds: 0.5,
+            value: Some(0.25),
         };
         let setting = Setting {
             method: "vas".into(),
