@@ -90,6 +90,7 @@ fn a_report_holds_every_method_and_what_must_hold_of_each() {
     assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), report);
     let page = std::fs::read_to_string(format!("{out}/report.html")).unwrap();
     let tables = std::fs::read_to_string(format!("{out}/report.md")).unwrap();
+    assert!(std::fs::read_to_string(format!("{out}/report.svg")).unwrap().starts_with("<svg "));
     assert!(page.contains("<svg") && tables.contains("guided Best-of-n"), "{tables}");
 }
 
@@ -113,6 +114,14 @@ fn check_points(report: &Value, reward: &str) {
             assert!(kl >= 0.0 && forwards > 0.0 && ms > 0.0, "{point:#}");
             has_keys(point, &["dial", "n", "seeds", "prompts", "cross_entropy_ratio", "distinct2_ratio"]);
         }
+    }
+    let chosen = points(report, "guided_best_of_n", reward);
+    let by_value = chosen.iter().filter_map(|point| Some((point, point["variant"].as_str()?.strip_suffix(", by V")?)));
+    assert_eq!(by_value.clone().count(), chosen.len() / 2, "each is chosen by the reward, and by V");
+    for (point, variant) in by_value {
+        let same = chosen.iter().find(|other| other["variant"] == variant && other["n"] == point["n"]);
+        let [by_value, by_reward] = [point, same.unwrap()].map(|point| finite(point, ["mean"])[0]);
+        assert!(by_value <= by_reward + 1e-9, "nothing chooses a reward's best but the reward: {point:#}");
     }
     let base = points(report, "base", reward)[0];
     assert_eq!(finite(base, ["kl_per_token", "cross_entropy_ratio", "distinct2_ratio"]), [0.0, 1.0, 1.0]);

@@ -81,6 +81,9 @@ pub(super) struct EvaluateArguments {
     /// The split: test, or tune while settings are chosen.
     #[arg(long, default_value = "test", value_parser = super::learn::parse_split)]
     pub(super) split: Split,
+    /// Prompts are told by their ids, not by their texts: for prompts that the report's readers may not be given.
+    #[arg(long)]
+    show_ids: bool,
     /// Heads from this folder (as `vassal fit --out` writes them) instead of the shipped ones.
     #[arg(long, value_name = "FOLDER")]
     heads: Option<PathBuf>,
@@ -117,6 +120,7 @@ impl EvaluateArguments {
             tail: "keep".to_owned(),
             limit: None,
             split: Split::Test,
+            show_ids: false,
             heads: Some(heads),
             out,
             json: false,
@@ -178,6 +182,7 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
         journal: &journal,
         pools: &pools,
         value_forwards: &value_forwards,
+        show_ids: arguments.show_ids,
         pool_tokens: crate::learning::statistics::mean(&lengths),
         heads,
         seed: arguments.seeds.first().copied().unwrap_or(0),

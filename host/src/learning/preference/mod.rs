@@ -24,7 +24,7 @@ use crate::host::Host;
 use crate::model::template::Message;
 
 /// Penalties that are tried; chosen by the log-loss of pairs that the fit has not seen.
-pub const PENALTIES: [f64; 6] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
+pub const PENALTIES: [f64; 7] = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
 
 /// Fewer pairs than this are refused: with fewer no penalty makes a preference of a thousand features.
 pub const PAIRS_MIN: usize = 100;

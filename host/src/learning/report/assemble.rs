@@ -52,6 +52,8 @@ pub struct Material<'a> {
     pub pool_tokens: f64,
     /// What the heads are worth.
     pub heads: BTreeMap<String, HeadReport>,
+    /// Whether responses are shown beside their prompts' ids, not texts.
+    pub show_ids: bool,
     /// Fixes intervals and which responses are shown.
     pub seed: u64,
 }
@@ -191,7 +193,7 @@ fn side_by_side(
         let (of_base, aligned) = (base.samples[place].first()?, guided.samples[place].first()?);
         Some(SideBySide {
             reward: reward.1.to_owned(),
-            prompt: material.prompts[place].text.clone(),
+            prompt: if material.show_ids { &material.prompts[place].id } else { &material.prompts[place].text }.clone(),
             base: of_base.text.clone(),
             base_reward: of_base.scores[reward.0]?,
             aligned: aligned.text.clone(),
