@@ -104,12 +104,16 @@ impl Runner<'_> {
     /// # Errors
     /// The engine's, the rewards' and the journal's.
     pub fn run(&self, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
-        for method in &METHODS {
+        let (cheap, dear) = METHODS.split_at(METHODS.len() / 2);
+        for method in cheap {
             self.method(method, journal, told, |runner, dial| methods::plan(method, &runner.wanted, dial))?;
         }
-        self.method(&methods::TOGETHER, journal, told, |runner, dial| methods::together(&runner.wanted, dial))?;
         if self.wanted.grid > 0 {
             self.method(&methods::GRID, journal, told, |runner, dial| methods::grid(&runner.wanted, dial))?;
+        }
+        self.method(&methods::TOGETHER, journal, told, |runner, dial| methods::together(&runner.wanted, dial))?;
+        for method in dear {
+            self.method(method, journal, told, |runner, dial| methods::plan(method, &runner.wanted, dial))?;
         }
         Ok(())
     }
