@@ -11,9 +11,10 @@ use super::markup::Markup;
 const WIDTH: usize = 480;
 const HEIGHT: usize = 320;
 
-/// A line of the legend, and entries beside each other.
+/// A line of the legend, and entries beside each other: the second may be longer than the first.
 const LINE: usize = 18;
 const COLUMNS: usize = 2;
+const COLUMN: usize = 215;
 
 /// The picture; none where nothing was decoded.
 pub fn picture(report: &Report) -> Option<String> {
@@ -37,7 +38,7 @@ pub fn picture(report: &Report) -> Option<String> {
         });
         svg.element("g", &[("class", "plot")], |svg| {
             for (place, group) in groups.iter().enumerate() {
-                let x = 24 + (place % COLUMNS) * WIDTH / COLUMNS;
+                let x = 8 + place % COLUMNS * COLUMN;
                 let y = HEIGHT + LINE / 2 + place / COLUMNS * LINE;
                 let (at, words) = (format!("translate({x} {y})"), format!("translate({} {})", x + 38, y + 11));
                 svg.element("g", &[("transform", &at)], |item| group.style.sample(item));
