@@ -63,6 +63,14 @@ impl HostOptions {
             compilation: Compilation::default(),
         }
     }
+
+    /// The numbers of the model that these options open, which is not loaded for it.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn shape(&self) -> Result<ModelShape, Error> {
+        Ok(LlamaConfig::from_gguf(&Gguf::open(&self.model)?)?.shape)
+    }
 }
 
 /// A model ready to answer.
@@ -123,12 +131,7 @@ impl Host {
         // The lists of tokens and merges are in the tokenizer now.
         gguf.forget("tokenizer.");
         let heads = heads(&sha256, &config.shape)?;
-        let identity = ModelIdentity {
-            sha256: &sha256,
-            layers: config.shape.layers,
-            hidden: config.shape.hidden,
-            vocabulary: config.shape.vocabulary,
-        };
+        let identity = ModelIdentity::of(&sha256, &config.shape);
         for (place, head) in heads.iter().enumerate() {
             head.check_model(identity).map_err(|source| match options.heads.get(place) {
                 Some(path) => Error::HeadFile { path: path.display().to_string(), source },

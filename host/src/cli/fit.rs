@@ -21,8 +21,6 @@ use crate::learning::fitting::{FitOptions, FittedLookAhead, Material};
 use crate::learning::prompts::{Prompt, PromptSet, Split};
 use crate::learning::report::run::head_path;
 use crate::learning::rollouts::{Header, RewardAbout, Rollouts};
-use crate::model::config::LlamaConfig;
-use crate::model::gguf::Gguf;
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
 
 /// Dials whose KL a head's file tells.
@@ -111,8 +109,8 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     let failed = |source| Error::File { what: "folder", path: out.display().to_string(), source };
     std::fs::create_dir_all(out).map_err(failed)?;
     let options = HostOptions { head_kind: None, ..arguments.model.resolve()? };
-    let config = LlamaConfig::from_gguf(&Gguf::open(&options.model)?)?;
-    let layer = layer_of(arguments, config.shape.layers)?;
+    let shape = options.shape()?;
+    let layer = layer_of(arguments, shape.layers)?;
     let fit_options = FitOptions {
         layer,
         rank: arguments.rank,
@@ -151,7 +149,7 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     let header = &rollouts.header;
     let provenance = provenance((path, arguments), &set, header, (count_prompts, count_rollouts))?;
     let describe = |reward: &RewardAbout, kind, spread, provenance| {
-        describe((header, &config.shape), reward, kind, layer, spread, provenance)
+        describe((header, &shape), reward, kind, layer, spread, provenance)
     };
     let look_ahead_files = |spreads: &[f64]| -> Vec<HeadFile> {
         let file = |((reward, fitted), &spread): ((&RewardAbout, &FittedLookAhead), &f64)| {
@@ -218,7 +216,7 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
             out,
             rollouts: &rollouts,
             prompts: &prompts,
-            shape: &config.shape,
+            shape: &shape,
             options: &with_engine,
             fit: &fit_options,
             provenance: &provenance,

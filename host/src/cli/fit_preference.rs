@@ -14,11 +14,12 @@ use super::{ModelArguments, between, complain, print, print_json};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
 use crate::learning::preference::pairs::{Half, Pair, PairSet};
-use crate::learning::preference::{Accuracy, Collected, Fitted, PAIRS_MIN, Validation};
+use crate::learning::preference::{Collected, Fitted, PAIRS_MIN, Validation};
 use crate::learning::rewards::check_name;
 use crate::learning::rewards::learned::file::{Description, FORMAT, RewardFile};
-use crate::learning::rewards::learned::{reading, shape_of};
+use crate::learning::rewards::learned::reading;
 use crate::learning::rollouts;
+use crate::learning::statistics::Estimate;
 
 #[derive(Debug, Args)]
 pub(super) struct PreferenceArguments {
@@ -67,7 +68,7 @@ pub(super) fn fit(arguments: &PreferenceArguments) -> Result<(), Error> {
         held.apart_from(&pairs, path)?;
     }
     let options = arguments.model.resolve()?;
-    let shape = shape_of(&options)?;
+    let shape = options.shape()?;
     let [layer, gold_layer] = layers(arguments, shape.layers)?;
     // What is wrong with either is said before minutes are spent on the other.
     let mut works = Vec::new();
@@ -154,7 +155,7 @@ impl Work<'_> {
         let shape = self.shape;
         let (residual, mean) = fitted.preference.weights.split_at(shape.hidden);
         let single = |numbers: &[f64]| numbers.iter().map(|&x| x as f32).collect();
-        let accuracy = |Accuracy { mean, ci_low, ci_high }| (mean, ci_low, ci_high);
+        let accuracy = |Estimate { mean, ci_low, ci_high }| (mean, ci_low, ci_high);
         let description = Description {
             format: FORMAT.to_owned(),
             name: self.name.to_owned(),
@@ -195,7 +196,7 @@ fn table(outcomes: &[Outcome]) -> String {
     );
     for Outcome { file: RewardFile { description, .. }, passed_over, validation, .. } in outcomes {
         let Description { name, layer, pairs, penalty, .. } = description;
-        let share = |Accuracy { mean, ci_low, ci_high }: Accuracy| format!("{mean:.3} [{ci_low:.3}, {ci_high:.3}]");
+        let share = |Estimate { mean, ci_low, ci_high }: Estimate| format!("{mean:.3} [{ci_low:.3}, {ci_high:.3}]");
         let validation = match validation {
             Some(found) => format!(
                 "{} | {} | {} | {} | {}",

@@ -66,7 +66,7 @@ pub(super) fn reward(arguments: &RewardArguments) -> Result<(), Error> {
         }
     }
     rollouts.write(&arguments.out)?;
-    // Another one that waits for the lock may have begun to take it up already, and removes it then.
+    // Another one that has locked the new file since may have taken it up already, and removed it.
     if kept
         && let Err(source) = std::fs::remove_file(&part)
         && source.kind() != std::io::ErrorKind::NotFound
@@ -85,8 +85,10 @@ pub(super) fn reward(arguments: &RewardArguments) -> Result<(), Error> {
 fn lock(path: &Path) -> Result<File, RolloutsError> {
     let failed = |source| RolloutsError::File { path: path.to_path_buf(), source };
     let file = files::open(path).map_err(failed)?;
-    journal::lock(&file, path, || RolloutsError::Busy { path: path.to_path_buf() }, failed)?;
-    Ok(file)
+    if journal::lock(&file, path).map_err(failed)? {
+        return Ok(file);
+    }
+    Err(JournalError::Busy { path: path.to_path_buf() }.into())
 }
 
 /// The rewards that have no column in the file, or another's that they shall replace.

@@ -82,11 +82,9 @@ pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     // Everything is checked before a journal stands that a better command would find in its way.
-    for prompt in &prompts {
-        host.validate(request_of(&host, arguments, prompt, 0)?)?;
-    }
+    let requests = prompts.iter().map(|prompt| request_of(&host, arguments, prompt)).collect::<Result<Vec<_>, _>>()?;
     let mut journal = Journal::open(&arguments.out, &header)?;
-    let waiting = submit(&mut host, arguments, &prompts, journal.rollouts())?;
+    let waiting = submit(&mut host, arguments, (&prompts, &requests), journal.rollouts())?;
     if waiting.len() < count {
         complain(&format!("{} of {count} rollouts are there already", count - waiting.len()));
     }
@@ -109,23 +107,24 @@ pub(super) fn rollout(arguments: &RolloutArguments) -> Result<(), Error> {
     Ok(())
 }
 
-/// What samples one prompt, the first of them from this stream.
-fn request_of(host: &Host, arguments: &RolloutArguments, prompt: &Prompt, stream: u64) -> Result<Request, Error> {
-    Ok(Request {
+/// What samples one prompt.
+fn request_of(host: &Host, arguments: &RolloutArguments, prompt: &Prompt) -> Result<Request, Error> {
+    let request = Request {
         max_tokens: Some(arguments.max_tokens),
         temperature: Some(arguments.temperature),
         top_p: Some(arguments.top_p),
         seed: Some(arguments.seed),
-        stream,
         ..host.request(&prompt.text)?
-    })
+    };
+    host.validate(request.clone())?;
+    Ok(request)
 }
 
 /// Hands what is not there yet to the engine: each prompt's samples in runs of neighbours, which share its prefill.
 fn submit<'a>(
     host: &mut Host,
     arguments: &RolloutArguments,
-    prompts: &[&'a Prompt],
+    (prompts, requests): (&[&'a Prompt], &[Request]),
     there: &Rollouts,
 ) -> Result<HashMap<SequenceId, (&'a Prompt, usize)>, Error> {
     let there: HashSet<(&str, u32)> = there.all.iter().map(|rollout| (rollout.id.as_str(), rollout.sample)).collect();
@@ -136,7 +135,7 @@ fn submit<'a>(
         for run in missing.chunk_by(|one, next| one + 1 == *next) {
             // Every prompt has streams of its own, and every sample its place among them.
             let stream = (place * arguments.samples + run[0]) as u64;
-            let request = host.validate(request_of(host, arguments, prompt, stream)?)?;
+            let request = host.validate(Request { stream, ..requests[place].clone() })?;
             let ids = host.engine().submit_samples(request, run.len())?;
             waiting.extend(ids.into_iter().zip(run).map(|(id, &sample)| (id, (*prompt, sample))));
         }

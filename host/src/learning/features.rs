@@ -11,6 +11,9 @@
 use std::ops::Range;
 
 use super::rollouts::Rollout;
+use crate::engine::EngineError;
+use crate::host::Host;
+use crate::token::Token;
 
 /// Runs rollouts through the model. Implemented by the engine.
 pub trait FeatureSource {
@@ -23,6 +26,32 @@ pub trait FeatureSource {
     /// Appends the rows of all T + 1 states of each rollout, `[T + 1, 2H + 2]` row-major, in order. The
     /// rollouts of one call answer the same prompt.
     fn features(&mut self, rollouts: &[&Rollout], out: &mut Vec<f32>) -> Result<(), Self::Error>;
+}
+
+/// Responses whose states are read at once: some 70 kB a token each for a wide model.
+const RESPONSES: usize = 16;
+
+/// The last states of some responses to one prompt, a row `[2H + 2]` each, at a layer that the host's engine taps. An empty response's
+/// is the prompt's end.
+///
+/// # Errors
+/// The engine's.
+pub fn end_states(
+    host: &mut Host,
+    prompt: &[Token],
+    responses: &[&[Token]],
+    layer: usize,
+    token_limit: usize,
+) -> Result<Vec<Vec<f32>>, EngineError> {
+    let (mut rows, mut found, width) = (Vec::new(), Vec::new(), 2 * host.shape().hidden + 2);
+    for some in responses.chunks(RESPONSES) {
+        rows.clear();
+        host.engine().features(layer, prompt, some, token_limit, &mut rows)?;
+        let mut rest = rows.chunks_exact(width);
+        // A response of T tokens has T + 1 states.
+        found.extend(some.iter().filter_map(|response| Some(rest.nth(response.len())?.to_vec())));
+    }
+    Ok(found)
 }
 
 /// Why rows were refused.

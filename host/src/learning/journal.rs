@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::hex::hexadecimal;
@@ -89,54 +90,69 @@ fn content(line: &[u8]) -> Result<&str, Refused> {
 }
 
 impl Journal {
-    /// Opens a journal whose first line begins with `begins`, or makes one with no line. `bytes_max` bounds a line; `first` is
-    /// told the first one, `each` every other with its number. Whether there was a first line comes back beside the journal.
+    /// Opens the journal of the work that `header` names, or begins it; its first line begins with `begins`, and a line has at most
+    /// `bytes_max`. `other` says of the header that is there whether it is of other work; `each` is told every further line.
+    /// The header that is there comes back.
     ///
     /// # Errors
-    /// [`JournalError`]; what `first` and `each` refuse becomes [`JournalError::Foreign`] and [`JournalError::Line`].
-    pub fn open(
+    /// What `other` says, and [`JournalError`]; what `each` refuses becomes [`JournalError::Line`]. Nothing is changed then.
+    pub fn open<H, E>(
         path: &Path,
-        begins: &str,
-        bytes_max: u64,
-        first: &mut dyn FnMut(&str) -> Result<(), Refused>,
-        each: &mut dyn FnMut(&str) -> Result<(), Refused>,
-    ) -> Result<(Self, bool), JournalError> {
+        (begins, bytes_max): (&str, u64),
+        header: &H,
+        other: impl Fn(&H) -> Option<E>,
+        mut each: impl FnMut(&str) -> Result<(), Refused>,
+    ) -> Result<(Self, H), E>
+    where
+        H: Serialize + DeserializeOwned + Clone,
+        E: From<JournalError>,
+    {
         let failed = |source| JournalError::File { path: path.to_path_buf(), source };
         let foreign = |reason: String| JournalError::Foreign { path: path.to_path_buf(), reason };
         let mut file = open_locked(path)?;
-        let (mut reader, mut read, mut end) = (BufReader::new(&file), Vec::new(), 0);
-        for number in 1.. {
+        let (mut reader, mut read, mut end, mut there) = (BufReader::new(&file), Vec::new(), 0, None);
+        for line in 1.. {
             read.clear();
             Read::take(&mut reader, bytes_max).read_until(b'\n', &mut read).map_err(failed)?;
-            let whole = read.last() == Some(&b'\n');
-            if number == 1 {
+            if line == 1 {
                 // A run that was killed while it wrote its first line has left the beginning of one like ours, or nothing.
                 let begun = read.len().min(begins.len());
                 if begins.as_bytes()[..begun] != read[..begun] {
-                    return Err(foreign("it does not begin with a header".to_owned()));
+                    return Err(foreign("it does not begin with a header".to_owned()).into());
                 }
             }
-            if !whole && read.len() as u64 == bytes_max {
-                let reason = format!("a line has at most {bytes_max} bytes");
-                return Err(JournalError::Line { path: path.to_path_buf(), line: number, reason });
-            }
-            if !whole {
+            let refused = |reason| JournalError::Line { path: path.to_path_buf(), line, reason };
+            if read.last() != Some(&b'\n') {
+                if read.len() as u64 == bytes_max {
+                    return Err(refused(format!("a line has at most {bytes_max} bytes")).into());
+                }
                 break;
             }
-            match number {
-                1 => content(&read).and_then(&mut *first).map_err(|reason| foreign(format!("line 1: {reason}")))?,
-                line => content(&read).and_then(&mut *each).map_err(|reason| JournalError::Line {
-                    path: path.to_path_buf(),
-                    line,
-                    reason,
-                })?,
+            if line == 1 {
+                let parsed = |json: &str| serde_json::from_str(json).map_err(|error| error.to_string());
+                let found = content(&read).and_then(parsed).map_err(|reason| foreign(format!("line 1: {reason}")))?;
+                if let Some(error) = other(&found) {
+                    return Err(error);
+                }
+                there = Some(found);
+            } else {
+                content(&read).and_then(&mut each).map_err(refused)?;
             }
             end += read.len() as u64;
         }
         drop(reader);
         file.set_len(end).map_err(failed)?;
         file.seek(SeekFrom::Start(end)).map_err(failed)?;
-        Ok((Self { path: path.to_path_buf(), out: BufWriter::new(file) }, end > 0))
+        let mut journal = Self { path: path.to_path_buf(), out: BufWriter::new(file) };
+        let header = match there {
+            Some(there) => there,
+            None => {
+                journal.add(header)?;
+                journal.flush()?;
+                header.clone()
+            }
+        };
+        Ok((journal, header))
     }
 
     /// Adds a line. It is safe from a kill after [`Journal::flush`].
@@ -169,31 +185,27 @@ impl Journal {
 /// Opens the file, or makes it, and locks it. What another process removed in the meantime is not it any more.
 fn open_locked(path: &Path) -> Result<File, JournalError> {
     let failed = |source| JournalError::File { path: path.to_path_buf(), source };
-    let busy = || JournalError::Busy { path: path.to_path_buf() };
     if fs::metadata(path).is_ok_and(|about| !about.is_file()) {
         return Err(JournalError::Foreign { path: path.to_path_buf(), reason: "no regular file".to_owned() });
     }
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
-    lock(&file, path, busy, failed)?;
-    Ok(file)
+    if lock(&file, path).map_err(failed)? {
+        return Ok(file);
+    }
+    Err(JournalError::Busy { path: path.to_path_buf() })
 }
 
-/// Locks an open file, and makes sure that it is still the one of its name.
-pub(crate) fn lock<E>(
-    file: &File,
-    path: &Path,
-    busy: impl Fn() -> E,
-    failed: impl Fn(io::Error) -> E,
-) -> Result<(), E> {
+/// Locks an open file, if no other process has, and if it is still the one of its name.
+pub(crate) fn lock(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
-    file.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => busy(),
-        TryLockError::Error(source) => failed(source),
-    })?;
-    let (ours, named) = (file.metadata().map_err(&failed)?, fs::metadata(path));
-    let same = named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
-    if same { Ok(()) } else { Err(busy()) }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        Err(TryLockError::Error(source)) => return Err(source),
+    }
+    let ours = file.metadata()?;
+    Ok(fs::metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
 }
 
 #[cfg(test)]
@@ -201,24 +213,21 @@ mod tests {
     use super::*;
 
     fn opened(path: &Path) -> Result<(Journal, Vec<String>), JournalError> {
-        let (mut lines, mut others) = (Vec::new(), Vec::new());
-        let (mut journal, begun) = Journal::open(
+        let (work, mut lines) = (serde_json::json!({"work": 1}), Vec::new());
+        let there = path.exists() && fs::read(path).is_ok_and(|bytes| bytes.contains(&b'\n'));
+        let (journal, header) = Journal::open(
             path,
-            "{\"work\"",
-            64,
-            &mut |line| {
+            ("{\"work\"", 64),
+            &work,
+            |_| None::<JournalError>,
+            |line| {
                 lines.push(line.to_owned());
-                Ok(())
-            },
-            &mut |line| {
-                others.push(line.to_owned());
                 if line == "9" { Err("no nine".into()) } else { Ok(()) }
             },
         )?;
-        if !begun {
-            journal.add(&serde_json::json!({"work": 1}))?;
+        if there {
+            lines.insert(0, header.to_string());
         }
-        lines.extend(others);
         Ok((journal, lines))
     }
 

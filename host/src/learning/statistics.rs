@@ -6,16 +6,15 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 /// The expected best reward of `n` samples drawn without replacement from a pool of M rewards: unbiased
 /// for Best-of-n of the model behind the pool, with far less noise than taking maxima of actual groups.
 ///
 /// With the pool in ascending order the i-th smallest (from 0) is the best of n in C(i, n-1) of C(M, n)
 /// choices. Nothing where n is 0, M < n, or a reward is NaN.
-pub fn best_of(rewards: &[f64], n: usize) -> Option<f64> {
-    best_of_by(&rewards.iter().map(|&reward| (reward, reward)).collect::<Vec<_>>(), n)
-}
-
-/// As [`best_of`], where the sample is chosen by one reward and told by another: pairs of (what chooses, what is told). Samples
+///
+/// Samples are pairs of (what chooses, what is told): the same reward twice, or one that chooses and another that judges. Those
 /// that the first does not tell apart are equally likely.
 pub fn best_of_by(samples: &[(f64, f64)], n: usize) -> Option<f64> {
     if n == 0 || samples.len() < n || samples.iter().any(|(chooses, told)| chooses.is_nan() || told.is_nan()) {
@@ -38,6 +37,30 @@ pub fn best_of_by(samples: &[(f64, f64)], n: usize) -> Option<f64> {
         weight *= (index + 1 - n) as f64 / index as f64;
     }
     Some(expected)
+}
+
+/// Resamplings behind an interval.
+pub const ROUNDS: usize = 2000;
+
+/// A mean with its 95 % interval, bootstrapped over prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The mean over prompts.
+    pub mean: f64,
+    /// The lower end.
+    pub ci_low: f64,
+    /// The upper end.
+    pub ci_high: f64,
+}
+
+impl Estimate {
+    /// A mean beside its interval; the mean alone where there is none. What is not a number, because nothing varies, is 0:
+    /// nothing is explained there, nor changes.
+    pub fn new(mean: f64, interval: Option<Range<f64>>) -> Self {
+        let mean = if mean.is_finite() { mean } else { 0.0 };
+        let interval = interval.unwrap_or(mean..mean);
+        Self { mean, ci_low: interval.start, ci_high: interval.end }
+    }
 }
 
 /// The arithmetic mean; 0 of nothing.
@@ -129,6 +152,11 @@ impl SplitMix {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The best by the reward that is told.
+    fn best_of(rewards: &[f64], n: usize) -> Option<f64> {
+        best_of_by(&rewards.iter().map(|&reward| (reward, reward)).collect::<Vec<_>>(), n)
+    }
 
     /// Mean of the best over all choices of n.
     fn best_by_force(rewards: &[f64], n: u32) -> f64 {

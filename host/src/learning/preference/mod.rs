@@ -17,8 +17,8 @@ use std::collections::HashMap;
 
 use self::bradley_terry::{Differences, Preference, fit};
 use self::pairs::{Pair, Turn};
-use super::rewards::learned::end_features;
-use super::statistics::{bootstrap, mean};
+use super::features::end_states;
+use super::statistics::{Estimate, ROUNDS, bootstrap, mean};
 use crate::error::Error;
 use crate::host::Host;
 use crate::model::template::Message;
@@ -29,20 +29,8 @@ pub const PENALTIES: [f64; 7] = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
 /// Fewer pairs than this are refused: with fewer no penalty makes a preference of a thousand features.
 pub const PAIRS_MIN: usize = 100;
 
-/// Resamplings of the requests behind an interval, and their seed.
-const ROUNDS: usize = 2000;
+/// Of the resamplings behind an interval.
 const SEED: u64 = 1;
-
-/// A share of pairs with its 95 % interval, bootstrapped over opening requests: pairs of one request are not independent.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Accuracy {
-    /// The share.
-    pub mean: f64,
-    /// The lower end.
-    pub ci_low: f64,
-    /// The upper end.
-    pub ci_high: f64,
-}
 
 /// Pairs as features.
 #[derive(Debug, Default)]
@@ -72,7 +60,8 @@ pub struct Fitted {
     pub penalty: f64,
 }
 
-/// How right a reward is on pairs that it was not fitted to.
+/// How right a reward is on pairs that it was not fitted to: shares of them, with intervals that resample opening requests,
+/// since pairs of one request are not independent.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Validation {
     /// Pairs.
@@ -80,11 +69,11 @@ pub struct Validation {
     /// Pairs that could not be read.
     pub passed_over: usize,
     /// Pairs that the score orders as people did.
-    pub accuracy: Accuracy,
+    pub accuracy: Estimate,
     /// The same by the lengths of the whole answers alone.
-    pub accuracy_of_length: Accuracy,
+    pub accuracy_of_length: Estimate,
     /// The same with length let in again.
-    pub accuracy_with_length: Accuracy,
+    pub accuracy_with_length: Estimate,
 }
 
 fn words(text: &str) -> f64 {
@@ -165,9 +154,7 @@ impl Collected {
                 let sum = drawn.iter().fold((0.0, 0.0), |sum, &own| (sum.0 + sums[own].0, sum.1 + sums[own].1));
                 sum.0 / sum.1
             };
-            let mean = mean(&right);
-            let interval = bootstrap(requests, ROUNDS, SEED, of).unwrap_or(mean..mean);
-            Accuracy { mean, ci_low: interval.start, ci_high: interval.end }
+            Estimate::new(mean(&right), bootstrap(requests, ROUNDS, SEED, of))
         };
         Some(Validation {
             pairs: self.differences.count(),
@@ -201,7 +188,9 @@ fn features_of(host: &mut Host, pair: &Pair, layer: usize, token_limit: usize) -
         return Ok(None);
     }
     let answers: Vec<&[u32]> = answers.iter().map(Vec::as_slice).collect();
-    let found = end_features(host, &prompt, &answers, layer, token_limit)?;
+    let mut found = end_states(host, &prompt, &answers, layer, token_limit)?;
+    let width = 2 * host.shape().hidden;
+    found.iter_mut().for_each(|state| state.truncate(width));
     Ok(<[Vec<f32>; 2]>::try_from(found).ok())
 }
 

@@ -4,12 +4,9 @@
 //! compared at equal KL, both frontiers are interpolated anew in every resample, so that the interval has the KL's noise
 //! in it too. Start at [`groups`].
 
-use super::super::statistics::{bootstrap, distinct_2, mean, repeated_4};
+use super::super::statistics::{ROUNDS, bootstrap, distinct_2, mean, repeated_4};
 use super::samples::{Decoded, Sample};
 use super::{Comparison, Estimate, Point};
-
-/// Resamplings of the prompts behind an interval.
-pub const ROUNDS: usize = 2000;
 
 /// The share of a divergence from which on it counts as reached: dials are set by other prompts than these.
 pub const REACHED: f64 = 0.8;
@@ -55,15 +52,7 @@ impl<'a> Told<'a> {
 pub fn estimate(by_prompt: &[Option<f64>], seed: u64) -> Estimate {
     let known: Vec<f64> = by_prompt.iter().flatten().copied().collect();
     let statistic = |drawn: &[usize]| drawn.iter().map(|&prompt| known[prompt]).sum::<f64>() / known.len() as f64;
-    with_interval(mean(&known), bootstrap(known.len(), ROUNDS, seed, statistic))
-}
-
-/// A mean beside its interval; the mean alone where there is none. What is not a number, because nothing varies, is 0:
-/// nothing is explained there, nor changes.
-pub(super) fn with_interval(mean: f64, interval: Option<std::ops::Range<f64>>) -> Estimate {
-    let mean = if mean.is_finite() { mean } else { 0.0 };
-    let interval = interval.unwrap_or(mean..mean);
-    Estimate { mean, ci_low: interval.start, ci_high: interval.end }
+    Estimate::new(mean(&known), bootstrap(known.len(), ROUNDS, seed, statistic))
 }
 
 /// Settings that differ in nothing but the seed, together, in the order in which they were decoded first.
@@ -237,7 +226,7 @@ pub fn at_equal_kl(
     let prompts: Vec<usize> = (0..base.samples.len()).collect();
     let difference = own.at(kl, &prompts)? - other.at(kl, &prompts)?;
     let statistic = |drawn: &[usize]| own.at(kl, drawn).zip(other.at(kl, drawn)).map_or(f64::NAN, |(a, b)| a - b);
-    let interval = with_interval(difference, bootstrap(prompts.len(), ROUNDS, seed, statistic));
+    let interval = Estimate::new(difference, bootstrap(prompts.len(), ROUNDS, seed, statistic));
     Some(Comparison {
         reward: told.name.to_owned(),
         method: method.to_owned(),

@@ -208,7 +208,7 @@ fn grid(material: &Material<'_>, groups: &[Group]) -> Option<Grid> {
     let side = material.wanted.grid;
     let guides: Vec<&SharedReward> = material.rewards.iter().take(material.wanted.rewards.len()).collect();
     let [first, second, ..] = guides[..] else { return None };
-    let cells: Vec<&Group> = groups.iter().filter(|group| group.method == methods::GRID.name).collect();
+    let cells: Vec<&Group> = groups.iter().filter(|group| group.method == methods::GRID).collect();
     if side == 0 || cells.len() != side * side {
         return None;
     }

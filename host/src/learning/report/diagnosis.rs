@@ -8,9 +8,8 @@
 use super::super::features::States;
 use super::super::look_ahead::values;
 use super::super::rollouts::Rollout;
-use super::super::statistics::bootstrap;
+use super::super::statistics::{ROUNDS, bootstrap};
 use super::Estimate;
-use super::analysis::{ROUNDS, with_interval};
 use vassal_kernels::LinearHead;
 
 /// Equal parts of the token limit that figures are told for.
@@ -85,7 +84,7 @@ impl Judged<'_> {
     fn interval(&self, statistic: impl Fn(&mut dyn Iterator<Item = usize>) -> f64) -> Estimate {
         let prompts = self.groups.len();
         let all = statistic(&mut (0..prompts));
-        with_interval(all, bootstrap(prompts, ROUNDS, self.seed, |drawn| statistic(&mut drawn.iter().copied())))
+        Estimate::new(all, bootstrap(prompts, ROUNDS, self.seed, |drawn| statistic(&mut drawn.iter().copied())))
     }
 }
 

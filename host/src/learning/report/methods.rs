@@ -36,6 +36,10 @@ pub enum At {
     Every,
     /// The first only.
     First,
+    /// The first, every reward's dial turned at once.
+    Together,
+    /// On a grid of dials of the first two rewards, up to the first.
+    Grid,
 }
 
 const fn guided(name: &'static str, heads: &'static str, policy: &'static str) -> Method {
@@ -43,13 +47,15 @@ const fn guided(name: &'static str, heads: &'static str, policy: &'static str) -
 }
 
 /// All methods, in the order in which they are decoded: the dearest last, so that what is stopped early has most of them.
-pub const METHODS: [Method; 13] = [
+pub static METHODS: [Method; 15] = [
     Method { at: At::Base, ..guided("base", "", "vas") },
     Method { at: At::Base, settings: &[("tail", "mask")], ..guided("base_top_k", "", "vas") },
     guided("vas", "look-ahead", "vas"),
     guided("vas_one_pass", "one-pass", "vas"),
     guided("token_bias", "token-bias", "vas"),
     Method { settings: &[("method", "random")], ..guided("random", "look-ahead", "comparison") },
+    Method { at: At::Grid, ..guided(GRID, "one-pass", "vas") },
+    Method { variant: "all at once", at: At::Together, ..guided("vas", "look-ahead", "vas") },
     Method { variant: "one-pass", at: At::First, samples: 8, ..guided("guided", "one-pass", "vas") },
     Method { settings: &[("method", "shuffled")], ..guided("shuffled", "look-ahead", "comparison") },
     Method { variant: "floor 0.01", settings: &[("floor", "0.01")], ..guided("vas", "look-ahead", "vas") },
@@ -67,11 +73,8 @@ pub fn head_kinds() -> Vec<&'static str> {
     kinds
 }
 
-/// The method whose settings two dials at once are decoded in.
-pub const GRID: Method = Method { at: At::First, ..guided("grid", "one-pass", "vas") };
-
-/// The method that turns every dial at once.
-pub const TOGETHER: Method = Method { variant: "all at once", at: At::First, ..guided("vas", "look-ahead", "vas") };
+/// The name of the method whose settings two dials at once are decoded in.
+pub const GRID: &str = "grid";
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,67 +89,55 @@ pub struct Wanted {
     pub grid: usize,
 }
 
-/// A setting that is to be decoded.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Planned {
-    /// What it is kept under.
-    pub setting: Setting,
-    /// How it is decoded.
-    pub method: Method,
-}
+/// One way of turning dials: rewards' names with how far each is turned.
+type Dials = Vec<(String, f64)>;
 
 /// The settings of one method. `dial` says which dial of a reward costs so many nats a token.
-pub fn plan(method: &Method, wanted: &Wanted, dial: impl Fn(&str, f64) -> f64) -> Vec<Planned> {
-    let mut dials: Vec<Vec<(String, f64)>> = Vec::new();
-    match method.at {
-        At::Base => dials.push(Vec::new()),
-        _ => {
-            let kls = if method.at == At::First { &wanted.kls[..wanted.kls.len().min(1)] } else { &wanted.kls };
-            for reward in &wanted.rewards {
-                dials.extend(kls.iter().map(|&kl| vec![(reward.clone(), dial(reward, kl))]));
-            }
-        }
-    }
-    seeded(method, dials, if method.samples > 1 { &wanted.seeds[..1.min(wanted.seeds.len())] } else { &wanted.seeds })
+pub fn plan(method: &Method, wanted: &Wanted, dial: impl Fn(&str, f64) -> f64) -> Vec<Setting> {
+    let alone = |kls: &[f64]| -> Vec<Dials> {
+        let of = |reward: &String| kls.iter().map(|&kl| vec![(reward.clone(), dial(reward, kl))]).collect::<Vec<_>>();
+        wanted.rewards.iter().flat_map(of).collect()
+    };
+    let dials = match method.at {
+        At::Base => vec![Vec::new()],
+        At::Every => alone(&wanted.kls),
+        At::First => alone(&wanted.kls[..wanted.kls.len().min(1)]),
+        At::Together => together(wanted, &dial),
+        At::Grid => grid(wanted, &dial),
+    };
+    let one_seed = method.samples > 1 || method.at == At::Grid;
+    let seeds = if one_seed { &wanted.seeds[..wanted.seeds.len().min(1)] } else { &wanted.seeds };
+    let of = |dials: &Dials, seed: u64| Setting {
+        method: method.name.to_owned(),
+        variant: method.variant.to_owned(),
+        dials: dials.clone(),
+        samples: method.samples,
+        seed,
+        tune: false,
+    };
+    dials.iter().flat_map(|dials| seeds.iter().map(move |&seed| of(dials, seed))).collect()
 }
 
-/// Every reward at once, at dials that cost equally much alone and the first divergence together.
-pub fn together(wanted: &Wanted, dial: impl Fn(&str, f64) -> f64) -> Vec<Planned> {
+/// Every reward at once, at dials that cost equally much alone and the first divergence together; nothing for one reward alone.
+fn together(wanted: &Wanted, dial: &impl Fn(&str, f64) -> f64) -> Vec<Dials> {
     let Some(kl) = wanted.kls.first().filter(|_| wanted.rewards.len() > 1) else { return Vec::new() };
     let share = kl / wanted.rewards.len() as f64;
-    let dials = wanted.rewards.iter().map(|reward| (reward.clone(), dial(reward, share))).collect();
-    seeded(&TOGETHER, vec![dials], &wanted.seeds)
+    vec![wanted.rewards.iter().map(|reward| (reward.clone(), dial(reward, share))).collect()]
 }
 
 /// The dials along a side of the grid for a reward: from 0 to that of the first divergence.
-pub fn side(wanted: &Wanted, reward: &str, dial: &impl Fn(&str, f64) -> f64) -> Vec<f64> {
+fn side(wanted: &Wanted, reward: &str, dial: &impl Fn(&str, f64) -> f64) -> Vec<f64> {
     let Some(&kl) = wanted.kls.first() else { return Vec::new() };
     let most = dial(reward, kl);
     (0..wanted.grid).map(|place| most * place as f64 / (wanted.grid.max(2) - 1) as f64).collect()
 }
 
-/// The cells of the grid of the first two rewards, row by row, one seed.
-pub fn grid(wanted: &Wanted, dial: impl Fn(&str, f64) -> f64) -> Vec<Planned> {
+/// The cells of the grid of the first two rewards, row by row.
+fn grid(wanted: &Wanted, dial: &impl Fn(&str, f64) -> f64) -> Vec<Dials> {
     let [first, second, ..] = wanted.rewards.as_slice() else { return Vec::new() };
-    let (rows, columns) = (side(wanted, first, &dial), side(wanted, second, &dial));
+    let (rows, columns) = (side(wanted, first, dial), side(wanted, second, dial));
     let cells = rows.iter().flat_map(|&row| columns.iter().map(move |&column| (row, column)));
-    let dials = cells.map(|(row, column)| vec![(first.clone(), row), (second.clone(), column)]).collect();
-    seeded(&GRID, dials, &wanted.seeds[..1.min(wanted.seeds.len())])
-}
-
-fn seeded(method: &Method, dials: Vec<Vec<(String, f64)>>, seeds: &[u64]) -> Vec<Planned> {
-    let of = |(dials, &seed): (&Vec<(String, f64)>, &u64)| Planned {
-        setting: Setting {
-            method: method.name.to_owned(),
-            variant: method.variant.to_owned(),
-            dials: dials.clone(),
-            samples: method.samples,
-            seed,
-            tune: false,
-        },
-        method: *method,
-    };
-    dials.iter().flat_map(|dials| seeds.iter().map(move |seed| of((dials, seed)))).collect()
+    cells.map(|(row, column)| vec![(first.clone(), row), (second.clone(), column)]).collect()
 }
 
 #[cfg(test)]
@@ -164,20 +155,24 @@ mod tests {
     #[test]
     fn each_method_is_planned_at_its_divergences_and_seeds() {
         let count = |method: &Method| plan(method, &wanted(), dial).len();
-        assert_eq!(METHODS.each_ref().map(count), [3, 3, 12, 12, 12, 12, 2, 12, 12, 12, 12, 12, 2]);
+        assert_eq!(METHODS.each_ref().map(count), [3, 3, 12, 12, 12, 12, 9, 3, 2, 12, 12, 12, 12, 12, 2]);
         let vas = plan(&METHODS[2], &wanted(), dial);
-        assert_eq!(vas[3].setting.dials, [("a".to_owned(), 0.3)]);
-        assert_eq!((vas[3].setting.seed, vas[4].setting.seed), (1, 2));
+        assert_eq!(vas[3].dials, [("a".to_owned(), 0.3)]);
+        assert_eq!((vas[3].seed, vas[4].seed), (1, 2));
     }
 
     #[test]
     fn dials_together_cost_the_first_divergence() {
-        let found = together(&wanted(), dial);
-        let [(_, a), (_, b)] = &found[0].setting.dials[..] else { panic!("{found:?}") };
+        let planned = |at: At, wanted: &Wanted| {
+            let method = METHODS.iter().find(|method| method.at == at).expect("a method");
+            plan(method, wanted, dial)
+        };
+        let found = planned(At::Together, &wanted());
+        let [(_, a), (_, b)] = &found[0].dials[..] else { panic!("{found:?}") };
         assert!((a * a + b * b / 4.0 - 0.25).abs() < 1e-12);
-        let cells = grid(&wanted(), dial);
+        let cells = planned(At::Grid, &wanted());
         assert_eq!(cells.len(), 9);
-        assert_eq!(cells[5].setting.dials, [("a".to_owned(), 0.25), ("b".to_owned(), 1.0)]);
-        assert!(together(&Wanted { rewards: vec!["a".into()], ..wanted() }, dial).is_empty());
+        assert_eq!(cells[5].dials, [("a".to_owned(), 0.25), ("b".to_owned(), 1.0)]);
+        assert!(planned(At::Together, &Wanted { rewards: vec!["a".into()], ..wanted() }).is_empty());
     }
 }

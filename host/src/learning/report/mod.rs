@@ -32,19 +32,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::statistics::Estimate;
+
 /// The value of [`Report::format`]; a change of what a number means changes it.
 pub const FORMAT: &str = "vassal-report-1";
-
-/// A mean with its 95 % interval, bootstrapped over prompts.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// The mean over prompts.
-    pub mean: f64,
-    /// The lower end.
-    pub ci_low: f64,
-    /// The upper end.
-    pub ci_high: f64,
-}
 
 /// Everything that `vassal evaluate` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,22 +6,19 @@ use super::Report;
 use super::charts::{self, Cost};
 use super::html::STYLE;
 use super::markup::Markup;
-
-/// In the plot's own units ([`super::svg`]).
-const WIDTH: usize = 480;
-const HEIGHT: usize = 320;
+use super::svg::{HEIGHT, WIDTH};
 
 /// A line of the legend, and entries beside each other: the second may be longer than the first.
-const LINE: usize = 18;
+const LINE: f64 = 18.0;
 const COLUMNS: usize = 2;
-const COLUMN: usize = 215;
+const COLUMN: f64 = 215.0;
 
 /// The picture; none where nothing was decoded.
 pub fn picture(report: &Report) -> Option<String> {
     let reward = &report.points.first()?.reward;
     let groups = charts::groups(report, reward);
     let lines = groups.len().div_ceil(COLUMNS);
-    let view = format!("0 0 {WIDTH} {}", HEIGHT + (lines + 1) * LINE);
+    let view = format!("0 0 {WIDTH} {}", HEIGHT + (lines + 1) as f64 * LINE);
     let mut page = Markup::default();
     let attributes = [
         ("xmlns", "http://www.w3.org/2000/svg"),
@@ -38,9 +35,9 @@ pub fn picture(report: &Report) -> Option<String> {
         });
         svg.element("g", &[("class", "plot")], |svg| {
             for (place, group) in groups.iter().enumerate() {
-                let x = 8 + place % COLUMNS * COLUMN;
-                let y = HEIGHT + LINE / 2 + place / COLUMNS * LINE;
-                let (at, words) = (format!("translate({x} {y})"), format!("translate({} {})", x + 38, y + 11));
+                let x = 8.0 + (place % COLUMNS) as f64 * COLUMN;
+                let y = HEIGHT + LINE / 2.0 + (place / COLUMNS) as f64 * LINE;
+                let (at, words) = (format!("translate({x} {y})"), format!("translate({} {})", x + 38.0, y + 11.0));
                 svg.element("g", &[("transform", &at)], |item| group.style.sample(item));
                 svg.leaf("text", &[("class", "value"), ("transform", &words)], &group.label());
             }

@@ -7,11 +7,12 @@
 use std::path::{Path, PathBuf};
 
 use super::super::decoding::{dial_for_kl, use_with};
+use super::super::features::end_states;
 use super::super::look_ahead::values;
 use super::super::prompts::Prompt;
 use super::super::rewards::SharedReward;
 use super::analysis::a_token;
-use super::methods::{self, METHODS, Method, Planned, Wanted};
+use super::methods::{self, At, METHODS, Method, Wanted};
 use super::samples::{Decoded, Journal, Setting, decode};
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
@@ -55,6 +56,12 @@ impl Runner<'_> {
     /// Every reward that scores what is decoded: those that guide, then those that judge.
     pub fn scored(&self) -> Vec<SharedReward> {
         self.rewards.iter().chain(&self.judges).cloned().collect()
+    }
+
+    /// The methods that are asked for and have their heads, in order.
+    fn methods(&self) -> impl Iterator<Item = &'static Method> {
+        let asked = |method: &&Method| method.at != At::Grid || self.wanted.grid > 0;
+        METHODS.iter().filter(asked).filter(|method| self.has(method.heads))
     }
 
     /// Whether every reward has a head of this kind; shipped heads are of two.
@@ -104,16 +111,8 @@ impl Runner<'_> {
     /// # Errors
     /// The engine's, the rewards' and the journal's.
     pub fn run(&self, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
-        let (cheap, dear) = METHODS.split_at(METHODS.len() / 2);
-        for method in cheap {
-            self.method(method, journal, told, |runner, dial| methods::plan(method, &runner.wanted, dial))?;
-        }
-        if self.wanted.grid > 0 {
-            self.method(&methods::GRID, journal, told, |runner, dial| methods::grid(&runner.wanted, dial))?;
-        }
-        self.method(&methods::TOGETHER, journal, told, |runner, dial| methods::together(&runner.wanted, dial))?;
-        for method in dear {
-            self.method(method, journal, told, |runner, dial| methods::plan(method, &runner.wanted, dial))?;
+        for method in self.methods() {
+            self.method(method, journal, told)?;
         }
         Ok(())
     }
@@ -123,32 +122,17 @@ impl Runner<'_> {
         let dial = |_: &str, _: f64| 0.0;
         let mut planned = Vec::new();
         let mut calibrated = 0;
-        for method in METHODS.iter().filter(|method| self.has(method.heads)) {
+        for method in self.methods() {
             planned.extend(methods::plan(method, &self.wanted, dial));
             if method.policy != "vas" {
                 calibrated += self.rewards.len() * CALIBRATED.len() * self.tune.len();
             }
         }
-        if self.has(methods::TOGETHER.heads) {
-            planned.extend(methods::together(&self.wanted, dial));
-        }
-        if self.wanted.grid > 0 && self.has(methods::GRID.heads) {
-            planned.extend(methods::grid(&self.wanted, dial));
-        }
-        let responses: usize = planned.iter().map(|planned| planned.setting.samples).sum();
+        let responses: usize = planned.iter().map(|setting| setting.samples).sum();
         (planned.len(), responses * self.prompts.len() + calibrated)
     }
 
-    fn method(
-        &self,
-        method: &Method,
-        journal: &mut Journal,
-        told: &mut dyn FnMut(Progress<'_>),
-        plan: impl Fn(&Self, &dyn Fn(&str, f64) -> f64) -> Vec<Planned>,
-    ) -> Result<(), Error> {
-        if !self.has(method.heads) {
-            return Ok(());
-        }
+    fn method(&self, method: &Method, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
         let mut host = None;
         let tables = self.tables(method, journal, &mut host, told)?;
         let dial = |reward: &str, kl: f64| {
@@ -156,8 +140,8 @@ impl Runner<'_> {
             // What differs in the last digits is the same setting to a reader, and to the journal.
             (dial_for_kl(table, kl) * 1e4).round() / 1e4
         };
-        let planned = plan(self, &dial);
-        for Planned { setting, .. } in &planned {
+        let planned = methods::plan(method, &self.wanted, dial);
+        for setting in &planned {
             self.decode(setting, &self.prompts, method, journal, &mut host, told)?;
         }
         Ok(())
@@ -203,18 +187,13 @@ impl Runner<'_> {
         else {
             return Ok(());
         };
-        let mut rows = Vec::new();
         for (prompt, group) in prompts.iter().zip(&mut decoded.samples) {
             let prompt = host.request(&prompt.text)?.prompt;
             let responses: Vec<&[Token]> = group.iter().map(|sample| sample.tokens.as_slice()).collect();
-            rows.clear();
-            host.engine().features(description.layer, &prompt, &responses, self.max_tokens, &mut rows)?;
-            let mut rest = rows.chunks_exact(2 * description.hidden + 2);
-            for sample in group {
-                let mut value = Vec::new();
-                values(&head, rest.nth(sample.tokens.len()).unwrap_or_default(), &mut value);
-                sample.value = value.first().copied();
-            }
+            let ends = end_states(host, &prompt, &responses, description.layer, self.max_tokens)?;
+            let mut of_ends = Vec::new();
+            ends.iter().for_each(|end| values(&head, end, &mut of_ends));
+            group.iter_mut().zip(of_ends).for_each(|(sample, value)| sample.value = Some(value));
         }
         Ok(())
     }
@@ -229,7 +208,7 @@ impl Runner<'_> {
     ) -> Result<Vec<(String, Table)>, Error> {
         let mut tables = Vec::new();
         for reward in &self.rewards {
-            if method.at == methods::At::Base {
+            if method.at == At::Base {
                 break;
             }
             let name = reward.name();

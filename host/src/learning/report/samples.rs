@@ -1,7 +1,8 @@
 //! What was decoded for a report, and the journal that keeps it, so that a killed evaluation goes on.
 //!
 //! A [`Setting`] is one way of answering all prompts; what came of it is [`Decoded`]. The [`Journal`] is a file of JSON
-//! lines: the [`Header`] that says what the work is, then a line for each setting that is done. Everything in a report is computed from these lines, the pool and the heads.
+//! lines: the [`Header`] that says what the work is, then a line for each setting that is done. Everything in a report is
+//! computed from these lines, the pool and the heads.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -140,29 +141,14 @@ impl Journal {
     /// # Errors
     /// [`DecodedError`]: it is of other work, broken, or cannot be written.
     pub fn open(path: &Path, header: &Header) -> Result<Self, DecodedError> {
-        let (mut done, mut other) = (Vec::new(), None);
-        let opened = journal::Journal::open(
-            path,
-            HEADER_START,
-            LINE_BYTES_MAX,
-            &mut |line| {
-                let found: Header = serde_json::from_str(line).map_err(|error| error.to_string())?;
-                other = difference(&found, header);
-                if other.is_some() { Err("another evaluation's".to_owned()) } else { Ok(()) }
-            },
-            &mut |line| {
-                done.push(serde_json::from_str(line).map_err(|error| error.to_string())?);
-                Ok(())
-            },
-        );
-        let (mut lines, begun) = opened.map_err(|error| match other {
-            Some(what) => DecodedError::Other { path: path.to_path_buf(), what },
-            None => error.into(),
+        let mut done = Vec::new();
+        let other = |found: &Header| {
+            difference(found, header).map(|what| DecodedError::Other { path: path.to_path_buf(), what })
+        };
+        let (lines, _) = journal::Journal::open(path, (HEADER_START, LINE_BYTES_MAX), header, other, |line| {
+            done.push(serde_json::from_str(line).map_err(|error| error.to_string())?);
+            Ok(())
         })?;
-        if !begun {
-            lines.add(header)?;
-            lines.flush()?;
-        }
         Ok(Self { lines, done })
     }
 

@@ -10,9 +10,8 @@ use std::collections::HashMap;
 
 use super::super::rewards::{Exchange, Scores, SharedReward};
 use super::super::rollouts::Rollout;
-use super::super::statistics::{SplitMix, bootstrap, mean};
+use super::super::statistics::{ROUNDS, SplitMix, bootstrap, mean};
 use super::Estimate;
-use super::analysis::{ROUNDS, with_interval};
 use crate::engine::teacher::CandidateState;
 use crate::engine::{Event, HeadId};
 use crate::error::Error;
@@ -203,7 +202,7 @@ pub fn correlation(states: &[StateValues], seed: u64) -> Option<Estimate> {
     };
     let all = statistic(&mut (0..sums.len()));
     let interval = bootstrap(sums.len(), ROUNDS, seed, |drawn| statistic(&mut drawn.iter().copied()));
-    all.is_finite().then(|| with_interval(all, interval))
+    all.is_finite().then(|| Estimate::new(all, interval))
 }
 
 /// Within a state: value times truth, value squared, and the product of the truth's halves.

@@ -56,12 +56,6 @@ pub enum RolloutsError {
     /// The journal itself, or what stands in its place.
     #[error(transparent)]
     Lines(#[from] JournalError),
-    /// Another process is at work on the file.
-    #[error("{path}: another process is at work on it")]
-    Busy {
-        /// The file.
-        path: PathBuf,
-    },
     /// The rollouts are another model's or another prompts file's.
     #[error("the rollouts were made with the {what} {theirs}, this is {ours}")]
     Other {

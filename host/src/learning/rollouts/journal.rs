@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::journal;
+use super::super::journal::{self, JournalError};
 use super::{Checker, Header, Rollout, Rollouts, RolloutsError};
 
 /// The most bytes of a line: the longest text and the most tokens.
@@ -35,37 +35,20 @@ impl Journal {
     /// # Errors
     /// [`RolloutsError::Journal`] where it is another command's, and those of [`journal::Journal::open`].
     pub fn open(out: &Path, header: &Header) -> Result<Self, RolloutsError> {
-        let path = part_of(out);
-        let (mut found, mut other) = (header.clone(), None);
-        let mut rollouts = Vec::new();
-        let in_the_way = |reason: String| journal::JournalError::Foreign { path: path.clone(), reason };
+        let (path, mut all) = (part_of(out), Vec::new());
+        let in_the_way = |reason: String| JournalError::Foreign { path: path.clone(), reason };
         let mut checker = Checker::new(header, &[]).map_err(in_the_way)?;
-        let opened = journal::Journal::open(
-            &path,
-            HEADER_START,
-            LINE_BYTES_MAX,
-            &mut |line| {
-                found = serde_json::from_str(line).map_err(|error| error.to_string())?;
-                other = found.difference(header);
-                // What follows of another command's is its own affair; that it is another's is told below.
-                if other.is_some() { Err("another command's".to_owned()) } else { Ok(()) }
-            },
-            &mut |line| {
-                let rollout: Rollout = serde_json::from_str(line).map_err(|error| error.to_string())?;
-                checker.check(&rollout)?;
-                rollouts.push(rollout);
-                Ok(())
-            },
-        );
-        let (mut lines, begun) = opened.map_err(|error| match other {
-            Some((what, theirs, ours)) => RolloutsError::Journal { path: path.clone(), what, theirs, ours },
-            None => error.into(),
+        let other = |found: &Header| {
+            let (what, theirs, ours) = found.difference(header)?;
+            Some(RolloutsError::Journal { path: path.clone(), what, theirs, ours })
+        };
+        let (lines, header) = journal::Journal::open(&path, (HEADER_START, LINE_BYTES_MAX), header, other, |line| {
+            let rollout: Rollout = serde_json::from_str(line).map_err(|error| error.to_string())?;
+            checker.check(&rollout)?;
+            all.push(rollout);
+            Ok(())
         })?;
-        if !begun {
-            lines.add(header)?;
-            lines.flush()?;
-        }
-        Ok(Self { lines, rollouts: Rollouts { header: found, rewards: Vec::new(), all: rollouts } })
+        Ok(Self { lines, rollouts: Rollouts { header, rewards: Vec::new(), all } })
     }
 
     /// What there is so far, in no order. Its header is that of the run that began, whose command may have been

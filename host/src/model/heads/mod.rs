@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use vassal_kernels::{LinearHead, OnePassHead};
+use vassal_kernels::{LinearHead, ModelShape, OnePassHead};
 
 use crate::files;
 
@@ -64,6 +64,13 @@ pub struct ModelIdentity<'a> {
     pub hidden: usize,
     /// Vocabulary, V.
     pub vocabulary: usize,
+}
+
+impl<'a> ModelIdentity<'a> {
+    /// Of a model with these numbers.
+    pub fn of(sha256: &'a str, shape: &ModelShape) -> Self {
+        Self { sha256, layers: shape.layers, hidden: shape.hidden, vocabulary: shape.vocabulary }
+    }
 }
 
 /// Why a head was refused or could not be written.

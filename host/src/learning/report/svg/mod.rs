@@ -18,8 +18,8 @@ pub(super) use heat::Heat;
 pub(super) use mark::{Style, rank};
 
 /// The plot's own units: narrow, so that its letters stay legible on a telephone.
-const WIDTH: f64 = 480.0;
-const HEIGHT: f64 = 320.0;
+pub(super) const WIDTH: f64 = 480.0;
+pub(super) const HEIGHT: f64 = 320.0;
 
 /// What a plot is called, and how it is told.
 #[derive(Debug)]

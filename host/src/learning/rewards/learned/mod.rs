@@ -3,7 +3,7 @@
 //! Scoring runs prompt and response through the layers below the one that it reads, so a score has a price in rows of the model, which
 //! [`Reward::forwards_per_token`] tells. The score is σ of the function, 0 to 1. It compares responses to *one* prompt: what a prompt
 //! itself adds to the function cancels in the pairs that it was fitted to, so that nothing is known of it. A response
-//! without a token scores 0: it answers nothing, and no state of it can be read. Start at [`end_features`].
+//! without a token scores 0: it answers nothing, and no state of it can be read. Start at [`file`].
 
 pub mod file;
 
@@ -11,22 +11,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
-use vassal_kernels::ModelShape;
 
 use self::file::RewardFile;
 use super::spec::check_name;
 use super::{Exchange, Reward, Score, SharedReward, Unscored};
-use crate::engine::{EngineError, EngineOptions};
+use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::hex::hexadecimal;
 use crate::host::{Host, HostOptions};
-use crate::model::config::LlamaConfig;
-use crate::model::gguf::Gguf;
+use crate::learning::features::end_states;
 use crate::model::heads::ModelIdentity;
 use crate::token::Token;
-
-/// Responses whose states are read at once: some 70 kB a token each for a wide model.
-const RESPONSES: usize = 16;
 
 struct Learned {
     name: String,
@@ -48,37 +43,6 @@ pub fn reading(options: HostOptions, layer: usize, context_tokens: usize) -> Hos
     HostOptions { heads: Vec::new(), head_kind: None, engine, ..options }
 }
 
-/// The numbers of the model that these options open.
-///
-/// # Errors
-/// The file's.
-pub fn shape_of(options: &HostOptions) -> Result<ModelShape, Error> {
-    Ok(LlamaConfig::from_gguf(&Gguf::open(&options.model)?)?.shape)
-}
-
-/// The features at the end of some responses to one prompt: `[residual; running mean over the response]`, `[2H]` each, of the layer
-/// that the host's engine taps. No response may be empty.
-///
-/// # Errors
-/// The engine's.
-pub fn end_features(
-    host: &mut Host,
-    prompt: &[Token],
-    responses: &[&[Token]],
-    layer: usize,
-    token_limit: usize,
-) -> Result<Vec<Vec<f32>>, EngineError> {
-    let (mut rows, mut found, hidden) = (Vec::new(), Vec::new(), host.engine().hidden());
-    for some in responses.chunks(RESPONSES) {
-        rows.clear();
-        host.engine().features(layer, prompt, some, token_limit, &mut rows)?;
-        let mut rest = rows.chunks_exact(2 * hidden + 2);
-        // A response of T tokens has T + 1 states; the end is the last.
-        found.extend(some.iter().filter_map(|response| Some(rest.nth(response.len())?[..2 * hidden].to_vec())));
-    }
-    Ok(found)
-}
-
 /// A learned reward's file as a reward, under its own name or another; `options` open the model that it reads.
 ///
 /// # Errors
@@ -92,17 +56,11 @@ pub(super) fn open(
     let name = name.unwrap_or_else(|| file.description.name.clone());
     check_name(&name)?;
     let (options, layer) = (options()?, file.description.layer);
-    let shape = shape_of(&options)?;
+    let shape = options.shape()?;
     // A layer that the model lacks is told by the model, which is then another.
     let tap = layer.min(shape.layers);
     let mut host = Host::open(&reading(options, tap, shape.context_tokens))?;
-    let identity = ModelIdentity {
-        sha256: &host.model().sha256,
-        layers: shape.layers,
-        hidden: shape.hidden,
-        vocabulary: shape.vocabulary,
-    };
-    file.check_model(path, identity)?;
+    file.check_model(path, ModelIdentity::of(&host.model().sha256, &shape))?;
     let forwards_per_token = host.engine().forwards_below(layer);
     let sha256 = hexadecimal(&Sha256::digest(&bytes));
     Ok(Arc::new(Learned { name, sha256, file, forwards_per_token, host: Mutex::new(host) }))
@@ -135,7 +93,7 @@ impl Learned {
         }
         let responses: Vec<&[Token]> =
             read.iter().flatten().map(Vec::as_slice).filter(|tokens| !tokens.is_empty()).collect();
-        let features = end_features(host, &prompt, &responses, description.layer, description.token_limit)?;
+        let features = end_states(host, &prompt, &responses, description.layer, description.token_limit)?;
         let mut features = features.iter();
         out.extend(read.into_iter().map(|tokens| match tokens?.is_empty() {
             true => Ok(0.0),
