@@ -1,7 +1,7 @@
 //! The methods that are compared, and the settings in which each is decoded.
 //!
 //! Every method is a shipped policy with settings over heads of one kind: nothing here is known to the engine. A [`Method`] is a
-//! row of [`METHODS`]; [`plan`] turns them into [`Planned`] settings, as soon as it is known which dial of each costs how
+//! row of [`METHODS`]; [`plan`] turns them into [`Setting`]s, as soon as it is known which dial of each costs how
 //! much. Best-of-n is not here: it is computed from the pool.
 
 use serde::{Deserialize, Serialize};

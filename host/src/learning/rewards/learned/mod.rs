@@ -3,7 +3,7 @@
 //! Scoring runs prompt and response through the layers below the one that it reads, so a score has a price in rows of the model, which
 //! [`Reward::forwards_per_token`] tells. The score is σ of the function, 0 to 1. It compares responses to *one* prompt: what a prompt
 //! itself adds to the function cancels in the pairs that it was fitted to, so that nothing is known of it. A response
-//! without a token scores 0: it answers nothing, and no state of it can be read. Start at [`file`].
+//! without a token scores 0: it answers nothing, and no state of it can be read. Start at [`file::RewardFile`].
 
 pub mod file;
 
