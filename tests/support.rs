@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use vassal::engine::{Engine, EngineOptions, Event, HeadId, Response, SequenceId};
+use vassal::learning::rewards::reading;
 use vassal::model::config::LlamaConfig;
-use vassal::model::heads::{Description, FORMAT, HeadFile, HeadKind, HeadWeights, Provenance};
+use vassal::model::heads::{Description, FORMAT, HeadFile, HeadKind, HeadWeights, Provenance, TextTerm};
 use vassal::model::llama::{Llama, Taps};
 use vassal::model::source::{DEFAULT_MODEL, Models};
 use vassal::model::synthetic::SyntheticModel;
@@ -116,12 +117,13 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// With two look-ahead heads at different layers, one of them with share weights, and a one-pass head.
+    /// With two look-ahead heads at different layers, one of them with share weights and a reward of the text so far, and a
+    /// one-pass head, which has such a reward too.
     pub(crate) fn with_heads() -> Self {
         let heads = vec![
-            with_share(look_ahead("sentiment", 2, 11)),
+            with_text(with_share(look_ahead("sentiment", 2, 11))),
             look_ahead("simplicity", 1, 12),
-            one_pass("brevity", 2, 13),
+            with_text(one_pass("brevity", 2, 13)),
         ];
         Setup { heads, ..Setup::default() }
     }
@@ -138,7 +140,7 @@ impl Setup {
         let mut device = AnyDevice::open(self.device).unwrap();
         let llama = Llama::load(&mut device, &gguf, &config, self.options.rows_max).unwrap();
         let (words, sandbox) = (tokenizer.clone(), sandbox.clone());
-        let engine = Engine::new(device, llama, words, sandbox, &self.heads, &self.options).unwrap();
+        let engine = Engine::new(device, llama, words, sandbox, &self.heads, &reading, &self.options).unwrap();
         Tiny {
             engine,
             tokenizer,
@@ -279,10 +281,19 @@ impl Tiny {
     }
 
     /// A look-ahead head's value of every state of a response, the prompt's end first, in f64 from the
-    /// features. Only while no sequence runs.
+    /// features, and what the head adds for the text. Only while no sequence runs.
     pub(crate) fn values_along(&mut self, head: usize, prompt: &[Token], response: &[Token], limit: usize) -> Vec<f64> {
         let HeadWeights::LookAhead(weights) = self.heads[head].weights.clone() else { panic!("a look-ahead head") };
-        self.linear_along(head, &weights, prompt, response, limit)
+        let linear = self.linear_along(head, &weights, prompt, response, limit);
+        let texts = (0..=response.len()).map(|count| self.text_value(head, &response[..count], limit));
+        linear.into_iter().zip(texts).map(|(value, added)| value + added).collect()
+    }
+
+    /// What a head adds for the text of a response.
+    pub(crate) fn text_value(&self, head: usize, response: &[Token], limit: usize) -> f64 {
+        let Some(term) = &self.heads[head].description.text else { return 0.0 };
+        let reading = reading(&term.reward).unwrap();
+        f64::from(term.of_response(reading.as_ref(), self.tokenizer.as_ref(), response, limit))
     }
 
     /// The same of other weights at a head's layer.
@@ -353,6 +364,14 @@ pub(crate) fn with_share(mut head: HeadFile) -> HeadFile {
     head
 }
 
+/// The same head with a reward of the text so far: its words, of which eight are best.
+pub(crate) fn with_text(mut head: HeadFile) -> HeadFile {
+    let mut next = noise(8);
+    let weights = (0..9).map(|_| 2.0 * next()).collect();
+    head.description.text = Some(TextTerm { reward: "length 1: 8".into(), weights });
+    head
+}
+
 /// A one-pass head with random weights, of spread 1.
 pub(crate) fn one_pass(name: &str, layer: usize, seed: u64) -> HeadFile {
     let model = SyntheticModel::default();
@@ -395,6 +414,7 @@ fn description(name: &str, kind: HeadKind, layer: usize) -> Description {
         model_sha256: "0".repeat(64),
         spread: 1.0,
         token_limit: 24,
+        text: None,
         provenance: Provenance::made_up("a test"),
     }
 }

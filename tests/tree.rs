@@ -12,7 +12,7 @@ use vassal::request::PolicyUse;
 use vassal::token::Token;
 use vassal_guest::Baseline;
 
-use crate::support::{PROMPT, Setup, Tiny, look_ahead, with_share};
+use crate::support::{PROMPT, Setup, Tiny, look_ahead, with_share, with_text};
 
 const DIALS: [(&str, f64); 2] = [("sentiment", 0.8), ("simplicity", -0.7)];
 const TEMPERATURE: f32 = 0.9;
@@ -23,7 +23,7 @@ const PERCEIVED: f64 = 0.1;
 
 fn setup() -> Setup {
     let mut setup = Setup {
-        heads: vec![with_share(look_ahead("sentiment", 2, 21)), look_ahead("simplicity", 1, 22)],
+        heads: vec![with_share(look_ahead("sentiment", 2, 21)), with_text(look_ahead("simplicity", 1, 22))],
         ..Setup::default()
     };
     setup.options.sequences_max = 64;

@@ -81,7 +81,7 @@ impl Host {
         };
         let model = ModelRecord { name: "tiny".into(), sha256: "0".repeat(64), source: String::new() };
         let surroundings = Surroundings::new(&device_info(&device), &limits, model, &heads, &[]).expect("surroundings");
-        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox.clone(), &heads, &options);
+        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox.clone(), &heads, &|_| None, &options);
         let engine = engine.expect("an engine");
         let guest = sandbox.compile("fuzzed", &guest()).expect("the guest");
         let shipped = include_bytes!("../../guest/policies/vas.wasm");

@@ -100,6 +100,7 @@ fn description(name: &str, kind: HeadKind) -> Description {
         model_sha256: "0".repeat(64),
         spread: 1.0,
         token_limit: 24,
+        text: None,
         provenance,
     }
 }

@@ -93,6 +93,7 @@ fn made_up_head(model_sha256: &str, shape: &ModelShape) -> HeadFile {
         model_sha256: model_sha256.to_owned(),
         spread: 1.0,
         token_limit: STEPS as u32,
+        text: None,
         provenance,
     };
     let head =

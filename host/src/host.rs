@@ -14,6 +14,7 @@ use crate::engine::{Engine, EngineError, EngineOptions, Event, HeadId, Response}
 use crate::error::Error;
 use crate::files;
 pub use crate::hex::hexadecimal;
+use crate::learning::rewards;
 use crate::memory::{MemoryNeeds, cache_bytes_per_token};
 use crate::model::config::LlamaConfig;
 use crate::model::gguf::Gguf;
@@ -156,7 +157,8 @@ impl Host {
             context_tokens: shape.context_tokens,
             cache_bytes_per_token: cache_bytes_per_token(shape),
         };
-        let engine = Engine::new(device, llama, tokenizer.clone(), sandbox, &heads, &options.engine)?;
+        let engine =
+            Engine::new(device, llama, tokenizer.clone(), sandbox, &heads, &rewards::reading, &options.engine)?;
         let head_ids = (0..heads.len()).map(HeadId).collect();
         Ok(Self { engine, tokenizer, template, heads, head_ids, limits: options.limits.clone(), model })
     }

@@ -361,6 +361,7 @@ fn probe_head(layer: usize, model_sha256: &str, shape: &ModelShape) -> HeadFile 
         model_sha256: model_sha256.to_owned(),
         spread: 1.0,
         token_limit: RUN_TOKENS as u32,
+        text: None,
         provenance,
     };
     let zeros = vec![0.0; shape.hidden];

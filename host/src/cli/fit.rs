@@ -132,17 +132,21 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
         prompts.insert(prompt.id.clone(), host.request(&prompt.text)?.prompt);
     }
     let progress = bar(rollouts.all.len(), "features");
-    let material =
-        Material::collect(host.engine(), &rollouts, &prompts, layer, |count| progress.set_position(count as u64))?;
+    let vocabulary = host.tokenizer().clone();
+    let told = |count: usize| progress.set_position(count as u64);
+    let material = Material::collect(host.engine(), &rollouts, (&prompts, vocabulary.as_ref()), layer, told)?;
     progress.finish();
     drop(host);
     complain("fitting look-ahead heads");
     let (fitted, covariance) = material.look_ahead(rewards.len(), fit_options.threads)?;
     for (reward, fitted) in rewards.iter().zip(&fitted) {
         complain(&format!(
-            "{}: {:.3} of the variance explained on tune prompts ({:.3} without share weights), by position {:.3?}",
-            reward.name, fitted.evaluation.explained, fitted.explained_plain, fitted.evaluation.explained_by_position
+            "{}: {:.3} of the variance explained on tune prompts, by position {:.3?}",
+            reward.name, fitted.evaluation.explained, fitted.evaluation.explained_by_position
         ));
+        for (features, explained) in &fitted.ablation {
+            complain(&format!("{}: {explained:.3} {features}", reward.name));
+        }
     }
 
     let (count_prompts, count_rollouts) = material.counts();
@@ -152,23 +156,27 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
         describe((header, &shape), reward, kind, layer, spread, provenance)
     };
     let look_ahead_files = |spreads: &[f64]| -> Vec<HeadFile> {
-        let file = |((reward, fitted), &spread): ((&RewardAbout, &FittedLookAhead), &f64)| {
+        let file = |(place, fitted): (usize, &FittedLookAhead)| {
+            let (reward, spread) = (&rewards[place], spreads[place]);
             let provenance = Provenance {
                 penalties: fitted.penalties.clone(),
+                ablation: fitted.ablation.clone(),
                 explained: fitted.evaluation.explained,
                 explained_by_position: fitted.evaluation.explained_by_position.clone(),
                 ..provenance.clone()
             };
-            let description = describe(reward, HeadKind::LookAhead, spread, provenance);
-            HeadFile { description, weights: HeadWeights::LookAhead(fitted.head.clone()) }
+            let mut description = describe(reward, HeadKind::LookAhead, spread, provenance);
+            description.text = material.term(place, &fitted.head);
+            HeadFile { description, weights: HeadWeights::LookAhead(fitted.head.linear.clone()) }
         };
-        rewards.iter().zip(&fitted).zip(spreads).map(file).collect()
+        fitted.iter().enumerate().map(file).collect()
     };
 
-    // Spreads are not known yet, and nothing here asks for them.
-    let unit = vec![1.0; rewards.len()];
+    // Spreads are not known yet, and nothing here asks for them. What one-pass heads learn is what the text does not say.
+    let mut textless = look_ahead_files(&vec![1.0; rewards.len()]);
+    textless.iter_mut().for_each(|file| file.description.text = None);
     let with_engine = HostOptions { engine: engine(Vec::new()), ..options };
-    let mut host = Host::open_with(&with_engine, |_, _| Ok(look_ahead_files(&unit)))?;
+    let mut host = Host::open_with(&with_engine, |_, _| Ok(textless))?;
     let progress = bar((count_prompts + prompts.len() / 8) * fit_options.rollouts_per_prompt, "candidates");
     let candidates =
         material.candidates(host.engine(), &prompts, &fit_options, |count| progress.set_position(count as u64))?;
@@ -176,9 +184,16 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
     for (place, reward) in rewards.iter().enumerate() {
         complain(&format!("distilling the one-pass head of {}", reward.name));
-        let distilled = material.distil(host.engine(), &candidates, place, &covariance, &fit_options, &reward.name)?;
+        let distilled = material.distil(
+            (host.engine(), vocabulary.as_ref()),
+            &candidates,
+            (place, &fitted[place].head),
+            &covariance,
+            &fit_options,
+            &reward.name,
+        )?;
         complain(&format!(
-            "{}: spread {:.4}; one-pass explains {:.3} within states (token bias alone {:.3}), spread {:.4}",
+            "{}: spread {:.4}; one-pass explains {:.3} within states beside the text (token bias alone {:.3}), spread {:.4}",
             reward.name,
             distilled.look_ahead_spread,
             distilled.fit.explained,
@@ -193,7 +208,8 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
             HeadFile { description, weights }.write(&head_path(out, &reward.name, "token-bias"))?;
         }
         let provenance = Provenance { explained: distilled.fit.explained, ..provenance.clone() };
-        let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
+        let mut description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
+        description.text = material.term(place, &fitted[place].head);
         one_pass.push(HeadFile { description, weights: HeadWeights::OnePass(distilled.fit.head) });
     }
     drop(host);
@@ -259,6 +275,7 @@ fn provenance(
         top_p: header.top_p,
         lambda: 1.0,
         penalties: Vec::new(),
+        ablation: Vec::new(),
         explained: 0.0,
         explained_by_position: Vec::new(),
         dial_to_kl: Vec::new(),
@@ -288,6 +305,7 @@ pub(super) fn describe(
         model_sha256: header.model_sha256.clone(),
         spread,
         token_limit: header.token_limit,
+        text: None,
         provenance: Provenance { reward: reward.definition.clone(), ..provenance },
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use vassal_kernels::{LinearHead, ModelShape};
+use vassal_kernels::ModelShape;
 
 use super::complain;
 use super::fit::describe;
@@ -14,11 +14,12 @@ use super::learn::bar;
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
-use crate::learning::fitting::{FitOptions, Material};
+use crate::learning::fitting::{ComparisonHeads, FitOptions, Material};
+use crate::learning::look_ahead::ValueHead;
 use crate::learning::report::run::head_path;
 use crate::learning::rollouts::{RewardAbout, Rollouts};
 use crate::model::heads::{HeadFile, HeadKind, HeadWeights, Provenance};
-use crate::token::Token;
+use crate::token::{Token, Vocabulary};
 
 /// What the heads are fitted to and how.
 pub(super) struct Comparison<'a> {
@@ -46,7 +47,7 @@ impl Comparison<'_> {
     pub(super) fn fit(&self, material: &Material<'_>) -> Result<(), Error> {
         complain("fitting the heads of ARGS and FUDGE");
         let heads = material.comparison(self.rollouts.rewards.len(), self.fit.threads)?;
-        let of = |head: fn(&crate::learning::fitting::ComparisonHeads) -> &LinearHead| {
+        let of = |head: fn(&ComparisonHeads) -> &ValueHead| {
             heads.iter().map(|heads| head(heads).clone()).collect::<Vec<_>>()
         };
         self.write("fudge", self.fit.layer, material, &of(|heads| &heads.fudge), &[])?;
@@ -62,11 +63,13 @@ impl Comparison<'_> {
         let mut host = Host::open(&HostOptions { engine, ..self.options.clone() })?;
         let progress = bar(self.rollouts.all.len(), "features");
         let told = |count: usize| progress.set_position(count as u64);
-        let material = Material::collect(host.engine(), self.rollouts, self.prompts, layer, told)?;
+        let vocabulary = host.tokenizer().clone();
+        let texts = (self.prompts, vocabulary.as_ref() as &dyn Vocabulary);
+        let material = Material::collect(host.engine(), self.rollouts, texts, layer, told)?;
         progress.finish();
         drop(host);
         let (fitted, _) = material.look_ahead(self.rollouts.rewards.len(), self.fit.threads)?;
-        let heads: Vec<LinearHead> = fitted.iter().map(|fitted| fitted.head.clone()).collect();
+        let heads: Vec<ValueHead> = fitted.iter().map(|fitted| fitted.head.clone()).collect();
         let explained: Vec<f64> = fitted.iter().map(|fitted| fitted.evaluation.explained).collect();
         self.write("value-model", layer, &material, &heads, &explained)
     }
@@ -77,16 +80,17 @@ impl Comparison<'_> {
         kind: &str,
         layer: usize,
         material: &Material<'_>,
-        heads: &[LinearHead],
+        heads: &[ValueHead],
         explained: &[f64],
     ) -> Result<(), Error> {
         let files = |spreads: &[f64]| -> Vec<HeadFile> {
-            let file = |(place, (reward, head)): (usize, (&RewardAbout, &LinearHead))| {
+            let file = |(place, (reward, head)): (usize, (&RewardAbout, &ValueHead))| {
                 let explained = explained.get(place).copied().unwrap_or(0.0);
                 let provenance = Provenance { explained, ..self.provenance.clone() };
                 let of = (&self.rollouts.header, self.shape);
-                let description = describe(of, reward, HeadKind::LookAhead, layer, spreads[place], provenance);
-                HeadFile { description, weights: HeadWeights::LookAhead(head.clone()) }
+                let mut description = describe(of, reward, HeadKind::LookAhead, layer, spreads[place], provenance);
+                description.text = material.term(place, head);
+                HeadFile { description, weights: HeadWeights::LookAhead(head.linear.clone()) }
             };
             self.rollouts.rewards.iter().zip(heads).enumerate().map(file).collect()
         };

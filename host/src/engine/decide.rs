@@ -143,7 +143,7 @@ impl<D: Device> Engine<D> {
         let mut known = true;
         for head in heads {
             let tokens = sequence.chain.links[index].view(&round.top).0.to_vec();
-            known &= self.find_values(sequence.state.as_ref(), round, head, &tokens)?;
+            known &= self.find_values(sequence, round, head, &tokens)?;
         }
         if !known {
             return Ok(None);
@@ -189,7 +189,7 @@ impl<D: Device> Engine<D> {
                 let heads: Vec<usize> = heads.iter().map(|&head| link.heads[head as usize]).collect();
                 let mut known = true;
                 for &head in &heads {
-                    known &= self.find_values(sequence.state.as_ref(), round, head, tokens)?;
+                    known &= self.find_values(sequence, round, head, tokens)?;
                 }
                 if !known {
                     return Ok(None);
@@ -270,7 +270,7 @@ impl<D: Device> Engine<D> {
         }
         let mut known = true;
         for (head, tokens) in needed {
-            known &= self.find_values(sequence.state.as_ref(), round, head, &tokens)?;
+            known &= self.find_values(sequence, round, head, &tokens)?;
         }
         Ok(known)
     }

@@ -25,6 +25,7 @@ mod sequence;
 mod slices;
 mod start;
 pub mod teacher;
+mod text;
 pub mod trace;
 mod values;
 
@@ -41,8 +42,9 @@ use self::chain::Chain;
 use self::pages::Pages;
 use self::sequence::Sequence;
 use self::slices::{STARTS_SHARE, STEPS_SHARE, Slices};
+use self::text::TextPart;
 use crate::memory::MemoryNeeds;
-use crate::model::heads::{HeadFile, HeadWeights};
+use crate::model::heads::{HeadFile, HeadWeights, Readings};
 use crate::model::llama::Llama;
 use crate::request::{LoadedPolicy, ValidRequest};
 use crate::sandbox::{Fault, HeadOffer, Limits, LoadError, Needs, Sandbox, VocabularyText};
@@ -77,6 +79,18 @@ pub enum EngineError {
         head: String,
         /// Names of the offered heads.
         offered: String,
+    },
+    /// A head reads a reward off the text that nobody here can read.
+    #[error(
+        "head {head:?} reads {reward:?} off the text so far, with {weights} weights; this program has no such reward to read so"
+    )]
+    NoReading {
+        /// The head.
+        head: String,
+        /// The reward's definition.
+        reward: String,
+        /// Weights that it brings.
+        weights: usize,
     },
     /// A layer that the engine was not built to read.
     #[error("layer {layer} is no tap of this engine; its taps are {taps:?}")]
@@ -162,6 +176,8 @@ struct Head {
     name: String,
     spread: f32,
     body: Body,
+    /// What is added for the text so far.
+    text: Option<TextPart>,
 }
 
 enum Body {
@@ -240,16 +256,17 @@ impl Costs {
 
 impl<D: Device> Engine<D> {
     /// An engine over a loaded model. Heads must have been checked against the model
-    /// ([`HeadFile::check_model`]); their order gives their [`HeadId`]s.
+    /// ([`HeadFile::check_model`]); their order gives their [`HeadId`]s. `readings` finds what heads read off the text so far.
     ///
     /// # Errors
-    /// The device's, where cache, logits or scratch do not fit.
+    /// The device's, where cache, logits or scratch do not fit; [`EngineError::NoReading`].
     pub fn new(
         mut device: D,
         model: Llama<D>,
         vocabulary: Arc<dyn Vocabulary>,
         sandbox: Sandbox,
         head_files: &[HeadFile],
+        readings: Readings<'_>,
         options: &EngineOptions,
     ) -> Result<Self, EngineError> {
         let sizes = [
@@ -267,7 +284,7 @@ impl<D: Device> Engine<D> {
             head_files.iter().map(|file| file.description.layer).chain(options.taps.iter().copied()).collect();
         taps.sort_unstable();
         taps.dedup();
-        let heads = head_files.iter().map(|file| Head::new(file, &taps)).collect();
+        let heads = head_files.iter().map(|file| Head::new(file, &taps, readings)).collect::<Result<_, _>>()?;
         let head_layer = head_files.iter().map(|file| file.description.layer).max();
         let exit = head_layer.unwrap_or(shape.layers);
         let pages_total = Pages::needed(options.cache_tokens);
@@ -554,12 +571,15 @@ impl<D: Device> Engine<D> {
 }
 
 impl Head {
-    fn new(file: &HeadFile, taps: &[usize]) -> Self {
-        let tap = taps.iter().position(|&layer| layer == file.description.layer).unwrap_or_default();
+    fn new(file: &HeadFile, taps: &[usize], readings: Readings<'_>) -> Result<Self, EngineError> {
+        let description = &file.description;
+        let tap = taps.iter().position(|&layer| layer == description.layer).unwrap_or_default();
         let body = match &file.weights {
             HeadWeights::LookAhead(head) => Body::LookAhead(LinearHead { tap, ..head.clone() }),
             HeadWeights::OnePass(head) => Body::OnePass(OnePassHead { tap, ..head.clone() }),
         };
-        Self { name: file.description.name.clone(), spread: file.description.spread as f32, body }
+        let text =
+            description.text.as_ref().map(|term| TextPart::new(&description.name, term, readings)).transpose()?;
+        Ok(Self { name: description.name.clone(), spread: description.spread as f32, body, text })
     }
 }

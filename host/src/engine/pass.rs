@@ -9,7 +9,8 @@ use std::time::Instant;
 use vassal_kernels::{Device, Plan, Row};
 
 use super::sequence::{HeldRow, Round, Sequence, StateValues};
-use super::{Body, Engine, EngineError, Event};
+use super::text::TextSoFar;
+use super::{Body, Engine, EngineError, Event, Head};
 use crate::model::llama::{Tapped, Taps};
 use crate::token::Token;
 
@@ -228,6 +229,7 @@ impl<D: Device> Engine<D> {
                     Body::OnePass(_) => None,
                 })
                 .collect();
+            let values = self.with_text(*owner, values);
             let projections: Vec<Vec<f32>> = tapped
                 .projections
                 .iter()
@@ -259,6 +261,33 @@ impl<D: Device> Engine<D> {
                 }
             }
         }
+    }
+
+    /// Look-ahead values of a row with what their heads add for the text so far. Heads that no policy of the sequence
+    /// reads are not asked, and have no value where they would add something.
+    fn with_text(&self, owner: Owner, mut values: Vec<Option<f32>>) -> Vec<Option<f32>> {
+        let index = match owner {
+            Owner::Pending { last: false, .. } => return values,
+            Owner::Pending { sequence, .. } | Owner::Candidate { sequence, .. } => sequence,
+        };
+        let Some(sequence) = self.running[index].as_ref() else { return values };
+        let reads = |head: usize| sequence.chain.live().any(|link| link.heads.contains(&head));
+        let adds = |head: &Head| head.text.is_some() && matches!(head.body, Body::LookAhead(_));
+        if !self.heads.iter().any(adds) {
+            return values;
+        }
+        let response = sequence.response();
+        let so_far = TextSoFar::new(self.vocabulary.as_ref(), response, sequence.remaining(response.len()));
+        let text = match owner {
+            Owner::Candidate { token, .. } => so_far.with(token, sequence.remaining(response.len() + 1)),
+            Owner::Pending { .. } => so_far,
+        };
+        for (head, value) in values.iter_mut().enumerate() {
+            if let (Some(part), Body::LookAhead(_)) = (&self.heads[head].text, &self.heads[head].body) {
+                *value = value.filter(|_| reads(head)).map(|value| value + text.value(part));
+            }
+        }
+        values
     }
 
     /// Runs `[exit, layers)` for the rows that go on, takes logits and makes sequences ready.

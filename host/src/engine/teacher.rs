@@ -7,6 +7,7 @@
 
 use vassal_kernels::{Device, LinearHead, PAGE_TOKENS, Plan, Row, TopK, TopKQuery};
 
+use super::text::{TextPart, TextSoFar};
 use super::{Body, Engine, EngineError, HeadId};
 use crate::model::llama::Taps;
 use crate::token::Token;
@@ -75,7 +76,7 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// What look-ahead heads of one layer say of the `k` likeliest next tokens at some states of a known
+    /// What look-ahead heads of one layer, with what they add for the text, say of the `k` likeliest next tokens at some states of a known
     /// response; `states` are response lengths, at most the response's. Features are those of that layer.
     /// Other heads are passed over. Only while no sequence runs.
     ///
@@ -90,15 +91,15 @@ impl<D: Device> Engine<D> {
         k: usize,
         limit_tokens: usize,
     ) -> Result<Vec<CandidateState>, EngineError> {
-        let bodies = heads.iter().filter_map(|head| self.heads.get(head.0));
-        let linear: Vec<LinearHead> = bodies
-            .filter_map(|head| match &head.body {
-                Body::LookAhead(head) => Some(head.clone()),
-                Body::OnePass(_) => None,
-            })
-            .collect();
-        let Some(tap) = linear.first().map(|head| head.tap) else { return Ok(Vec::new()) };
-        let linear: Vec<&LinearHead> = linear.iter().filter(|head| head.tap == tap).collect();
+        let look_ahead = |id: &HeadId| match &self.heads.get(id.0)?.body {
+            Body::LookAhead(head) => Some((id.0, head.clone())),
+            Body::OnePass(_) => None,
+        };
+        let mut linear: Vec<(usize, LinearHead)> = heads.iter().filter_map(look_ahead).collect();
+        let Some(tap) = linear.first().map(|(_, head)| head.tap) else { return Ok(Vec::new()) };
+        linear.retain(|(_, head)| head.tap == tap);
+        let read: Vec<usize> = linear.iter().map(|(id, _)| *id).collect();
+        let linear: Vec<&LinearHead> = linear.iter().map(|(_, head)| head).collect();
         let layers = self.costs.layers;
         let width = 2 * self.model.shape().hidden + 2;
         let tokens: Vec<Token> = prompt.iter().chain(response).copied().collect();
@@ -176,7 +177,25 @@ impl<D: Device> Engine<D> {
             }
         }
         self.release(laid);
+        let parts: Vec<Option<&TextPart>> = read.iter().map(|&head| self.heads[head].text.as_ref()).collect();
+        if parts.iter().any(Option::is_some) {
+            found.iter_mut().for_each(|state| self.add_text(&parts, response, limit_tokens, state));
+        }
         Ok(found)
+    }
+
+    /// What heads add for the text, to the values of a state and of its candidates.
+    fn add_text(&self, parts: &[Option<&TextPart>], response: &[Token], limit: usize, state: &mut CandidateState) {
+        let count = state.response_count;
+        let so_far = TextSoFar::new(self.vocabulary.as_ref(), &response[..count], remaining(count, limit));
+        let after = |&token: &Token| so_far.with(token, remaining(count + 1, limit));
+        let candidates: Vec<TextSoFar<'_>> = state.top.tokens.iter().map(after).collect();
+        for (head, part) in parts.iter().enumerate().filter_map(|(head, part)| Some((head, (*part)?))) {
+            state.state_values[head] += so_far.value(part);
+            for (value, text) in state.values[head].iter_mut().zip(&candidates) {
+                *value += text.value(part);
+            }
+        }
     }
 
     /// Input embeddings of some tokens, `[tokens, H]` row-major.

@@ -1,11 +1,13 @@
 //! Values of tokens for a round: from heads that need rows, and from heads that do not.
 //!
 //! A look-ahead head reads a token's own row, so what is missing is left in [`Round::wanted`] and the next pass runs it.
-//! A one-pass head scores tokens from the row before them, at once.
+//! A one-pass head scores tokens from the row before them, at once; what it adds for the text so far is, like its values, the
+//! difference that the token makes.
 
 use vassal_kernels::Device;
 
-use super::sequence::{Round, StateValues};
+use super::sequence::{Round, Sequence};
+use super::text::TextSoFar;
 use super::{Body, Engine, EngineError};
 use crate::token::Token;
 
@@ -14,7 +16,7 @@ impl<D: Device> Engine<D> {
     /// are left in `wanted` and the answer is no. One-pass heads need no rows.
     pub(super) fn find_values(
         &mut self,
-        state: Option<&StateValues>,
+        sequence: &Sequence,
         round: &mut Round,
         head: usize,
         tokens: &[Token],
@@ -39,12 +41,25 @@ impl<D: Device> Engine<D> {
             }
             Body::OnePass(body) => {
                 let place = self.heads[..head].iter().filter(|head| matches!(head.body, Body::OnePass(_))).count();
+                let state = sequence.state.as_ref();
                 let Some(projection) = state.and_then(|state| state.projections.get(place)) else {
                     round.wants_state = true;
                     return Ok(false);
                 };
                 let values = self.device.score_tokens(body, self.model.embedding(), projection, &missing)?;
+                let response = sequence.response();
+                let so_far = self.heads[head].text.as_ref().map(|part| {
+                    let remaining = sequence.remaining(response.len());
+                    let text = TextSoFar::new(self.vocabulary.as_ref(), response, remaining);
+                    let before = text.value(part);
+                    (part, text, before)
+                });
+                let added = |token| {
+                    let remaining = sequence.remaining(response.len() + 1);
+                    so_far.as_ref().map_or(0.0, |(part, text, before)| text.with(token, remaining).value(part) - before)
+                };
                 for (token, value) in missing.into_iter().zip(values) {
+                    let value = value + added(token);
                     let entry = round.entry_or_insert(token, usize::MAX, self.heads.len());
                     round.valued[entry].values[head] = Some(if value.is_finite() { value } else { 0.0 });
                 }

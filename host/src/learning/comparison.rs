@@ -1,7 +1,7 @@
 //! Heads of the methods that Value Augmented Sampling is compared with, fitted to the same rollouts.
 //!
 //! *ARGS* (Khanov, Burapacheep and Li, arXiv 2402.01694) steers by a reward model of finished responses, read before they are
-//! finished: a look-ahead head fitted on end states alone. *FUDGE* (Yang and Klein, arXiv 2104.05218) steers by the probability
+//! finished: the reward itself where it can be read off text, else a look-ahead head fitted on end states alone. *FUDGE* (Yang and Klein, arXiv 2104.05218) steers by the probability
 //! that the finished response is good: here, better than its prompt's others. Its head gives log-odds, by ridge regression
 //! of the two classes (their linear discriminant) and a logistic fit of what that says ([`calibrate`]); the policy `comparison`
 //! turns them into ln of the probability. Start at [`classes`].
@@ -9,7 +9,9 @@
 use vassal_kernels::LinearHead;
 
 use super::features::States;
-use super::look_ahead::values;
+use super::look_ahead::ValueHead;
+use super::text_columns::TextColumns;
+use crate::model::heads::text::basis_width;
 
 /// Newton's steps of the logistic fit; it converges in fewer than ten.
 const STEPS: usize = 50;
@@ -21,24 +23,39 @@ pub fn classes(centred: &[f64]) -> Vec<f64> {
 
 /// The head whose value is the log-odds a·v + b of class 1, where v is this head's value: a and b are the logistic
 /// regression over all states. Where the classes cannot be told apart, a is 0 and the head says nothing.
-pub fn calibrate(head: &LinearHead, states: &States, classes: &[f64]) -> LinearHead {
+pub fn calibrate(head: &ValueHead, (states, text): (&States, Option<&TextColumns>), classes: &[f64]) -> ValueHead {
     let (mut rows, mut of_states, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
     for (rollout, &class) in classes.iter().enumerate().take(states.rollouts()) {
         states.rows(rollout, &mut rows);
-        of_states.clear();
-        values(head, &rows, &mut of_states);
+        head.values(states, text, rollout, &rows, &mut of_states);
         pairs.extend(of_states.iter().map(|&value| (value, class)));
     }
     let (a, b) = logistic(&pairs);
     let scaled = |weights: &[f32]| weights.iter().map(|&weight| (a * f64::from(weight)) as f32).collect();
-    LinearHead {
-        tap: head.tap,
-        residual: scaled(&head.residual),
-        mean: scaled(&head.mean),
-        share: scaled(&head.share),
-        remaining: (a * f64::from(head.remaining)) as f32,
-        bias: (a * f64::from(head.bias) + b) as f32,
-    }
+    let ValueHead { linear, text } = head;
+    let linear = LinearHead {
+        tap: linear.tap,
+        residual: scaled(&linear.residual),
+        mean: scaled(&linear.mean),
+        share: scaled(&linear.share),
+        remaining: (a * f64::from(linear.remaining)) as f32,
+        bias: (a * f64::from(linear.bias) + b) as f32,
+    };
+    ValueHead { linear, text: scaled(text) }
+}
+
+/// The head of ARGS where the reward itself can be read off the text so far: it says that reward, which a reading gives first and
+/// over its highest value, and nothing else.
+pub fn text_reward(hidden: usize, columns: &TextColumns, highest: f64) -> ValueHead {
+    let zeros = vec![0.0; hidden];
+    let linear =
+        LinearHead { tap: 0, residual: zeros.clone(), mean: zeros, share: Vec::new(), remaining: 0.0, bias: 0.0 };
+    let mut text = vec![0.0; columns.width()];
+    // While the response goes on, and where it has ended.
+    let readings = (columns.width() - basis_width(0)) / (basis_width(1) - basis_width(0));
+    text[0] = highest as f32;
+    text[3 * readings + 1] = highest as f32;
+    ValueHead { linear, text }
 }
 
 /// Slope and level of the log-odds, by Newton's method with halved steps where one would overshoot.
@@ -111,9 +128,9 @@ mod tests {
             let p = 1.0 / (1.0 + (-3.0 * f64::from(x)).exp());
             classes.push(f64::from(u8::from(random.unit() < p)));
         }
-        let head =
+        let linear =
             LinearHead { tap: 0, residual: vec![0.2], mean: vec![0.0], share: vec![], remaining: 0.1, bias: 0.3 };
-        let odds = calibrate(&head, &states, &classes);
+        let odds = calibrate(&ValueHead { linear, text: Vec::new() }, (&states, None), &classes).linear;
         assert!((odds.residual[0] - 3.0).abs() < 0.4, "{odds:?}");
         assert!((odds.remaining + odds.bias).abs() < 0.3, "{odds:?}");
     }

@@ -11,16 +11,21 @@
 //! smoother over a response than the residual, and their best penalties differ. Besides the residual, its
 //! running mean and the remaining share there may be a *share* group ([`Layout::with_share`]): the running
 //! mean times the share of the token limit used, in other words the residual's sum over the limit. What a
-//! token adds to a sum does not fade as the response grows, what it adds to a running mean does.
+//! token adds to a sum does not fade as the response grows, what it adds to a running mean does. Where the reward can be read off
+//! text there may be its columns besides ([`TextColumns`]).
 //! Start at [`moments`], then [`fit`].
 
 use vassal_kernels::LinearHead;
 
 use super::features::States;
 use super::ridge::{Covariance, Linear, Moments, RidgeError};
+use super::text_columns::TextColumns;
 
 /// Penalties that [`fit`] tries, relative to standardised features.
 pub const PENALTIES: [f64; 10] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0];
+
+/// The penalty of text columns: they are few, and a reward's own numbers.
+const TEXT_PENALTY: f64 = 1e-4;
 
 /// Rewards of rollouts by prompt, less the mean of the *other* rollouts of the same prompt: without its
 /// own reward in the mean, a target stays unbiased. Prompts with one rollout are given 0.
@@ -40,29 +45,45 @@ pub fn centre(rewards: &[Vec<f64>]) -> Vec<f64> {
 pub struct Layout {
     hidden: usize,
     share: bool,
+    text: usize,
 }
 
 impl Layout {
     /// Residual `[H]`, running mean `[H]`, remaining share.
     pub fn plain(hidden: usize) -> Self {
-        Self { hidden, share: false }
+        Self { hidden, share: false, text: 0 }
     }
 
     /// The same, and the running mean times the used share of the limit `[H]`, in front of the remaining share.
     pub fn with_share(hidden: usize) -> Self {
-        Self { hidden, share: true }
+        Self { hidden, share: true, text: 0 }
+    }
+
+    /// The same, and so many text columns behind the remaining share.
+    pub fn with_text(self, text: usize) -> Self {
+        Self { text, ..self }
+    }
+
+    /// Whether the share's columns are among them.
+    pub fn has_share(self) -> bool {
+        self.share
+    }
+
+    /// Text columns.
+    pub fn text_columns(self) -> usize {
+        self.text
     }
 
     /// Feature columns.
     pub fn features(self) -> usize {
-        self.vectors() * self.hidden + 1
+        self.vectors() * self.hidden + 1 + self.text
     }
 
     fn vectors(self) -> usize {
         2 + usize::from(self.share)
     }
 
-    /// Appends the columns of one row `[residual; running mean; remaining; 1]`.
+    /// Appends the columns of one row `[residual; running mean; remaining; 1]`, but for those of text.
     fn extend(self, row: &[f32], out: &mut Vec<f32>) {
         let remaining = row[2 * self.hidden];
         out.extend_from_slice(&row[..2 * self.hidden]);
@@ -73,10 +94,16 @@ impl Layout {
     }
 }
 
-/// Second moments of all states: the layout's features, then one column for each reward in `targets`,
-/// whose entries are one number a rollout.
-pub fn moments(layout: Layout, states: &States, targets: &[&[f64]], threads: usize) -> Result<Covariance, RidgeError> {
-    moments_from(|_| 0, layout, states, targets, threads)
+/// Second moments of all states: the layout's features, in it the columns of all `texts` one after the other, then one column for
+/// each reward in `targets`, whose entries are one number a rollout.
+pub fn moments(
+    layout: Layout,
+    states: &States,
+    texts: &[&TextColumns],
+    targets: &[&[f64]],
+    threads: usize,
+) -> Result<Covariance, RidgeError> {
+    moments_from(|_| 0, layout, (states, texts), targets, threads)
 }
 
 /// The same of the end states alone: what a reward model of finished responses is fitted on.
@@ -86,17 +113,22 @@ pub fn end_moments(
     targets: &[&[f64]],
     threads: usize,
 ) -> Result<Covariance, RidgeError> {
-    moments_from(|count| count - 1, layout, states, targets, threads)
+    moments_from(|count| count - 1, layout, (states, &[]), targets, threads)
 }
 
 /// `first` says with which of a rollout's so many states to begin.
 fn moments_from(
     first: impl Fn(usize) -> usize,
     layout: Layout,
-    states: &States,
+    (states, texts): (&States, &[&TextColumns]),
     targets: &[&[f64]],
     threads: usize,
 ) -> Result<Covariance, RidgeError> {
+    let columns: usize = texts.iter().map(|text| text.width()).sum();
+    if columns != layout.text {
+        let (expected, got) = (layout.text.to_string(), columns.to_string());
+        return Err(RidgeError::Request { what: "text columns", expected, got });
+    }
     for target in targets {
         if target.len() != states.rollouts() {
             let (expected, got) = (format!("{} numbers", states.rollouts()), target.len().to_string());
@@ -109,8 +141,9 @@ fn moments_from(
         states.rows(rollout, &mut rows);
         portion.clear();
         let first = first(states.range(rollout).len());
-        for row in rows.chunks_exact(states.width()).skip(first) {
+        for (state, row) in states.range(rollout).zip(rows.chunks_exact(states.width())).skip(first) {
             layout.extend(row, &mut portion);
+            texts.iter().for_each(|text| portion.extend_from_slice(text.of(state)));
             portion.extend(targets.iter().map(|target| target[rollout] as f32));
         }
         moments.add(&portion)?;
@@ -118,13 +151,43 @@ fn moments_from(
     Ok(moments.finish())
 }
 
+/// A look-ahead head: what it reads off hidden states, and off the text so far.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValueHead {
+    /// Its tap is 0 until an engine knows better. `share` is empty in the plain layout.
+    pub linear: LinearHead,
+    /// Weights of text columns; empty where it reads none.
+    pub text: Vec<f32>,
+}
+
+impl ValueHead {
+    /// V at the states of a rollout, `[T + 1]` in place of `out`; `rows` are those states', and `text` their columns, which a head that
+    /// reads none does not need.
+    pub fn values(
+        &self,
+        states: &States,
+        text: Option<&TextColumns>,
+        rollout: usize,
+        rows: &[f32],
+        out: &mut Vec<f64>,
+    ) {
+        out.clear();
+        values(&self.linear, rows, out);
+        let Some(text) = text.filter(|_| !self.text.is_empty()) else { return };
+        for (state, value) in states.range(rollout).zip(out) {
+            let terms = text.of(state).iter().zip(&self.text);
+            *value += terms.map(|(&x, &weight)| f64::from(x) * f64::from(weight)).sum::<f64>();
+        }
+    }
+}
+
 /// A fitted head and how it was chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
-    /// The head; its tap is 0 until an engine knows better. `share` is empty in the plain layout.
-    pub head: LinearHead,
+    /// The head.
+    pub head: ValueHead,
     /// Penalties of the residual, of the running mean, and of the share (unused in the plain layout). The
-    /// remaining share of the limit has the running mean's.
+    /// remaining share of the limit has the running mean's; text columns have their own, always the same.
     pub penalties: [f64; 3],
     /// Share of the tune targets' variance explained, over all states.
     pub explained: f64,
@@ -183,9 +246,13 @@ impl Search<'_> {
         }
         self.tried.push(penalties);
         let Layout { hidden, .. } = self.layout;
-        let last = self.layout.features() - 1;
-        let group = |column: usize| if column == last { 1 } else { column / hidden };
-        let each: Vec<f64> = (0..=last).map(|column| penalties[group(column)]).collect();
+        let remaining = self.layout.vectors() * hidden;
+        let penalty = |column: usize| match column {
+            vector if vector < remaining => penalties[vector / hidden],
+            _ if column == remaining => penalties[1],
+            _ => TEXT_PENALTY,
+        };
+        let each: Vec<f64> = (0..self.layout.features()).map(penalty).collect();
         let linear = match self.learn.solve(&each, self.target) {
             Ok(linear) => linear,
             Err(RidgeError::Singular { .. }) => return Ok(()),
@@ -199,19 +266,20 @@ impl Search<'_> {
     }
 }
 
-fn head(layout: Layout, linear: &Linear) -> LinearHead {
+fn head(layout: Layout, linear: &Linear) -> ValueHead {
     let all: Vec<f32> = linear.weights.iter().map(|&weight| weight as f32).collect();
     let (residual, rest) = all.split_at(layout.hidden);
     let (mean, rest) = rest.split_at(layout.hidden);
-    let (share, rest) = rest.split_at(rest.len() - 1);
-    LinearHead {
+    let (share, rest) = rest.split_at(rest.len() - 1 - layout.text);
+    let linear = LinearHead {
         tap: 0,
         residual: residual.to_vec(),
         mean: mean.to_vec(),
         share: share.to_vec(),
         remaining: rest[0],
         bias: linear.bias as f32,
-    }
+    };
+    ValueHead { linear, text: rest[1..].to_vec() }
 }
 
 /// Values of rows of features `[n, 2H + 2]`, appended to `out`.
@@ -244,14 +312,19 @@ pub struct Evaluation {
 }
 
 /// Evaluates a head on states and their targets, one a rollout; `parts` of `token_limit` tokens.
-pub fn evaluate(head: &LinearHead, states: &States, targets: &[f64], token_limit: usize, parts: usize) -> Evaluation {
+pub fn evaluate(
+    head: &ValueHead,
+    (states, text): (&States, Option<&TextColumns>),
+    targets: &[f64],
+    token_limit: usize,
+    parts: usize,
+) -> Evaluation {
     let mut errors = vec![[0.0_f64; 2]; parts + 1];
     let (mut change, mut square, mut changes) = (0.0, 0.0, 0.0_f64);
     let (mut rows, mut of_states) = (Vec::new(), Vec::new());
     for (rollout, &target) in targets.iter().enumerate().take(states.rollouts()) {
         states.rows(rollout, &mut rows);
-        of_states.clear();
-        values(head, &rows, &mut of_states);
+        head.values(states, text, rollout, &rows, &mut of_states);
         for (position, value) in of_states.iter().enumerate() {
             let part = if position == 0 { 0 } else { ((position - 1) * parts / token_limit.max(1)).min(parts - 1) + 1 };
             errors[part][0] += (target - value).powi(2);
@@ -360,13 +433,13 @@ mod tests {
         let (learn_targets, tune_targets) = (centre(&learn_rewards), centre(&tune_rewards));
         let other = vec![0.5; learn_targets.len()];
         let fitted = |layout| {
-            let learned = moments(layout, &learn, &[&other, &learn_targets], 2).expect("fits");
-            let tuned = moments(layout, &tune, &[&other[..tune_targets.len()], &tune_targets], 2).expect("fits");
+            let learned = moments(layout, &learn, &[], &[&other, &learn_targets], 2).expect("fits");
+            let tuned = moments(layout, &tune, &[], &[&other[..tune_targets.len()], &tune_targets], 2).expect("fits");
             let fit = fit(layout, &learned, &tuned, 1).expect("solvable");
-            let found = evaluate(&fit.head, &tune, &tune_targets, 6, 3);
+            let found = evaluate(&fit.head, (&tune, None), &tune_targets, 6, 3);
             assert!((found.explained - fit.explained).abs() <= 1e-3, "{} and {}", found.explained, fit.explained);
             assert!(found.mean_change.abs() <= 0.02 && found.deviation_of_change > 0.05, "{found:?}");
-            (fit.head, found.explained_by_position)
+            (fit.head.linear, found.explained_by_position)
         };
         // The planted V is the mean times the used share, which the plain features only approach.
         let (weights, plain) = fitted(Layout::plain(HIDDEN));
@@ -380,7 +453,7 @@ mod tests {
     #[test]
     fn targets_must_match_the_rollouts() {
         let (states, _) = world(1, 2, 2);
-        let error = moments(Layout::plain(HIDDEN), &states, &[&[0.0; 3]], 1).expect_err("three for four rollouts");
+        let error = moments(Layout::plain(HIDDEN), &states, &[], &[&[0.0; 3]], 1).expect_err("three for four rollouts");
         assert_eq!(error.to_string(), "ridge regression: targets must be 4 numbers, got 3");
     }
 

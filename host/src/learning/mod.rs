@@ -25,4 +25,5 @@ pub mod rewards;
 pub mod ridge;
 pub mod rollouts;
 pub mod statistics;
+pub mod text_columns;
 pub mod whitening;

@@ -79,7 +79,7 @@ pub struct Pairs<'a> {
 /// How to fit.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// The rank of the head, 1 to 64.
+    /// The rank of the head, at most 64; with 0 it is the head without any context.
     pub rank: usize,
     /// Tokens in the vocabulary.
     pub vocabulary: usize,
@@ -146,8 +146,8 @@ pub fn fit(
 fn check(pairs: Pairs<'_>, covariance: &Covariance, options: Options) -> Result<(), RidgeError> {
     let refuse = |what, expected: String, got: String| Err(RidgeError::Request { what, expected, got });
     let Pairs { states, samples } = pairs;
-    if !(1..=64).contains(&options.rank) {
-        return refuse("rank", "1 to 64".into(), options.rank.to_string());
+    if options.rank > 64 {
+        return refuse("rank", "at most 64".into(), options.rank.to_string());
     }
     if covariance.width < states.width() {
         return refuse("covariance", format!("of {} features", states.width() - 1), covariance.width.to_string());

@@ -6,11 +6,11 @@
 //! other, both ways. Intervals resample prompts. Start at [`diagnose`].
 
 use super::super::features::States;
-use super::super::look_ahead::values;
+use super::super::look_ahead::ValueHead;
 use super::super::rollouts::Rollout;
 use super::super::statistics::{ROUNDS, bootstrap};
+use super::super::text_columns::TextColumns;
 use super::Estimate;
-use vassal_kernels::LinearHead;
 
 /// Equal parts of the token limit that figures are told for.
 pub const PARTS: usize = 4;
@@ -88,15 +88,14 @@ impl Judged<'_> {
     }
 }
 
-/// Judges a head.
-pub fn diagnose(head: &LinearHead, judged: &Judged<'_>) -> Diagnosis {
+/// Judges a head; `text` has its columns at all states, where it reads some.
+pub fn diagnose(head: &ValueHead, text: Option<&TextColumns>, judged: &Judged<'_>) -> Diagnosis {
     let mut sums = vec![Sums::default(); judged.groups.len()];
     let mut parts = [[0.0; 2]; PARTS + 1];
     let (mut pairs, mut of_response, mut terminal) = (Vec::new(), Vec::new(), 0.0);
     judged.each_response(|prompt, response, rows| {
         let (own, target) = (&mut sums[prompt], judged.targets[response]);
-        of_response.clear();
-        values(head, rows, &mut of_response);
+        head.values(judged.states, text, response, rows, &mut of_response);
         for (position, &value) in of_response.iter().enumerate() {
             let error = (target - value).powi(2);
             own.error += error;
@@ -262,9 +261,15 @@ mod tests {
         let groups: Vec<Vec<&Rollout>> = groups.iter().map(|group| group.iter().collect()).collect();
         let judged = Judged { groups: &groups, states: &states, targets: &targets, token_limit: 8, seed: 1 };
         // V = good so far + half of what remains, less a half: the centred reward's expectation.
-        let head =
-            LinearHead { tap: 0, residual: vec![1.0], mean: vec![0.0], share: vec![], remaining: 0.5, bias: -0.5 };
-        let found = diagnose(&head, &judged);
+        let linear = vassal_kernels::LinearHead {
+            tap: 0,
+            residual: vec![1.0],
+            mean: vec![0.0],
+            share: vec![],
+            remaining: 0.5,
+            bias: -0.5,
+        };
+        let found = diagnose(&ValueHead { linear, text: Vec::new() }, None, &judged);
         let explained = found.explained_variance;
         assert!(explained.mean > 0.4 && explained.ci_low < explained.mean && explained.mean < explained.ci_high);
         assert!(found.explained_by_position.is_sorted() && found.explained_by_position[PARTS - 1] > 0.7);

@@ -113,6 +113,7 @@ fn head(explained: f64) -> HeadReport {
         martingale_terminal: -0.0031,
         spread: 0.0213,
         dial_to_kl: [0.25, 0.5, 1.0, 1.5].map(|dial| (dial, dial * dial * 0.42)).into(),
+        ablation: vec![("residual and running mean".into(), 0.11), ("with the reward of the text so far".into(), 0.31)],
     }
 }
 

@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::super::features::States;
 use super::super::fitting::Source;
-use super::super::look_ahead::centre;
+use super::super::look_ahead::{ValueHead, centre};
 use super::super::prompts::Prompt;
-use super::super::rewards::{Exchange, Reward, Scores, SharedReward};
+use super::super::rewards::{self, Exchange, Reward, Scores, SharedReward};
 use super::super::rollouts::{Rollout, Rollouts};
+use super::super::text_columns::TextColumns;
 use super::diagnosis::{Judged, centred, diagnose, explained_by};
 use super::within_state::{self, Amount};
 use super::{Estimate, HeadReport};
@@ -89,7 +90,14 @@ pub fn judge<'a>(
             token_limit: options.token_limit,
             seed: options.seed,
         };
-        let found = diagnose(head, &judged);
+        let text = description.text.as_ref().and_then(|term| {
+            let all = groups.iter().flatten().copied();
+            let reading = rewards::reading(&term.reward)?;
+            Some(TextColumns::read(reading.as_ref(), host.tokenizer().as_ref(), all, options.token_limit))
+        });
+        let weights = description.text.as_ref().map_or_else(Vec::new, |term| term.weights.clone());
+        let head = ValueHead { linear: head.clone(), text: weights };
+        let found = diagnose(&head, text.as_ref(), &judged);
         let bias = token_bias.iter().find(|head| head.description.name == reward.name());
         let controls = controls(host, &**reward, bias, &judged)?;
         let report = HeadReport {
@@ -104,6 +112,7 @@ pub fn judge<'a>(
             martingale_terminal: found.martingale_terminal,
             spread: description.spread,
             dial_to_kl: description.provenance.dial_to_kl.clone(),
+            ablation: description.provenance.ablation.clone(),
         };
         reports.insert(reward.name().to_owned(), report);
     }

@@ -142,6 +142,9 @@ pub struct HeadReport {
     pub spread: f64,
     /// A dial, and the nats a token that it costs.
     pub dial_to_kl: Vec<(f64, f64)>,
+    /// What each choice of features explains on the tune prompts; the best was taken.
+    #[serde(default)]
+    pub ablation: Vec<(String, f64)>,
 }
 
 /// One method at one setting.

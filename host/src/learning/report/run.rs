@@ -10,7 +10,7 @@ use super::super::decoding::{dial_for_kl, use_with};
 use super::super::features::end_states;
 use super::super::look_ahead::values;
 use super::super::prompts::Prompt;
-use super::super::rewards::SharedReward;
+use super::super::rewards::{self, SharedReward};
 use super::analysis::a_token;
 use super::methods::{self, At, METHODS, Method, Wanted};
 use super::samples::{Decoded, Journal, Setting, decode};
@@ -193,7 +193,14 @@ impl Runner<'_> {
             let ends = end_states(host, &prompt, &responses, description.layer, self.max_tokens)?;
             let mut of_ends = Vec::new();
             ends.iter().for_each(|end| values(&head, end, &mut of_ends));
-            group.iter_mut().zip(of_ends).for_each(|(sample, value)| sample.value = Some(value));
+            let added = |tokens: &[Token]| {
+                let term = description.text.as_ref()?;
+                let reading = rewards::reading(&term.reward)?;
+                Some(term.of_response(reading.as_ref(), host.tokenizer().as_ref(), tokens, self.max_tokens))
+            };
+            for (sample, value) in group.iter_mut().zip(of_ends) {
+                sample.value = Some(value + f64::from(added(&sample.tokens).unwrap_or(0.0)));
+            }
         }
         Ok(())
     }

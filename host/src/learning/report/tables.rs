@@ -262,6 +262,13 @@ pub(super) fn head(name: &str, head: &HeadReport) -> Table {
     rows.extend(known_less.map(|(name, share)| {
         row(&format!("Explained variance, {name}"), estimate(*share), "a rule that knows less than the head")
     }));
+    rows.extend(head.ablation.iter().map(|(features, share)| {
+        row(
+            &format!("Ablation, {features}"),
+            single(reward(*share)),
+            "explained variance on tune prompts; the best was taken",
+        )
+    }));
     table(format!("The head of {name} on prompts that it has not seen"), &columns, rows, "")
 }
 

@@ -75,7 +75,7 @@ const REGEX_BYTES: usize = 1 << 20;
 
 /// What an expression's matches are worth.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Matches {
+pub(super) enum Matches {
     /// The share of the text's characters that lie in one.
     Share,
     /// Their number, up to [`COUNT_MAX`].
@@ -85,7 +85,7 @@ enum Matches {
 }
 
 #[derive(Debug, Clone)]
-enum Rule {
+pub(super) enum Rule {
     Sentiment,
     Simplicity,
     Readability,
@@ -100,7 +100,7 @@ enum Rule {
 pub struct BuiltIn {
     name: String,
     kind: &'static Kind,
-    rule: Rule,
+    pub(super) rule: Rule,
 }
 
 impl PartialEq for BuiltIn {
@@ -218,7 +218,7 @@ fn found(pattern: &Regex, matches: Matches, text: &str) -> f64 {
 }
 
 /// Runs of question marks and exclamation marks that hold a question mark.
-fn questions(text: &str) -> usize {
+pub(super) fn questions(text: &str) -> usize {
     text.split(|c: char| !matches!(c, '?' | '!')).filter(|run| run.contains('?')).count()
 }
 

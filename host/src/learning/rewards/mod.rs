@@ -14,6 +14,7 @@ pub mod learned;
 mod reading;
 mod scores;
 mod spec;
+mod text;
 mod vader;
 
 use std::ops::RangeInclusive;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 pub use builtin::BuiltIn;
 pub use scores::{FAILURES_MAX, Scores, ScoresError};
 pub use spec::{Opening, Spec, SpecError, check_name, find};
+pub use text::reading;
 
 use crate::error::Error;
 pub use crate::sandbox::Exchange;

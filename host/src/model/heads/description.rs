@@ -6,12 +6,15 @@
 use serde::{Deserialize, Serialize};
 
 use super::HeadError;
+use super::text::{READINGS_MAX, TextTerm, basis_width};
 
 /// The value of [`Description::format`].
 pub const FORMAT: &str = "vassal-head-1";
 
 const HIDDEN_MAX: usize = 1 << 16;
 const VOCABULARY_MAX: usize = 1 << 21;
+/// Weights of the text so far are at most this in magnitude: a reward's units are its own, but no reward needs more.
+const TEXT_WEIGHT_MAX: f32 = 1e6;
 /// The longest name of a head, and so of a reward, bytes.
 pub const NAME_BYTES_MAX: usize = 32;
 
@@ -62,6 +65,9 @@ pub struct Description {
     pub spread: f64,
     /// The token limit of the rollouts; at another limit values are less true.
     pub token_limit: u32,
+    /// What is added for the text so far, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextTerm>,
     /// Where it comes from.
     pub provenance: Provenance,
 }
@@ -91,6 +97,9 @@ pub struct Provenance {
     pub lambda: f64,
     /// Ridge penalties, by group of weights.
     pub penalties: Vec<f64>,
+    /// What each choice of features explains on the tune prompts, the chosen one and those that lost to it; empty where there was no choice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ablation: Vec<(String, f64)>,
     /// Share of variance explained on held-out prompts. Look-ahead: of the prompt-centred reward, over all
     /// states. One-pass: of the look-ahead head's change of value, within a state.
     pub explained: f64,
@@ -121,6 +130,7 @@ impl Provenance {
             top_p: 1.0,
             lambda: 1.0,
             penalties: Vec::new(),
+            ablation: Vec::new(),
             explained: 0.0,
             explained_by_position: Vec::new(),
             dial_to_kl: Vec::new(),
@@ -153,6 +163,11 @@ impl Description {
         ensure(hash(sha256), "model_sha256", "64 hexadecimal digits in lower case", format!("{sha256:?}"))?;
         let spread = self.spread;
         ensure(spread.is_finite() && spread > 0.0, "spread", "finite and > 0", spread.to_string())?;
-        ensure(self.token_limit > 0, "token_limit", "at least 1", self.token_limit.to_string())
+        ensure(self.token_limit > 0, "token_limit", "at least 1", self.token_limit.to_string())?;
+        let Some(TextTerm { weights, .. }) = &self.text else { return Ok(()) };
+        let fits = (1..=READINGS_MAX).any(|readings| weights.len() == basis_width(readings));
+        let expected = format!("5, 9, 13 or 17 finite numbers up to {TEXT_WEIGHT_MAX}");
+        let known = weights.iter().all(|weight| weight.abs() <= TEXT_WEIGHT_MAX);
+        ensure(fits && known, "text.weights", &expected, format!("{weights:?}"))
     }
 }

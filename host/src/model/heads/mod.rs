@@ -10,6 +10,7 @@
 //! Which layer feeds a head is in the file; which tap of a cache that is, the engine sets.
 
 mod description;
+pub mod text;
 
 use std::collections::HashMap;
 use std::io;
@@ -22,6 +23,7 @@ use vassal_kernels::{LinearHead, ModelShape, OnePassHead};
 use crate::files;
 
 pub use self::description::{Description, FORMAT, HeadKind, NAME_BYTES_MAX, Provenance};
+pub use self::text::{Readings, SharedReading, TextReading, TextTerm};
 
 /// The metadata key that holds the description.
 pub const METADATA_KEY: &str = "vassal_head";
@@ -389,6 +391,7 @@ mod tests {
             model_sha256: "ab".repeat(32),
             spread: 0.05,
             token_limit: 60,
+            text: None,
             provenance: Provenance {
                 prompts_sha256: "cd".repeat(32),
                 rollouts_sha256: "ef".repeat(32),
@@ -400,6 +403,7 @@ mod tests {
                 top_p: 1.0,
                 lambda: 1.0,
                 penalties: vec![0.1, 0.3],
+                ablation: Vec::new(),
                 explained: 0.2,
                 explained_by_position: vec![0.0, 0.1, 0.4],
                 dial_to_kl: vec![(0.5, 0.12)],

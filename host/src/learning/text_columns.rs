@@ -1,0 +1,57 @@
+//! What a reward reads off the text so far, at every state of rollouts: columns beside their features.
+//!
+//! A state's columns are the basis of [`TextTerm`](crate::model::heads::TextTerm), so that what a fit finds for them is that term's
+//! weights. Start at [`TextColumns::read`].
+
+use super::rollouts::Rollout;
+use crate::model::heads::text::{TextReading, basis, basis_width};
+use crate::token::{Token, Vocabulary};
+
+/// Columns of the states of some rollouts, in their order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextColumns {
+    width: usize,
+    /// `[states, width]`.
+    numbers: Vec<f32>,
+}
+
+impl TextColumns {
+    /// Reads all T + 1 states of each rollout, of responses with at most `token_limit` tokens.
+    pub fn read<'a>(
+        reading: &dyn TextReading,
+        vocabulary: &dyn Vocabulary,
+        rollouts: impl IntoIterator<Item = &'a Rollout>,
+        token_limit: usize,
+    ) -> Self {
+        let mut out = Self { width: basis_width(reading.count()), numbers: Vec::new() };
+        for rollout in rollouts {
+            out.push(reading, vocabulary, &rollout.tokens, token_limit);
+        }
+        out
+    }
+
+    fn push(&mut self, reading: &dyn TextReading, vocabulary: &dyn Vocabulary, tokens: &[Token], token_limit: usize) {
+        let (mut bytes, mut readings) = (Vec::new(), Vec::new());
+        for count in 0..=tokens.len() {
+            let last = count.checked_sub(1).map(|last| tokens[last]);
+            if let Some(token) = last.filter(|&token| !vocabulary.is_special(token)) {
+                bytes.extend_from_slice(vocabulary.bytes(token));
+            }
+            readings.clear();
+            reading.read(&String::from_utf8_lossy(&bytes), &mut readings);
+            let remaining = token_limit.saturating_sub(count) as f32 / token_limit.max(1) as f32;
+            let ended = last.is_some_and(|last| vocabulary.end_of_text().contains(&last));
+            basis(&readings, remaining, ended, &mut self.numbers);
+        }
+    }
+
+    /// Columns.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Of a state, `[width]`.
+    pub fn of(&self, state: usize) -> &[f32] {
+        &self.numbers[state * self.width..][..self.width]
+    }
+}
