@@ -13,9 +13,9 @@ use vassal::model::synthetic::SyntheticModel;
 use vassal::model::template::{ChatTemplate, Message};
 use vassal::model::tokenizer::Tokenizer;
 
+use crate::made_up_heads::look_ahead;
 use crate::program::{REPORT_KEYS, Run, folder, has_keys, hostile, tiny, written};
 use crate::rebuild::root;
-use crate::support::look_ahead;
 use crate::template;
 
 #[test]

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 use vassal::learning::prompts::{PromptSet, Split};
+use vassal::model::synthetic::SyntheticModel;
 
 use crate::cli_learning::{done, pool_arguments, prompts, sha256};
 use crate::program::{Run, finite, folder, has_keys, started, tiny};
@@ -55,7 +56,9 @@ fn place(name: &str) -> String {
 fn a_report_holds_every_method_and_what_must_hold_of_each() {
     let learned = learned();
     let out = place("report");
-    let report = Run::of(&evaluation(learned, &out, &["--grid", "3"])).object(0);
+    let (same, other) = (format!("dpo:half:0.5={}", tiny()), format!("ppo:half:0.1={}", another()));
+    let report = Run::of(&evaluation(learned, &out, &["--grid", "3", "--tuned", &same, "--tuned", &other])).object(0);
+    check_tuned(&report);
     assert_eq!(report["about"]["prompts"], learned.set.of(Split::Test).count());
     assert_eq!((&report["about"]["settings_missing"], &report["about"]["split"]), (&0.into(), &"test".into()));
     for reward in ["half", "length"] {
@@ -92,6 +95,31 @@ fn a_report_holds_every_method_and_what_must_hold_of_each() {
     let tables = std::fs::read_to_string(format!("{out}/report.md")).unwrap();
     assert!(std::fs::read_to_string(format!("{out}/report.svg")).unwrap().starts_with("<svg "));
     assert!(page.contains("<svg") && tables.contains("guided Best-of-n"), "{tables}");
+}
+
+/// A model of the same shape and tokens with other weights.
+fn another() -> &'static str {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let path = folder().join("another.gguf");
+        SyntheticModel { seed: 2, ..SyntheticModel::default() }.write(&path).unwrap();
+        path.to_str().unwrap().to_owned()
+    })
+}
+
+/// A tuned model that is the base is the base to the last digit; one that is not diverges from it.
+fn check_tuned(report: &Value) {
+    let [base, same, other] = ["base", "dpo", "ppo"].map(|method| points(report, method, "half")[0].clone());
+    for figure in ["mean", "cross_entropy_ratio", "distinct2_ratio", "forwards_per_token"] {
+        let [base, same] = [&base, &same].map(|point| finite(point, [figure])[0]);
+        assert!((base - same).abs() < 1e-6, "{figure}: {base} and {same}");
+    }
+    assert_eq!(finite(&same, ["kl_per_token", "dial"]), [0.0, 0.5]);
+    let [kl, cross_entropy] = finite(&other, ["kl_per_token", "cross_entropy_ratio"]);
+    assert!(kl > 0.05 && cross_entropy > 1.0, "{other:#}");
+    assert!(points(report, "dpo", "length").is_empty(), "it was tuned for another reward");
+    let compared = |found: &Value| found["method"] == "vas" && found["against"] == "ppo";
+    assert!(report["comparisons"].as_array().unwrap().iter().any(compared), "{:#}", report["comparisons"]);
 }
 
 fn points<'a>(report: &'a Value, method: &str, reward: &str) -> Vec<&'a Value> {
@@ -205,6 +233,10 @@ fn what_cannot_be_evaluated_is_refused() {
     let out = place("refused-report");
     let run = Run::of(&evaluation(learned, &out, &["--split", "learn"]));
     run.refuses(2, &["--split is test or tune"]);
+    let tuned = |words: &str| Run::of(&evaluation(learned, &out, &["--tuned", words]));
+    tuned("sft:half:1=a.gguf").refuses(2, &["dpo or ppo", "\"sft:half:1\""]);
+    tuned("dpo:hlaf:1=a.gguf").refuses(2, &["\"hlaf\"", "near: half"]);
+    tuned("dpo:half:1=a.gguf").refuses(2, &["tuned model", "a.gguf"]);
     let run = Run::of(&evaluation(learned, &out, &["--reward", "sentimant"]));
     run.refuses(2, &["\"sentimant\"", "near: sentiment"]);
     let other = crate::program::written("no-prompts.jsonl", b"{\"id\": \"a\", \"kind\": \"b\", \"prompt\": \"c\"}\n");

@@ -12,7 +12,8 @@ use vassal::request::{PolicyUse, Request, ValidRequest};
 use vassal::token::Token;
 use vassal_kernels::AnyDevice;
 
-use crate::support::{PROMPT, Setup, Tiny, bits, look_ahead, noise};
+use crate::made_up_heads::look_ahead;
+use crate::support::{PROMPT, Setup, Tiny, bits, noise};
 
 /// What was sent of each sequence, with the step that it was sent in.
 type Sent = HashMap<SequenceId, Vec<(usize, String)>>;

@@ -8,7 +8,8 @@ use vassal::engine::{EngineOptions, Finish, Response};
 use vassal::request::{PolicyUse, Request, ValidRequest};
 use vassal_kernels::cpu::Isa;
 
-use crate::support::{PROMPT, Setup, Tiny, bits, look_ahead, noise, processor, token_values};
+use crate::made_up_heads::{look_ahead, token_values};
+use crate::support::{PROMPT, Setup, Tiny, bits, noise, processor};
 
 /// Both look-ahead heads and the one-pass head at work.
 const DIALS: [(&str, &str); 3] = [("sentiment", "0.9"), ("simplicity", "-0.6"), ("brevity", "0.5")];

@@ -17,6 +17,7 @@ mod golden;
 mod identities;
 mod loader;
 mod loading;
+mod made_up_heads;
 mod neighbours;
 mod policies;
 mod preference;

@@ -20,8 +20,9 @@ use vassal_kernels::cpu::Isa;
 
 use self::catalogue::{POLICIES, mixed};
 use crate::audit::{fresh, recorder, surroundings};
+use crate::made_up_heads::look_ahead;
 use crate::program::{self, Run};
-use crate::support::{PROMPT, Setup, Tiny, compilation, look_ahead, processor, sandbox};
+use crate::support::{PROMPT, Setup, Tiny, compilation, processor, sandbox};
 
 /// The recorded policy among the components of these tests.
 fn find(tiny: &Tiny, recorded: &PolicyRecord) -> Result<Arc<LoadedPolicy>, ReplayError> {

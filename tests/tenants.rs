@@ -17,9 +17,10 @@ use vassal::tenant::{Asked, Tenant};
 use vassal_kernels::cpu::Isa;
 
 use crate::attacks::Served;
+use crate::made_up_heads::look_ahead;
 use crate::program::{Run, written};
 use crate::rebuild::root;
-use crate::support::{compilation, look_ahead, processor};
+use crate::support::{compilation, processor};
 
 /// A tenant with a guard, `vas` for whoever asks, and whatever lines a test adds.
 fn config(more: &str) -> String {

@@ -12,7 +12,8 @@ use vassal::request::PolicyUse;
 use vassal::token::Token;
 use vassal_guest::Baseline;
 
-use crate::support::{PROMPT, Setup, Tiny, look_ahead, with_share, with_text};
+use crate::made_up_heads::{look_ahead, with_share, with_text};
+use crate::support::{PROMPT, Setup, Tiny};
 
 const DIALS: [(&str, f64); 2] = [("sentiment", 0.8), ("simplicity", -0.7)];
 const TEMPERATURE: f32 = 0.9;

@@ -10,7 +10,8 @@ use vassal::sandbox::Limits;
 use vassal::token::Token;
 
 use super::Served;
-use crate::support::{PROMPT, Setup, Tiny, bits, look_ahead};
+use crate::made_up_heads::look_ahead;
+use crate::support::{PROMPT, Setup, Tiny, bits};
 
 type Policies<'a> = &'a dyn Fn(&Tiny) -> Vec<PolicyUse>;
 

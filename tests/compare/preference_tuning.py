@@ -76,6 +76,13 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def machine():
+    """The processor's name and number of cores."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
 def write_json(path, value):
     """Writes a file under its name only once it is whole."""
     part = path.with_name(f"{path.name}.part")
@@ -350,17 +357,25 @@ def flat(pairs):
     return [(prompt, better) for prompt, better, _ in pairs] + [(prompt, worse) for prompt, _, worse in pairs]
 
 
-def reference(model, pairs, batch):
-    """What the untouched model says of both responses of each pair: the sum of log-probabilities."""
+def reference(model, pairs, batch, folder):
+    """What the untouched model says of both responses of each pair: the sum of log-probabilities. It is kept in a file,
+    whose name is of the pairs and the weights."""
     import torch
 
+    weights = [hashlib.sha256(weight.detach().numpy()).hexdigest() for weight in model.parameters()]
+    path = folder / f"reference-{hashlib.sha256(json.dumps([pairs, weights]).encode()).hexdigest()[:16]}.pt"
+    if path.is_file():
+        return torch.load(path)
     found, started = [], time.monotonic()
     with torch.no_grad():
         for at in range(0, len(pairs), batch):
             found.append(log_probabilities(model, flat(pairs[at : at + batch])).view(2, -1).T)
             if at // batch % 10 == 0:
                 say(f"reference: {at} of {len(pairs)} pairs, {time.monotonic() - started:.0f} s")
-    return torch.cat(found), time.monotonic() - started
+    part = path.with_suffix(".part")
+    torch.save(torch.cat(found), part)
+    part.replace(path)
+    return torch.cat(found)
 
 
 def train_dpo(args, beta, model, pairs, known):
@@ -429,7 +444,8 @@ def train_ppo(args, beta, model, prompts, groups, reward):
             def on_log(self, _args, state, _control, logs=None, **_):
                 if "reward" in logs:
                     told = ", ".join(f"{name} {float(logs[name]):.3f}" for name in ("reward", "kl") if name in logs)
-                    say(f"ppo, beta {beta}: step {state.global_step} of {steps}, {told}, {logs['step_time']:.0f} s a step")
+                    took = f"{logs['step_time']:.0f} s a step"
+                    say(f"ppo, beta {beta}: step {state.global_step} of {steps}, {told}, {took}")
 
         data = datasets.Dataset.from_dict({"prompt": texts})
         trainer = trl.GRPOTrainer(
@@ -484,20 +500,19 @@ def tune(args, done, inputs, prompts, groups, reward):
             if method == "dpo" and known is None:
                 texts = preference_pairs(groups, args.pairs_a_prompt)
                 pairs = [(prompts.tokens(prompt), better, worse) for prompt, better, worse in texts]
-                known, seconds = reference(model, pairs, args.micro_batch)
-                done["reference"] = {"pairs": len(pairs), "seconds": round(seconds)}
+                known = reference(model, pairs, args.micro_batch, args.out)
             model = peft.get_peft_model(model, peft.LoraConfig(**LORA))
-            started = time.monotonic()
+            started, busy = time.monotonic(), time.process_time()
             if method == "dpo":
                 about, log = train_dpo(args, beta, model, pairs, known)
             else:
                 about, log = train_ppo(args, beta, model, prompts, groups, reward)
-            seconds = round(time.monotonic() - started)
+            seconds, busy = round(time.monotonic() - started), round(time.process_time() - busy)
             export(model.merge_and_unload(), args.model, path)
-            about |= {"seconds": seconds, "quarters": quarters(log), "log": log}
+            about |= {"seconds": seconds, "core_seconds": busy, "quarters": quarters(log), "log": log}
             done["runs"][name] = {"settings": settings, "threads": args.threads, **about}
             write_json(args.out / "tuning.json", done)
-            say(f"{name} is written, trained for {seconds} s")
+            say(f"{name} is written, trained for {seconds} s, {busy} s of one core")
             yield name, method, beta
 
 
@@ -590,6 +605,21 @@ def point(args, name, method, beta, prompts, reward, base, of_base):
     return found, own | {"tokens": tokens, "rollouts": len(rows), "reward_check": checked["largest_difference"]}
 
 
+def keep(args, points, found):
+    """Puts a row among those of points.json, in place of the one of its method and beta. Rows that an earlier run left
+    there stay where they were judged alike."""
+    path = args.out / "points.json"
+    about = {"test_prompts_sha256": sha256(args.test_prompts), "reward": args.reward, "seed": args.test_seed}
+    about |= {"samples": args.test_samples, "token_limit": args.token_limit}
+    if not points and path.is_file() and (there := json.loads(path.read_text()))["judged"] == about:
+        points = there["points"]
+    order = {"base": 0, "dpo": 1, "ppo": 2}
+    others = [one for one in points if (one["method"], one["dial"]) != (found["method"], found["dial"])]
+    points = sorted([*others, found], key=lambda one: (order[one["method"]], one["dial"]))
+    write_json(path, {"points": points, "judged": about})
+    return points
+
+
 def table(points):
     """The points as text."""
     lines = [f"{'method':8}{'beta':>7}{'mean':>8}{'95 % interval':>17}{'KL':>8}{'CE':>7}{'dist-2':>8}{'rep-4':>7}"]
@@ -674,18 +704,18 @@ def inside(args):
     record = args.out / "tuning.json"
     done = json.loads(record.read_text()) if record.is_file() else {"runs": {}}
     done["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
-    done |= {"python": platform.python_version(), "checks": checks, "inputs": inputs}
+    done |= {"python": platform.python_version(), "machine": machine(), "checks": checks, "inputs": inputs}
     done["learn"] = {"prompts": len(groups), "responses": sum(map(len, groups.values()))}
     write_json(record, done)
     points, of_base = [], None
     if args.test_prompts:
+        done.setdefault("judged", {})
         found, of_base = point(args, "base-f32", "base", 0.0, prompts, reward, base, None)
-        points, done["judged"] = [found], {"base-f32": of_base}
+        points, done["judged"]["base-f32"] = keep(args, [], found), of_base
     for name, method, beta in tune(args, done, inputs, prompts, groups, reward):
         if args.test_prompts:
             found, done["judged"][name] = point(args, name, method, beta, prompts, reward, base, of_base)
-            points.append(found)
-            write_json(args.out / "points.json", {"points": points})
+            points = keep(args, points, found)
             write_json(record, done)
             say("so far:\n" + table(points))
     if points:
@@ -705,8 +735,9 @@ def main():
             fail(f"no file at {path}")
     python = environment(args.folder.absolute())
     if pathlib.Path(sys.prefix).resolve() != python.parents[1].resolve():
-        os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(args.threads)}
-        os.environ["OMP_WAIT_POLICY"] = "passive"  # where others use the cores too, spinning costs more than it saves
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        # Where others use the cores too, threads that wait spinning cost more than they save.
+        os.environ |= {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive"}
         os.execv(python, [python, "-P", __file__, *sys.argv[1:], "--model", args.model])
     inside(args)
 

@@ -22,6 +22,7 @@ use crate::learning::report::assemble::{Material, assemble};
 use crate::learning::report::methods::{Wanted, head_kinds};
 use crate::learning::report::run::{Progress, Runner, head_path};
 use crate::learning::report::samples::{FORMAT, Header, Journal};
+use crate::learning::report::tuned::Tuned;
 use crate::learning::report::within_state::Amount;
 use crate::learning::report::{About, HeadReport, Report, heads, html, markdown, picture};
 use crate::learning::rewards::SharedReward;
@@ -54,6 +55,10 @@ pub(super) struct EvaluateArguments {
     /// A reward that guides nothing and judges what another one guides, as `helpful=helpful-gold.safetensors`; may repeat.
     #[arg(long = "judge", value_name = "REWARD=JUDGE", value_parser = super::parse_setting)]
     pub(super) judges: Vec<(String, String)>,
+    /// A model that was tuned for a reward, as `dpo:sentiment:0.1=dpo.gguf` (method dpo or ppo, reward, strength), compared with what
+    /// is guided; may repeat.
+    #[arg(long = "tuned", value_name = "METHOD:REWARD:STRENGTH=FILE", value_parser = parse_tuned)]
+    pub(super) tuned: Vec<Tuned>,
     /// Dials are set to cost this many nats a token, measured on tune prompts; the first is the main one.
     #[arg(long, value_name = "NATS", value_delimiter = ',', default_values_t = KL, value_parser = parse_nats)]
     pub(super) kl: Vec<f64>,
@@ -111,6 +116,7 @@ impl EvaluateArguments {
             tune_prompts: None,
             rewards,
             judges: Vec::new(),
+            tuned: Vec::new(),
             kl: KL.to_vec(),
             seeds: SEEDS.to_vec(),
             grid: GRID,
@@ -127,6 +133,11 @@ impl EvaluateArguments {
             model,
         }
     }
+}
+
+fn parse_tuned(text: &str) -> Result<Tuned, String> {
+    let (words, path) = super::parse_setting(text)?;
+    Tuned::parse(&words, Path::new(&path))
 }
 
 fn parse_nats(text: &str) -> Result<f64, String> {
@@ -201,6 +212,7 @@ fn runner<'a>(arguments: &EvaluateArguments, inputs: &'a Inputs, prompts: &[&'a 
         tune: inputs.tune(),
         rewards: inputs.rewards.clone(),
         judges: inputs.judges.clone(),
+        tuned: arguments.tuned.clone(),
         wanted: wanted(arguments, &inputs.rewards),
         common: common.map(|(name, value)| (name.to_owned(), value)).to_vec(),
         max_tokens: inputs.rollouts.header.token_limit as usize,
@@ -254,6 +266,10 @@ fn header(
             hashes.extend(shipped.map(|head| (head.name.to_owned(), hexadecimal(&Sha256::digest(head.file)))));
         }
     }
+    let tuned = arguments.tuned.iter().map(|tuned| {
+        let name = format!("{}:{}:{}", tuned.method, tuned.reward, tuned.strength);
+        Ok((name, file_sha256("tuned model", &tuned.path)?))
+    });
     let judged_by = amount(arguments);
     let ids = |prompts: &[&Prompt]| prompts.iter().map(|prompt| prompt.id.clone()).collect();
     Ok(Header {
@@ -262,6 +278,7 @@ fn header(
         pool_sha256: file_sha256("rollouts", &arguments.pool)?,
         heads: hashes,
         judges: judging.to_vec(),
+        tuned: tuned.collect::<Result<_, Error>>()?,
         rewards: runner.scored().iter().map(|reward| (reward.name().to_owned(), reward.definition())).collect(),
         prompts: ids(&runner.prompts),
         tune_prompts: ids(&runner.tune),

@@ -40,6 +40,10 @@ impl Inputs {
     pub(super) fn read(arguments: &EvaluateArguments) -> Result<Self, Error> {
         let set = read_prompts(arguments.prompts.as_deref())?;
         let rewards = find_rewards(&arguments.rewards, &arguments.model)?;
+        if let Some(other) = arguments.tuned.iter().find(|tuned| rewards.iter().all(|own| own.name() != tuned.reward)) {
+            let known: Vec<&str> = rewards.iter().map(|reward| reward.name()).collect();
+            return Err(Error::unknown("reward that is guided", &other.reward, known.iter().copied()));
+        }
         let (judges, judging) = judges(arguments, &rewards)?;
         let rollouts = Rollouts::read(&arguments.pool)?;
         check_pool(arguments, &rollouts, &set)?;

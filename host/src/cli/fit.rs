@@ -214,19 +214,8 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     }
     drop(host);
 
-    let tune: Vec<&Prompt> = set.of(Split::Tune).take(DIAL_PROMPTS).collect();
-    for (kind, mut files) in [(HeadKind::LookAhead, look_ahead_files(&spreads)), (HeadKind::OnePass, one_pass)] {
-        let kind = kind.name();
-        let mut host = Host::open_with(&with_engine, |_, _| Ok(files.clone()))?;
-        for file in &mut files {
-            let name = file.description.name.clone();
-            let limit = header.token_limit as usize;
-            let table = dial_to_kl(&mut host, &name, &tune, &DIALS, limit, arguments.seed)?;
-            complain(&format!("{name} {kind}: nats a token by dial {table:.3?}"));
-            file.description.provenance.dial_to_kl = table;
-            file.write(&head_path(out, &name, kind))?;
-        }
-    }
+    let files = [(HeadKind::LookAhead, look_ahead_files(&spreads)), (HeadKind::OnePass, one_pass)];
+    write_with_dials(files, out, (&set, arguments.seed), &with_engine)?;
     if arguments.comparison {
         let comparison = Comparison {
             out,
@@ -238,6 +227,29 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
             provenance: &provenance,
         };
         comparison.fit(&material)?;
+    }
+    Ok(())
+}
+
+/// Measures what dials cost on tune prompts, and writes the heads with it.
+fn write_with_dials(
+    files: [(HeadKind, Vec<HeadFile>); 2],
+    out: &Path,
+    (set, seed): (&PromptSet, u64),
+    options: &HostOptions,
+) -> Result<(), Error> {
+    let tune: Vec<&Prompt> = set.of(Split::Tune).take(DIAL_PROMPTS).collect();
+    for (kind, mut files) in files {
+        let kind = kind.name();
+        let mut host = Host::open_with(options, |_, _| Ok(files.clone()))?;
+        for file in &mut files {
+            let name = file.description.name.clone();
+            let limit = file.description.token_limit as usize;
+            let table = dial_to_kl(&mut host, &name, &tune, &DIALS, limit, seed)?;
+            complain(&format!("{name} {kind}: nats a token by dial {table:.3?}"));
+            file.description.provenance.dial_to_kl = table;
+            file.write(&head_path(out, &name, kind))?;
+        }
     }
     Ok(())
 }

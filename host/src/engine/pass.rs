@@ -8,10 +8,9 @@ use std::time::Instant;
 
 use vassal_kernels::{Device, Plan, Row};
 
-use super::sequence::{HeldRow, Round, Sequence, StateValues};
-use super::text::TextSoFar;
-use super::{Body, Engine, EngineError, Event, Head};
-use crate::model::llama::{Tapped, Taps};
+use super::sequence::{Round, Sequence};
+use super::{Body, Engine, EngineError, Event};
+use crate::model::llama::Taps;
 use crate::token::Token;
 
 /// A row that goes on to the upper half.
@@ -28,7 +27,7 @@ pub(super) struct Going {
 
 /// Whose row it is.
 #[derive(Clone, Copy)]
-enum Owner {
+pub(super) enum Owner {
     Pending { sequence: usize, last: bool },
     Candidate { sequence: usize, token: Token },
 }
@@ -203,91 +202,6 @@ impl<D: Device> Engine<D> {
             plan.rows.push(row);
         }
         plan
-    }
-
-    /// Hands what the heads said to the rounds (candidates) and the sequences (their last tokens).
-    fn take_values(&mut self, rows: &[(Owner, Row)], tapped: &Tapped, held: usize) {
-        let ranks: Vec<usize> = self
-            .heads
-            .iter()
-            .filter_map(|head| match &head.body {
-                Body::OnePass(head) => Some(head.rank),
-                Body::LookAhead(_) => None,
-            })
-            .collect();
-        let count = self.heads.len();
-        for (place, (owner, row)) in rows.iter().enumerate() {
-            let mut linear = tapped.values.iter();
-            let values: Vec<Option<f32>> = self
-                .heads
-                .iter()
-                .map(|head| match &head.body {
-                    // A head gone wild must not take the sampler along: its value counts as nothing.
-                    Body::LookAhead(_) => {
-                        linear.next().map(|values| if values[place].is_finite() { values[place] } else { 0.0 })
-                    }
-                    Body::OnePass(_) => None,
-                })
-                .collect();
-            let values = self.with_text(*owner, values);
-            let projections: Vec<Vec<f32>> = tapped
-                .projections
-                .iter()
-                .zip(&ranks)
-                .map(|(projection, &rank)| projection[place * rank..(place + 1) * rank].to_vec())
-                .collect();
-            let index = match owner {
-                Owner::Pending { sequence, .. } | Owner::Candidate { sequence, .. } => *sequence,
-            };
-            let Some(sequence) = self.running[index].as_mut() else { continue };
-            match owner {
-                Owner::Pending { last: true, .. } => {
-                    sequence.state = Some(StateValues { values, projections });
-                    if let Some(round) = &mut sequence.round {
-                        round.wants_state = false;
-                    }
-                }
-                Owner::Pending { .. } => {}
-                Owner::Candidate { token, .. } => {
-                    let Some(round) = &mut sequence.round else { continue };
-                    let entry = round.entry_or_insert(*token, round.valued.len(), count);
-                    let valued = &mut round.valued[entry];
-                    for (known, new) in valued.values.iter_mut().zip(values) {
-                        *known = new.or(*known);
-                    }
-                    valued.projections = projections;
-                    valued.row = Some(HeldRow { held: (held + place) as u32, slot: row.slot });
-                    round.wanted.retain(|wanted| wanted != token);
-                }
-            }
-        }
-    }
-
-    /// Look-ahead values of a row with what their heads add for the text so far. Heads that no policy of the sequence
-    /// reads are not asked, and have no value where they would add something.
-    fn with_text(&self, owner: Owner, mut values: Vec<Option<f32>>) -> Vec<Option<f32>> {
-        let index = match owner {
-            Owner::Pending { last: false, .. } => return values,
-            Owner::Pending { sequence, .. } | Owner::Candidate { sequence, .. } => sequence,
-        };
-        let Some(sequence) = self.running[index].as_ref() else { return values };
-        let reads = |head: usize| sequence.chain.live().any(|link| link.heads.contains(&head));
-        let adds = |head: &Head| head.text.is_some() && matches!(head.body, Body::LookAhead(_));
-        if !self.heads.iter().any(adds) {
-            return values;
-        }
-        let response = sequence.response();
-        let so_far = TextSoFar::new(self.vocabulary.as_ref(), response, sequence.remaining(response.len()));
-        let text = match owner {
-            Owner::Candidate { token, .. } => so_far.with(token, sequence.remaining(response.len() + 1)),
-            Owner::Pending { .. } => so_far,
-        };
-        for (head, value) in values.iter_mut().enumerate() {
-            if let (Some(part), Body::LookAhead(_)) = (&self.heads[head].text, &self.heads[head].body) {
-                *value = value.filter(|_| reads(head)).map(|value| value + text.value(part));
-            }
-        }
-        values
     }
 
     /// Runs `[exit, layers)` for the rows that go on, takes logits and makes sequences ready.

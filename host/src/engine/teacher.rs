@@ -76,6 +76,45 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
+    /// Logits `[V]` that each token of a known response was drawn from, told with the token's place in the response. Only while no
+    /// sequence runs.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLong`] where it does not fit the cache; the device's.
+    pub fn logits_along(
+        &mut self,
+        prompt: &[Token],
+        response: &[Token],
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        let tokens: Vec<Token> = prompt.iter().chain(response).copied().collect();
+        // The last token is drawn and never run.
+        let tokens = &tokens[..tokens.len().saturating_sub(1)];
+        let laid = self.lay(tokens.len())?;
+        let rows = rows_of(tokens, 0, prompt.len(), response.len(), &laid.pages);
+        let mut logits = Vec::new();
+        for chunk in rows.chunks(self.model.rows_max()) {
+            let plan = Plan { rows: chunk.to_vec(), block_tables: vec![laid.pages.clone()] };
+            let taps = Taps { layers: &self.taps, ..Taps::default() };
+            self.device.begin(&plan)?;
+            self.model.forward(&mut self.device, &mut self.cache, 0..self.costs.layers, &taps)?;
+            let drawn = chunk.iter().zip(0..).filter(|(row, _)| row.position as usize + 1 >= prompt.len());
+            let drawn: Vec<(usize, u32)> =
+                drawn.map(|(row, place)| (row.position as usize + 1 - prompt.len(), place)).collect();
+            for part in drawn.chunks(self.logits_slots.len().max(1)) {
+                let heads: Vec<(u32, u32)> = part.iter().zip(0..).map(|(&(_, place), slot)| (place, slot)).collect();
+                self.model.head(&mut self.device, &heads, &mut self.logits)?;
+                for (&(place, _), &(_, slot)) in part.iter().zip(&heads) {
+                    self.device.read_logits(&self.logits, slot, &mut logits)?;
+                    each(place, &logits);
+                }
+            }
+            self.device.end()?;
+        }
+        self.release(laid);
+        Ok(())
+    }
+
     /// What look-ahead heads of one layer, with what they add for the text, say of the `k` likeliest next tokens at some states of a known
     /// response; `states` are response lengths, at most the response's. Features are those of that layer.
     /// Other heads are passed over. Only while no sequence runs.
@@ -177,23 +216,23 @@ impl<D: Device> Engine<D> {
             }
         }
         self.release(laid);
-        let parts: Vec<Option<&TextPart>> = read.iter().map(|&head| self.heads[head].text.as_ref()).collect();
-        if parts.iter().any(Option::is_some) {
-            found.iter_mut().for_each(|state| self.add_text(&parts, response, limit_tokens, state));
-        }
+        self.add_text(&read, response, limit_tokens, &mut found);
         Ok(found)
     }
 
-    /// What heads add for the text, to the values of a state and of its candidates.
-    fn add_text(&self, parts: &[Option<&TextPart>], response: &[Token], limit: usize, state: &mut CandidateState) {
-        let count = state.response_count;
-        let so_far = TextSoFar::new(self.vocabulary.as_ref(), &response[..count], remaining(count, limit));
-        let after = |&token: &Token| so_far.with(token, remaining(count + 1, limit));
-        let candidates: Vec<TextSoFar<'_>> = state.top.tokens.iter().map(after).collect();
-        for (head, part) in parts.iter().enumerate().filter_map(|(head, part)| Some((head, (*part)?))) {
-            state.state_values[head] += so_far.value(part);
-            for (value, text) in state.values[head].iter_mut().zip(&candidates) {
-                *value += text.value(part);
+    /// What these heads add for the text, to the values of states and of their candidates.
+    fn add_text(&self, heads: &[usize], response: &[Token], limit: usize, found: &mut [CandidateState]) {
+        let parts: Vec<Option<&TextPart>> = heads.iter().map(|&head| self.heads[head].text.as_ref()).collect();
+        for state in found.iter_mut().filter(|_| parts.iter().any(Option::is_some)) {
+            let count = state.response_count;
+            let so_far = TextSoFar::new(self.vocabulary.as_ref(), &response[..count], remaining(count, limit));
+            let after = |&token: &Token| so_far.with(token, remaining(count + 1, limit));
+            let candidates: Vec<TextSoFar<'_>> = state.top.tokens.iter().map(after).collect();
+            for (head, part) in parts.iter().enumerate().filter_map(|(head, part)| Some((head, (*part)?))) {
+                state.state_values[head] += so_far.value(part);
+                for (value, text) in state.values[head].iter_mut().zip(&candidates) {
+                    *value += text.value(part);
+                }
             }
         }
     }

@@ -1,9 +1,9 @@
 //! The whole fit: from a rollouts file to head files.
 //!
 //! Features of all rollouts are read once and serve every reward. For each reward a look-ahead head is
-//! fitted on the learn prompts with penalties chosen on the tune prompts, its spread is measured over
-//! candidates of real states, and a one-pass head is distilled from its values there. What a dial costs in
-//! KL is measured last, by decoding. Start at [`Material`].
+//! fitted on the learn prompts with penalties and features chosen on the tune prompts ([`Material::look_ahead`]). Its spread is
+//! measured over candidates of real states, and a one-pass head is distilled from its values there
+//! ([`distilling`](super::distilling)). What a dial costs in KL is measured last, by decoding. Start at [`Material`].
 
 use std::collections::HashMap;
 
@@ -11,15 +11,14 @@ use vassal_kernels::Device;
 
 use super::comparison;
 use super::features::{FeatureSource, FeaturesError, States};
-use super::look_ahead::{self, Evaluation, Layout, Spread, ValueHead};
-use super::one_pass;
+use super::look_ahead::{self, Layout, ValueHead};
 use super::prompts::Split;
+use super::quality::{self, Evaluation};
 use super::rewards;
 use super::ridge::{Covariance, RidgeError};
 use super::rollouts::{RewardAbout, Rollout, Rollouts, RolloutsError, column};
 use super::text_columns::TextColumns;
-use crate::engine::teacher::CandidateState;
-use crate::engine::{Engine, EngineError, HeadId};
+use crate::engine::{Engine, EngineError};
 use crate::model::heads::{SharedReading, TextTerm};
 use crate::token::{Token, Vocabulary};
 
@@ -80,27 +79,27 @@ pub struct FittedLookAhead {
 
 /// States of rollouts at one layer, with what the fits need of them.
 pub struct Material<'a> {
-    learn_groups: Vec<Vec<&'a Rollout>>,
-    tune_groups: Vec<Vec<&'a Rollout>>,
-    learn: States,
-    tune: States,
+    pub(super) learn_groups: Vec<Vec<&'a Rollout>>,
+    pub(super) tune_groups: Vec<Vec<&'a Rollout>>,
+    pub(super) learn: States,
+    pub(super) tune: States,
     /// One a reward; none where it cannot be read off text.
-    texts: Vec<Option<RewardText>>,
-    token_limit: usize,
+    pub(super) texts: Vec<Option<RewardText>>,
+    pub(super) token_limit: usize,
 }
 
 /// A reward that is read off the text so far, at all states.
-struct RewardText {
+pub(super) struct RewardText {
     reward: String,
     highest: f64,
-    reading: SharedReading,
+    pub(super) reading: SharedReading,
     learn: TextColumns,
     tune: TextColumns,
 }
 
 impl RewardText {
     /// What a head with these weights adds to its values.
-    fn term(&self, head: &ValueHead) -> Option<TextTerm> {
+    pub(super) fn term(&self, head: &ValueHead) -> Option<TextTerm> {
         (!head.text.is_empty()).then(|| TextTerm { reward: self.reward.clone(), weights: head.text.clone() })
     }
 }
@@ -208,36 +207,29 @@ impl<'a> Material<'a> {
         let hidden = self.learn.hidden();
         let all = self.moments(rewards, |targets| targets, threads)?;
         let tune_targets = targets(&self.tune_groups, rewards);
-        let mut fitted = Vec::new();
-        for (place, targets) in tune_targets.iter().enumerate() {
-            let mut best: Option<look_ahead::Fit> = None;
-            let mut ablation = Vec::new();
-            let layouts = [
-                ("residual and running mean", Layout::plain(hidden), false),
-                ("with the running mean times the used share", Layout::with_share(hidden), false),
-                ("with the reward of the text so far", Layout::with_share(hidden), true),
-            ];
-            for (name, layout, with_text) in layouts {
-                let text = if with_text { self.tune_text(place).map_or(0, TextColumns::width) } else { 0 };
-                if with_text && text == 0 {
-                    continue;
-                }
-                let layout = layout.with_text(text);
-                let (learn, tune) = all.of(self, layout, place);
-                let fit = look_ahead::fit(layout, &learn, &tune, 0)?;
-                ablation.push((name.to_owned(), fit.explained));
-                // A lever is kept only where it wins on the tune prompts.
-                if best.as_ref().is_none_or(|best| fit.explained > best.explained) {
-                    best = Some(fit);
-                }
-            }
-            let Some(best) = best else { continue };
-            let states = (&self.tune, self.tune_text(place));
-            let evaluation = look_ahead::evaluate(&best.head, states, targets, self.token_limit, POSITION_PARTS);
-            fitted.push(FittedLookAhead { head: best.head, penalties: best.penalties.to_vec(), evaluation, ablation });
-        }
+        let fitted = on_threads(rewards, threads, |place| self.look_ahead_of(place, &all, &tune_targets[place]))?;
         let plain: Vec<usize> = (0..2 * hidden).chain([3 * hidden]).collect();
         Ok((fitted, all.learn.select(&plain)))
+    }
+
+    /// The look-ahead head of one reward: of every choice of features, the one that explains most on tune prompts.
+    fn look_ahead_of(&self, place: usize, all: &BothMoments, targets: &[f64]) -> Result<FittedLookAhead, FitError> {
+        let hidden = self.learn.hidden();
+        let text = self.tune_text(place);
+        let (plain, share) = (Layout::plain(hidden), Layout::with_share(hidden));
+        let with_text = text.map(|text| ("with the reward of the text so far", share.with_text(text.width())));
+        let layouts = [("residual and running mean", plain), ("with the running mean times the used share", share)];
+        let (mut best, mut ablation) = (None::<look_ahead::Fit>, Vec::new());
+        for (name, layout) in layouts.into_iter().chain(with_text) {
+            let (learn, tune) = all.of(self, layout, place);
+            let fit = look_ahead::fit(layout, &learn, &tune, 0)?;
+            ablation.push((name.to_owned(), fit.explained));
+            // A lever is kept only where it wins on the tune split.
+            best = Some(best.filter(|best| best.explained >= fit.explained).unwrap_or(fit));
+        }
+        let best = best.ok_or(RidgeError::Singular { column: 0 })?;
+        let evaluation = quality::evaluate(&best.head, (&self.tune, text), targets, self.token_limit, POSITION_PARTS);
+        Ok(FittedLookAhead { head: best.head, penalties: best.penalties.to_vec(), evaluation, ablation })
     }
 
     /// Second moments of all features and the first `rewards` rewards' targets, for both splits; `classes` makes other targets of
@@ -259,86 +251,6 @@ impl<'a> Material<'a> {
             learn: of(&self.learn_groups, &self.learn, |text| &text.learn)?,
             tune: of(&self.tune_groups, &self.tune, |text| &text.tune)?,
         })
-    }
-
-    /// Values candidates at states of the learn and tune rollouts by the engine's look-ahead heads.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn candidates<D: Device>(
-        &self,
-        engine: &mut Engine<D>,
-        prompts: &HashMap<String, Vec<Token>>,
-        options: &FitOptions,
-        mut done: impl FnMut(usize),
-    ) -> Result<Candidates, FitError> {
-        let mut count = 0;
-        let mut counted = || {
-            count += 1;
-            done(count);
-        };
-        let (learn, tune) = ((&self.learn_groups, &self.learn), (&self.tune_groups, &self.tune));
-        Ok(Candidates {
-            learn: self.valued(engine, learn, prompts, options, &mut counted)?,
-            tune: self.valued(engine, tune, prompts, options, &mut counted)?,
-        })
-    }
-
-    fn valued<D: Device>(
-        &self,
-        engine: &mut Engine<D>,
-        (groups, states): (&Vec<Vec<&Rollout>>, &States),
-        prompts: &HashMap<String, Vec<Token>>,
-        options: &FitOptions,
-        done: &mut dyn FnMut(),
-    ) -> Result<Vec<ValuedState>, FitError> {
-        let heads: Vec<HeadId> = (0..engine.head_count()).map(HeadId).collect();
-        let (mut out, mut rollout) = (Vec::new(), 0);
-        for group in groups {
-            for (place, sampled) in group.iter().enumerate() {
-                if place < options.rollouts_per_prompt {
-                    // States at even steps through the response, from a different one for each rollout.
-                    let step = (sampled.tokens.len() / options.states_per_rollout).max(1);
-                    let first = (rollout * 7 + options.seed as usize) % step;
-                    let wanted: Vec<usize> = (first..sampled.tokens.len()).step_by(step).collect();
-                    let prompt = prompts.get(&sampled.id).map_or(&[][..], Vec::as_slice);
-                    let k = options.candidates;
-                    let valued =
-                        engine.candidate_states(&heads, prompt, &sampled.tokens, &wanted, k, self.token_limit)?;
-                    let start = states.range(rollout).start;
-                    out.extend(valued.into_iter().map(|found| ValuedState {
-                        state: (start + found.response_count) as u32,
-                        response: sampled.tokens[..found.response_count].to_vec(),
-                        found,
-                    }));
-                    done();
-                }
-                rollout += 1;
-            }
-        }
-        Ok(out)
-    }
-
-    /// The spread of each of the engine's look-ahead heads, what they add for the text included, over the tune prompts' candidates.
-    ///
-    /// # Errors
-    /// The engine's, and [`FitError::NoSpread`] with the head's place.
-    pub fn spreads<D: Device>(
-        &self,
-        engine: &mut Engine<D>,
-        prompts: &HashMap<String, Vec<Token>>,
-        options: &FitOptions,
-    ) -> Result<Vec<f64>, FitError> {
-        let valued = self.valued(engine, (&self.tune_groups, &self.tune), prompts, options, &mut || ())?;
-        let of = |head: usize| {
-            let mut spread = Spread::default();
-            for ValuedState { found, .. } in &valued {
-                spread.add(&found.values[head], &probabilities(found));
-            }
-            let positive = spread.get().filter(|spread| *spread > 0.0);
-            positive.ok_or_else(|| FitError::NoSpread(format!("number {}", head + 1)))
-        };
-        (0..engine.head_count()).map(of).collect()
     }
 
     /// The heads that other methods than Value Augmented Sampling read, one of each a reward.
@@ -364,78 +276,38 @@ impl<'a> Material<'a> {
             let good = comparison::classes(&tune[place]);
             Ok(ComparisonHeads { fudge: comparison::calibrate(&discriminant, (&self.tune, text), &good), args })
         };
-        (0..rewards).map(of).collect()
+        on_threads(rewards, threads, of)
     }
+}
 
-    /// Distils head `place` of the engine's, which adds nothing for the text, into a one-pass head; `head` is the same with what it adds.
-    /// That is known without a row, so the one-pass head adds it too and learns the rest. The look-ahead head's spread comes
-    /// back beside it, and the one-pass head's own, both over the tune prompts' candidates and with the text.
-    ///
-    /// # Errors
-    /// The algebra's, and [`FitError::NoSpread`].
-    pub fn distil<D: Device>(
-        &self,
-        (engine, vocabulary): (&mut Engine<D>, &dyn Vocabulary),
-        candidates: &Candidates,
-        (place, head): (usize, &ValueHead),
-        covariance: &Covariance,
-        options: &FitOptions,
-        name: &str,
-    ) -> Result<Distilled, FitError> {
-        let hidden = engine.hidden();
-        let size = engine.vocabulary_size();
-        let all: Vec<Token> = (0..size as Token).collect();
-        let table = engine.embeddings(&all)?;
-        let row = |token: u32| &table[token as usize * hidden..][..hidden];
-        let added = |valued: &[ValuedState]| -> Vec<Vec<f32>> {
-            valued.iter().map(|state| self.added(place, head, vocabulary, state)).collect()
-        };
-        let (learn_added, tune_added) = (added(&candidates.learn), added(&candidates.tune));
-        let fit = |rank: usize, added: Option<(&[Vec<f32>], &[Vec<f32>])>| {
-            let learn = samples(&candidates.learn, added.map(|(learn, _)| learn), place);
-            let tune = samples(&candidates.tune, added.map(|(_, tune)| tune), place);
-            one_pass::fit(
-                one_pass::Pairs { states: &self.learn, samples: &learn },
-                one_pass::Pairs { states: &self.tune, samples: &tune },
-                covariance,
-                &mut |token, out: &mut [f32]| out.copy_from_slice(row(token)),
-                one_pass::Options { rank, vocabulary: size, threads: options.threads, seed: options.seed },
-            )
-        };
-        let mut found = fit(options.rank, None)?;
-        if !head.text.is_empty() {
-            // The context-free head knows no text: its tokens stand for what texts gain by them too.
-            let bias = fit(0, Some((&learn_added, &tune_added)))?;
-            (found.bias_head, found.explained_by_bias) = (bias.bias_head, bias.explained_by_bias);
+/// What comes of each of `count` pieces of work, in order, on so many threads.
+fn on_threads<T: Send>(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize) -> Result<T, FitError> + Sync,
+) -> Result<Vec<T>, FitError> {
+    let mut out = Vec::new();
+    for first in (0..count).step_by(threads.max(1)) {
+        let some = first..count.min(first + threads.max(1));
+        let done = std::thread::scope(|scope| {
+            let running: Vec<_> = some
+                .map(|place| {
+                    scope.spawn({
+                        let work = &work;
+                        move || work(place)
+                    })
+                })
+                .collect();
+            running
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect::<Vec<_>>()
+        });
+        for one in done {
+            out.push(one?);
         }
-        let (mut spread, mut own) = (Spread::default(), Spread::default());
-        for (ValuedState { found: valued, .. }, added) in candidates.tune.iter().zip(&tune_added) {
-            let probabilities = probabilities(valued);
-            let with_text = |(value, added): (f32, &f32)| value + added;
-            let look_ahead: Vec<f32> = valued.values[place].iter().copied().zip(added).map(with_text).collect();
-            spread.add(&look_ahead, &probabilities);
-            let one_pass = |&token: &Token| one_pass::value(&found.head, &valued.features, token, row(token)) as f32;
-            let one_pass: Vec<f32> = valued.top.tokens.iter().map(one_pass).zip(added).map(with_text).collect();
-            own.add(&one_pass, &probabilities);
-        }
-        let positive = |spread: Spread| spread.get().filter(|spread| *spread > 0.0);
-        let (Some(look_ahead_spread), Some(spread)) = (positive(spread), positive(own)) else {
-            return Err(FitError::NoSpread(name.to_owned()));
-        };
-        Ok(Distilled { fit: found, look_ahead_spread, spread })
     }
-
-    /// What the head of reward `place` adds for the text with each candidate of a state, less what it adds for the text before.
-    fn added(&self, place: usize, head: &ValueHead, vocabulary: &dyn Vocabulary, state: &ValuedState) -> Vec<f32> {
-        let tokens = &state.found.top.tokens;
-        let part = self.texts.get(place).and_then(Option::as_ref).and_then(|text| Some((text, text.term(head)?)));
-        let Some((text, term)) = part else { return vec![0.0; tokens.len()] };
-        let value =
-            |response: &[Token]| term.of_response(text.reading.as_ref(), vocabulary, response, self.token_limit);
-        let before = value(&state.response);
-        let after = |&token: &Token| value(&[state.response.as_slice(), &[token]].concat()) - before;
-        tokens.iter().map(after).collect()
-    }
+    Ok(out)
 }
 
 /// Moments of both splits: features of all layouts, every reward's text columns, every reward's targets.
@@ -460,35 +332,6 @@ impl BothMoments {
     }
 }
 
-/// A state of a rollout with valued candidates.
-struct ValuedState {
-    /// Its number among the split's states.
-    state: u32,
-    /// The response before it.
-    response: Vec<Token>,
-    found: CandidateState,
-}
-
-/// What head `place` says that each candidate changes, and what the text adds to it where that is asked for.
-fn samples(valued: &[ValuedState], added: Option<&[Vec<f32>]>, place: usize) -> Vec<one_pass::Sample> {
-    let mut samples = Vec::new();
-    for (at, ValuedState { state, found, .. }) in valued.iter().enumerate() {
-        for (candidate, (&token, &value)) in found.top.tokens.iter().zip(&found.values[place]).enumerate() {
-            let added = added.map_or(0.0, |added| added[at][candidate]);
-            let target = value - found.state_values[place] + added;
-            samples.push(one_pass::Sample { state: *state, token, target });
-        }
-    }
-    samples.sort_by_key(|sample| sample.state);
-    samples
-}
-
-/// Base probabilities of a state's candidates.
-fn probabilities(state: &CandidateState) -> Vec<f32> {
-    let top = &state.top;
-    top.logits.iter().map(|logit| (logit - top.log_normalizer).exp()).collect()
-}
-
 /// Rewards of all rollouts, centred by prompt, a row for each of the first `rewards` columns.
 fn targets(groups: &[Vec<&Rollout>], rewards: usize) -> Vec<Vec<f64>> {
     let scores = |place| groups.iter().map(|group| column(group, place)).collect::<Vec<_>>();
@@ -506,20 +349,4 @@ pub struct ComparisonHeads {
     pub fudge: ValueHead,
     /// A reward model of finished responses.
     pub args: ValueHead,
-}
-
-/// States with valued candidates, each with its number among the split's states.
-pub struct Candidates {
-    learn: Vec<ValuedState>,
-    tune: Vec<ValuedState>,
-}
-
-/// A one-pass head, and both spreads.
-pub struct Distilled {
-    /// The one-pass head.
-    pub fit: one_pass::Fit,
-    /// σ_A of the look-ahead head it is distilled from.
-    pub look_ahead_spread: f64,
-    /// Its own.
-    pub spread: f64,
 }

@@ -13,6 +13,7 @@
 pub mod bilinear;
 pub mod comparison;
 pub mod decoding;
+pub mod distilling;
 pub mod features;
 pub mod fitting;
 pub mod journal;
@@ -20,6 +21,7 @@ pub mod look_ahead;
 pub mod one_pass;
 pub mod preference;
 pub mod prompts;
+pub mod quality;
 pub mod report;
 pub mod rewards;
 pub mod ridge;

@@ -149,7 +149,8 @@ fn check(pairs: Pairs<'_>, covariance: &Covariance, options: Options) -> Result<
     if options.rank > 64 {
         return refuse("rank", "at most 64".into(), options.rank.to_string());
     }
-    if covariance.width < states.width() {
+    // The constant 1 of a row is no feature.
+    if covariance.width + 1 < states.width() {
         return refuse("covariance", format!("of {} features", states.width() - 1), covariance.width.to_string());
     }
     if samples.len() < 2 {
@@ -525,7 +526,7 @@ mod tests {
 
     fn fit_worlds(learn: &World, tune: &World, threads: usize) -> Result<Fit, RidgeError> {
         let zeros = vec![0.0; learn.states.rollouts()];
-        let covariance = moments(Layout::plain(HIDDEN), &learn.states, &[&zeros], 1)?;
+        let covariance = moments(Layout::plain(HIDDEN), &learn.states, &[], &[&zeros], 1)?;
         fn pairs(world: &World) -> Pairs<'_> {
             Pairs { states: &world.states, samples: &world.samples }
         }

@@ -149,7 +149,7 @@ fn add_reward(report: &mut Report, material: &Material<'_>, groups: &[Group], ba
         decoded.iter().filter(same).filter(alone).copied().collect()
     };
     let own = named("vas", "");
-    for against in ["vas_one_pass", "value_model", "fudge", "args", "token_bias", "shuffled", "random"] {
+    for against in ["vas_one_pass", "value_model", "fudge", "args", "token_bias", "dpo", "ppo", "shuffled", "random"] {
         let other = named(against, "");
         if own.is_empty() || other.is_empty() {
             continue;
@@ -246,7 +246,7 @@ fn failed(report: &Report, material: &Material<'_>) -> Vec<String> {
     for found in
         report.comparisons.iter().filter(|found| Some(&found.matched) == main.as_ref() && found.method == "vas")
     {
-        if found.ci_low <= 0.0 && !["vas_one_pass", "value_model"].contains(&found.against.as_str()) {
+        if found.ci_low <= 0.0 && !["vas_one_pass", "value_model", "dpo", "ppo"].contains(&found.against.as_str()) {
             failed.push(format!(
                 "{}: look-ahead is not clearly above {} at {} nats a token ({:+.3}, {:+.3} to {:+.3})",
                 found.reward,

@@ -19,7 +19,7 @@ use super::{Estimate, HeadReport};
 use crate::error::Error;
 use crate::host::Host;
 use crate::learning::fitting::CollectError;
-use crate::model::heads::{HeadFile, HeadWeights};
+use crate::model::heads::{Description, HeadFile, HeadWeights};
 use crate::token::Token;
 
 /// Responses of each prompt that heads are judged by.
@@ -90,11 +90,7 @@ pub fn judge<'a>(
             token_limit: options.token_limit,
             seed: options.seed,
         };
-        let text = description.text.as_ref().and_then(|term| {
-            let all = groups.iter().flatten().copied();
-            let reading = rewards::reading(&term.reward)?;
-            Some(TextColumns::read(reading.as_ref(), host.tokenizer().as_ref(), all, options.token_limit))
-        });
+        let text = text_of(host, description, &groups, options.token_limit);
         let weights = description.text.as_ref().map_or_else(Vec::new, |term| term.weights.clone());
         let head = ValueHead { linear: head.clone(), text: weights };
         let found = diagnose(&head, text.as_ref(), &judged);
@@ -117,6 +113,13 @@ pub fn judge<'a>(
         reports.insert(reward.name().to_owned(), report);
     }
     Ok(reports)
+}
+
+/// What a head reads off the text so far, at all states.
+fn text_of(host: &Host, head: &Description, groups: &[Vec<&Rollout>], token_limit: usize) -> Option<TextColumns> {
+    let reading = rewards::reading(&head.text.as_ref()?.reward)?;
+    let all = groups.iter().flatten().copied();
+    Some(TextColumns::read(reading.as_ref(), host.tokenizer().as_ref(), all, token_limit))
 }
 
 /// What rules that know less explain of the same targets.

@@ -25,6 +25,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 mod trends;
+pub mod tuned;
 pub mod within_state;
 mod wording;
 
@@ -150,7 +151,7 @@ pub struct HeadReport {
 /// One method at one setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// `base`, `base_top_k`, `vas`, `vas_one_pass`, `value_model`, `best_of_n`, `guided_best_of_n`, `fudge`, `args`, `token_bias`,
+    /// `base`, `base_top_k`, `vas`, `vas_one_pass`, `value_model`, `best_of_n`, `guided_best_of_n`, `fudge`, `args`, `token_bias`, `dpo`, `ppo`,
     /// `shuffled`, `random`.
     pub method: String,
     /// What else tells it from others of its method, as `floor 0.01`; may be empty.

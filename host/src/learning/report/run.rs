@@ -14,6 +14,7 @@ use super::super::rewards::{self, SharedReward};
 use super::analysis::a_token;
 use super::methods::{self, At, METHODS, Method, Wanted};
 use super::samples::{Decoded, Journal, Setting, decode};
+use super::tuned::Tuned;
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
 use crate::model::heads::{HeadFile, HeadWeights};
@@ -36,6 +37,8 @@ pub struct Runner<'a> {
     pub rewards: Vec<SharedReward>,
     /// The rewards that only judge.
     pub judges: Vec<SharedReward>,
+    /// Models that were tuned, which are compared.
+    pub tuned: Vec<Tuned>,
     /// What is asked for.
     pub wanted: Wanted,
     /// Settings of every policy: candidates and tail.
@@ -111,8 +114,31 @@ impl Runner<'_> {
     /// # Errors
     /// The engine's, the rewards' and the journal's.
     pub fn run(&self, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
-        for method in self.methods() {
-            self.method(method, journal, told)?;
+        self.tuned.iter().try_for_each(|tuned| self.tuned(tuned, journal, told))?;
+        self.methods().try_for_each(|method| self.method(method, journal, told))
+    }
+
+    fn tuned(&self, tuned: &Tuned, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
+        let mut hosts = None;
+        for &seed in &self.wanted.seeds {
+            let setting = tuned.setting(seed);
+            if journal.find(&setting).is_some() {
+                told(Progress::Done(self.prompts.len()));
+                continue;
+            }
+            let (base, own) = match &mut hosts {
+                Some(hosts) => hosts,
+                None => {
+                    let base = self.open("")?;
+                    let own = tuned.open(&base, &self.options)?;
+                    hosts.insert((base, own))
+                }
+            };
+            told(Progress::Setting(&setting));
+            let decoded = tuned.decode((base, own), &self.prompts, &self.scored(), self.max_tokens, seed, || {
+                told(Progress::Response);
+            })?;
+            journal.add(decoded)?;
         }
         Ok(())
     }
@@ -129,7 +155,8 @@ impl Runner<'_> {
             }
         }
         let responses: usize = planned.iter().map(|setting| setting.samples).sum();
-        (planned.len(), responses * self.prompts.len() + calibrated)
+        let tuned = self.tuned.len() * self.wanted.seeds.len();
+        (planned.len() + tuned, (responses + tuned) * self.prompts.len() + calibrated)
     }
 
     fn method(&self, method: &Method, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {

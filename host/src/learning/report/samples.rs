@@ -36,6 +36,9 @@ pub struct Header {
     pub pool_sha256: String,
     /// SHA-256 of each head's file, by file name.
     pub heads: BTreeMap<String, String>,
+    /// SHA-256 of each tuned model's file, by method, reward and strength.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tuned: BTreeMap<String, String>,
     /// Each reward's name and definition, in order; those that judge only come last.
     pub rewards: Vec<(String, String)>,
     /// The name of each reward that judges only, with that of the one whose responses it judges.
@@ -176,11 +179,12 @@ impl Journal {
 
 /// The first thing in which two pieces of work differ.
 fn difference(found: &Header, wanted: &Header) -> Option<String> {
-    let parts: [(&str, bool); 11] = [
+    let parts: [(&str, bool); 12] = [
         ("format", found.format == wanted.format),
         ("model", found.model_sha256 == wanted.model_sha256),
         ("pool", found.pool_sha256 == wanted.pool_sha256),
         ("set of heads", found.heads == wanted.heads),
+        ("set of tuned models", found.tuned == wanted.tuned),
         ("set of rewards", found.rewards == wanted.rewards && found.judges == wanted.judges),
         ("set of prompts", found.prompts == wanted.prompts && found.tune_prompts == wanted.tune_prompts),
         ("token limit", found.token_limit == wanted.token_limit),
@@ -260,6 +264,7 @@ mod tests {
             model_sha256: "aa".into(),
             pool_sha256: "bb".into(),
             heads: BTreeMap::new(),
+            tuned: BTreeMap::new(),
             rewards: vec![("length".into(), "length 1: 20".into())],
             judges: Vec::new(),
             prompts: vec!["a".into()],

@@ -91,6 +91,8 @@ pub(super) fn method(name: &str) -> &str {
         "guided_best_of_n" => "guided Best-of-n",
         "fudge" => "FUDGE",
         "args" => "ARGS",
+        "dpo" => "DPO",
+        "ppo" => "PPO",
         "token_bias" => "token bias",
         "shuffled" => "shuffled values",
         "random" => "random values",

@@ -30,7 +30,7 @@ enum Shape {
 }
 
 /// Methods in the order of a legend, with their looks.
-const METHODS: [(&str, &str, Shape); 12] = [
+const METHODS: [(&str, &str, Shape); 14] = [
     ("base", "ink", Shape::Square),
     ("base_top_k", "ink", Shape::Plus),
     ("vas", "blue", Shape::Circle),
@@ -41,6 +41,8 @@ const METHODS: [(&str, &str, Shape); 12] = [
     ("fudge", "purple", Shape::Hexagon),
     ("args", "olive", Shape::Cross),
     ("token_bias", "olive", Shape::Dash),
+    ("dpo", "purple", Shape::Up),
+    ("ppo", "purple", Shape::Down),
     ("shuffled", "grey", Shape::Star),
     ("random", "grey", Shape::Cross),
 ];
