@@ -235,6 +235,8 @@ fn what_cannot_be_evaluated_is_refused() {
     run.refuses(2, &["--split is test or tune"]);
     let tuned = |words: &str| Run::of(&evaluation(learned, &out, &["--tuned", words]));
     tuned("sft:half:1=a.gguf").refuses(2, &["dpo or ppo", "\"sft:half:1\""]);
+    let twice = evaluation(learned, &out, &["--tuned", "dpo:half:1=a.gguf", "--tuned", "dpo:half:1.0=b.gguf"]);
+    Run::of(&twice).refuses(2, &["--tuned dpo:half:1 is given twice"]);
     tuned("dpo:hlaf:1=a.gguf").refuses(2, &["\"hlaf\"", "near: half"]);
     tuned("dpo:half:1=a.gguf").refuses(2, &["tuned model", "a.gguf"]);
     let run = Run::of(&evaluation(learned, &out, &["--reward", "sentimant"]));

@@ -1,8 +1,7 @@
 //! The engine as a whole: what is counted, what is sent, who waits for whom, and what a guard keeps unsaid.
 //!
-//! Tokens that must not change are tested in `identities.rs`, the order of policies in `chains.rs`. Here are the
-//! counters against their formulas, text as it is sent, room in passes and in the cache, and `guard` under many
-//! draws. Hostile neighbours are in `neighbours.rs`.
+//! Tokens that must not change are tested in `identities.rs`, the order of policies in `chains.rs`, hostile neighbours in `neighbours.rs`.
+//! Here are the counters against their formulas, text as it is sent, room in passes and in the cache, and `guard` under many draws.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -1,4 +1,7 @@
-//! Heads of the default synthetic model whose weights are made up: random ones, and ones whose values are known beforehand.
+//! Heads of the default synthetic model whose weights are made up.
+//!
+//! Random ones, for identities that hold whatever a head says, with share weights and with a reward of the text so far
+//! besides; and one-pass heads whose values are known beforehand. Each has the spread 1 and a description that is accepted.
 
 use vassal::model::heads::{Description, FORMAT, HeadFile, HeadKind, HeadWeights, Provenance, TextTerm};
 use vassal::model::synthetic::SyntheticModel;

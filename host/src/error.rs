@@ -259,9 +259,7 @@ fn cause_of_engine(error: &EngineError) -> Cause {
         EngineError::Device(error) => cause_of_device(error),
         EngineError::Memory { .. } | EngineError::TooLong { .. } => Cause::Capacity,
         EngineError::TooManyPolicies { .. } | EngineError::Full { .. } => Cause::Capacity,
-        EngineError::HeadNotOffered { .. } | EngineError::NoReading { .. } | EngineError::Options { .. } => {
-            Cause::Client
-        }
+        EngineError::HeadNotOffered { .. } | EngineError::Head(_) | EngineError::Options { .. } => Cause::Client,
         EngineError::Failed { .. } | EngineError::NoTap { .. } => Cause::Host,
     }
 }

@@ -656,7 +656,7 @@ def arguments():
     option("--seed", type=int, default=1, help="of the adapter and of the order (default: 1)")
     option("--threads", type=int, default=2, help="default: 2")
     option("--epochs", type=int, default=1, help="dpo: times through all pairs (default: 1)")
-    option("--learning-rate", type=float, default=1e-4, help="dpo: default 1e-4")
+    option("--learning-rate", type=float, default=5e-4, help="dpo: default 5e-4")
     option("--batch", type=int, default=8, help="dpo: pairs a step (default: 8)")
     option("--micro-batch", type=int, default=4, help="dpo: pairs at once, for memory (default: 4)")
     option("--pairs-a-prompt", type=int, default=1, help="dpo: 2 for the second best against the second worst too")
@@ -736,6 +736,7 @@ def main():
     python = environment(args.folder.absolute())
     if pathlib.Path(sys.prefix).resolve() != python.parents[1].resolve():
         os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"
         # Where others use the cores too, threads that wait spinning cost more than they save.
         os.environ |= {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive"}
         os.execv(python, [python, "-P", __file__, *sys.argv[1:], "--model", args.model])

@@ -7,6 +7,7 @@ use super::evaluate::EvaluateArguments;
 use super::learn::{find_rewards, read_prompts, warn_of_limits};
 use crate::error::Error;
 use crate::learning::prompts::{Prompt, PromptSet, Split};
+use crate::learning::report::tuned::Tuned;
 use crate::learning::rewards::{SharedReward, SpecError};
 use crate::learning::rollouts::{Rollout, Rollouts};
 
@@ -43,6 +44,12 @@ impl Inputs {
         if let Some(other) = arguments.tuned.iter().find(|tuned| rewards.iter().all(|own| own.name() != tuned.reward)) {
             let known: Vec<&str> = rewards.iter().map(|reward| reward.name()).collect();
             return Err(Error::unknown("reward that is guided", &other.reward, known.iter().copied()));
+        }
+        for (place, tuned) in arguments.tuned.iter().enumerate() {
+            if arguments.tuned[..place].iter().any(|other| other.setting(0) == tuned.setting(0)) {
+                let Tuned { method, reward, strength, .. } = tuned;
+                return Err(Error::Usage(format!("--tuned {method}:{reward}:{strength} is given twice")));
+            }
         }
         let (judges, judging) = judges(arguments, &rewards)?;
         let rollouts = Rollouts::read(&arguments.pool)?;

@@ -202,7 +202,7 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
         ));
         spreads.push(distilled.look_ahead_spread);
         if arguments.comparison {
-            let provenance = Provenance { explained: distilled.fit.explained_by_bias, ..provenance.clone() };
+            let provenance = Provenance { explained: distilled.bias_explains, ..provenance.clone() };
             let description = describe(reward, HeadKind::OnePass, distilled.spread, provenance);
             let weights = HeadWeights::OnePass(distilled.fit.bias_head);
             HeadFile { description, weights }.write(&head_path(out, &reward.name, "token-bias"))?;

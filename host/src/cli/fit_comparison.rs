@@ -14,7 +14,7 @@ use super::learn::bar;
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
-use crate::learning::fitting::{ComparisonHeads, FitOptions, Material};
+use crate::learning::fitting::{ComparisonHeads, FitError, FitOptions, Material};
 use crate::learning::look_ahead::ValueHead;
 use crate::learning::report::run::head_path;
 use crate::learning::rollouts::{RewardAbout, Rollouts};
@@ -96,7 +96,14 @@ impl Comparison<'_> {
         };
         let mut host = Host::open_with(self.options, |_, _| Ok(files(&vec![1.0; heads.len()])))?;
         let fit = FitOptions { layer, ..self.fit.clone() };
-        let spreads = material.spreads(host.engine(), self.prompts, &fit)?;
+        let spreads = match material.spreads(host.engine(), self.prompts, &fit) {
+            // A reward that no next token changes, as `json` before it parses, guides nothing in the middle of a response.
+            Err(FitError::NoSpread(which)) => {
+                complain(&format!("no {kind} heads: the one {which} values all tokens alike"));
+                return Ok(());
+            }
+            spreads => spreads?,
+        };
         for file in files(&spreads) {
             let name = &file.description.name;
             complain(&format!("{name} {kind}: spread {:.4}", file.description.spread));

@@ -8,6 +8,7 @@
 //! - [`Engine::submit`] and [`Engine::step`] are the whole road; [`response`] is what comes back.
 //! - `admission.rs` lets sequences in, `pass.rs` runs rows, `start.rs` starts policies, `decide.rs` brings a round of decisions to its end, `chain.rs`
 //!   makes one answer of many policies', `sequence.rs` and `pages.rs` are the book-keeping.
+//! - `values.rs` finds what heads say, `text.rs` what they add for the text so far; `teacher.rs` runs known responses, for learning.
 //! - A sequence whose policy is slow is left out of passes until it has answered (`slices.rs`).
 //!
 //! A sequence's tokens do not depend on its neighbours: rows do not (the device's promise), draws are
@@ -44,7 +45,7 @@ use self::sequence::Sequence;
 use self::slices::{STARTS_SHARE, STEPS_SHARE, Slices};
 use self::text::TextPart;
 use crate::memory::MemoryNeeds;
-use crate::model::heads::{HeadFile, HeadWeights, Readings};
+use crate::model::heads::{HeadError, HeadFile, HeadWeights, Readings};
 use crate::model::llama::Llama;
 use crate::request::{LoadedPolicy, ValidRequest};
 use crate::sandbox::{Fault, HeadOffer, Limits, LoadError, Needs, Sandbox, VocabularyText};
@@ -80,18 +81,9 @@ pub enum EngineError {
         /// Names of the offered heads.
         offered: String,
     },
-    /// A head reads a reward off the text that nobody here can read.
-    #[error(
-        "head {head:?} reads {reward:?} off the text so far, with {weights} weights; this program has no such reward to read so"
-    )]
-    NoReading {
-        /// The head.
-        head: String,
-        /// The reward's definition.
-        reward: String,
-        /// Weights that it brings.
-        weights: usize,
-    },
+    /// A head that cannot be read here.
+    #[error(transparent)]
+    Head(#[from] HeadError),
     /// A layer that the engine was not built to read.
     #[error("layer {layer} is no tap of this engine; its taps are {taps:?}")]
     NoTap {
@@ -259,7 +251,7 @@ impl<D: Device> Engine<D> {
     /// ([`HeadFile::check_model`]); their order gives their [`HeadId`]s. `readings` finds what heads read off the text so far.
     ///
     /// # Errors
-    /// The device's, where cache, logits or scratch do not fit; [`EngineError::NoReading`].
+    /// The device's, where cache, logits or scratch do not fit; [`EngineError::Head`].
     pub fn new(
         mut device: D,
         model: Llama<D>,

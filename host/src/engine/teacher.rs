@@ -92,15 +92,27 @@ impl<D: Device> Engine<D> {
         let tokens = &tokens[..tokens.len().saturating_sub(1)];
         let laid = self.lay(tokens.len())?;
         let rows = rows_of(tokens, 0, prompt.len(), response.len(), &laid.pages);
+        let told = self.tell_logits(&rows, &laid.pages, prompt.len(), each);
+        self.release(laid);
+        told
+    }
+
+    fn tell_logits(
+        &mut self,
+        rows: &[Row],
+        pages: &[u32],
+        prompt: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
         let mut logits = Vec::new();
         for chunk in rows.chunks(self.model.rows_max()) {
-            let plan = Plan { rows: chunk.to_vec(), block_tables: vec![laid.pages.clone()] };
+            let plan = Plan { rows: chunk.to_vec(), block_tables: vec![pages.to_vec()] };
             let taps = Taps { layers: &self.taps, ..Taps::default() };
             self.device.begin(&plan)?;
             self.model.forward(&mut self.device, &mut self.cache, 0..self.costs.layers, &taps)?;
-            let drawn = chunk.iter().zip(0..).filter(|(row, _)| row.position as usize + 1 >= prompt.len());
+            let drawn = chunk.iter().zip(0..).filter(|(row, _)| row.position as usize + 1 >= prompt);
             let drawn: Vec<(usize, u32)> =
-                drawn.map(|(row, place)| (row.position as usize + 1 - prompt.len(), place)).collect();
+                drawn.map(|(row, place)| (row.position as usize + 1 - prompt, place)).collect();
             for part in drawn.chunks(self.logits_slots.len().max(1)) {
                 let heads: Vec<(u32, u32)> = part.iter().zip(0..).map(|(&(_, place), slot)| (place, slot)).collect();
                 self.model.head(&mut self.device, &heads, &mut self.logits)?;
@@ -111,7 +123,6 @@ impl<D: Device> Engine<D> {
             }
             self.device.end()?;
         }
-        self.release(laid);
         Ok(())
     }
 

@@ -3,9 +3,7 @@
 //! A look-ahead value is of the text with the candidate, a one-pass value a difference between two texts. Texts are put together
 //! here, once for all heads that read them. Start at [`TextSoFar`].
 
-use super::EngineError;
-use crate::model::heads::Readings;
-use crate::model::heads::text::{SharedReading, TextTerm, basis_width};
+use crate::model::heads::{HeadError, Readings, SharedReading, TextTerm};
 use crate::token::{Token, Vocabulary};
 
 /// A head's term with what reads for it.
@@ -15,14 +13,8 @@ pub(super) struct TextPart {
 }
 
 impl TextPart {
-    pub(super) fn new(head: &str, term: &TextTerm, readings: Readings<'_>) -> Result<Self, EngineError> {
-        let reading = readings(&term.reward).filter(|reading| basis_width(reading.count()) == term.weights.len());
-        let reading = reading.ok_or_else(|| EngineError::NoReading {
-            head: head.to_owned(),
-            reward: term.reward.clone(),
-            weights: term.weights.len(),
-        })?;
-        Ok(Self { term: term.clone(), reading })
+    pub(super) fn new(head: &str, term: &TextTerm, readings: Readings<'_>) -> Result<Self, HeadError> {
+        Ok(Self { term: term.clone(), reading: term.reading(head, readings)? })
     }
 }
 

@@ -4,6 +4,8 @@
 //! A one-pass head scores tokens from the row before them, at once; what it adds for the text so far is, like its values, the
 //! difference that the token makes.
 
+use std::time::Instant;
+
 use vassal_kernels::{Device, Row};
 
 use super::pass::Owner;
@@ -11,14 +13,14 @@ use super::sequence::{HeldRow, Round, Sequence, StateValues};
 use super::text::TextSoFar;
 use super::{Body, Engine, EngineError, Head};
 use crate::model::llama::Tapped;
-use crate::token::Token;
+use crate::token::{Token, Vocabulary};
 
 impl<D: Device> Engine<D> {
     /// Sees to it that a head's values of these tokens are known. Where rows must run first, the tokens
     /// are left in `wanted` and the answer is no. One-pass heads need no rows.
     pub(super) fn find_values(
         &mut self,
-        sequence: &Sequence,
+        sequence: &mut Sequence,
         round: &mut Round,
         head: usize,
         tokens: &[Token],
@@ -48,6 +50,7 @@ impl<D: Device> Engine<D> {
                     round.wants_state = true;
                     return Ok(false);
                 };
+                let start = Instant::now();
                 let values = self.device.score_tokens(body, self.model.embedding(), projection, &missing)?;
                 let response = sequence.response();
                 let so_far = self.heads[head].text.as_ref().map(|part| {
@@ -65,6 +68,7 @@ impl<D: Device> Engine<D> {
                     let entry = round.entry_or_insert(token, usize::MAX, self.heads.len());
                     round.valued[entry].values[head] = Some(if value.is_finite() { value } else { 0.0 });
                 }
+                sequence.timing.head_seconds += start.elapsed().as_secs_f64();
                 Ok(true)
             }
         }
@@ -81,6 +85,8 @@ impl<D: Device> Engine<D> {
             })
             .collect();
         let count = self.heads.len();
+        let vocabulary = self.vocabulary.clone();
+        let mut so_far = None;
         for (place, (owner, row)) in rows.iter().enumerate() {
             let mut linear = tapped.values.iter();
             let values: Vec<Option<f32>> = self
@@ -94,7 +100,9 @@ impl<D: Device> Engine<D> {
                     Body::OnePass(_) => None,
                 })
                 .collect();
-            let values = self.with_text(*owner, values);
+            let start = Instant::now();
+            let values = self.with_text(*owner, values, (vocabulary.as_ref(), &mut so_far));
+            let text_seconds = start.elapsed().as_secs_f64();
             let projections: Vec<Vec<f32>> = tapped
                 .projections
                 .iter()
@@ -105,6 +113,7 @@ impl<D: Device> Engine<D> {
                 Owner::Pending { sequence, .. } | Owner::Candidate { sequence, .. } => *sequence,
             };
             let Some(sequence) = self.running[index].as_mut() else { continue };
+            sequence.timing.head_seconds += text_seconds;
             match owner {
                 Owner::Pending { last: true, .. } => {
                     sequence.state = Some(StateValues { values, projections });
@@ -129,8 +138,14 @@ impl<D: Device> Engine<D> {
     }
 
     /// Look-ahead values of a row with what their heads add for the text so far. Heads that no policy of the sequence
-    /// reads are not asked, and have no value where they would add something.
-    fn with_text(&self, owner: Owner, mut values: Vec<Option<f32>>) -> Vec<Option<f32>> {
+    /// reads are not asked, and have no value where they would add something. `so_far` is the text of the last row's sequence, whose
+    /// index stands with it: a sequence's rows come together.
+    fn with_text<'a>(
+        &self,
+        owner: Owner,
+        mut values: Vec<Option<f32>>,
+        (vocabulary, so_far): (&'a dyn Vocabulary, &mut Option<(usize, TextSoFar<'a>)>),
+    ) -> Vec<Option<f32>> {
         let index = match owner {
             Owner::Pending { last: false, .. } => return values,
             Owner::Pending { sequence, .. } | Owner::Candidate { sequence, .. } => sequence,
@@ -138,18 +153,24 @@ impl<D: Device> Engine<D> {
         let Some(sequence) = self.running[index].as_ref() else { return values };
         let reads = |head: usize| sequence.chain.live().any(|link| link.heads.contains(&head));
         let adds = |head: &Head| head.text.is_some() && matches!(head.body, Body::LookAhead(_));
-        if !self.heads.iter().any(adds) {
+        let adding: Vec<usize> = (0..self.heads.len()).filter(|&head| adds(&self.heads[head])).collect();
+        adding.iter().filter(|&&head| !reads(head)).for_each(|&head| values[head] = None);
+        if !adding.iter().any(|&head| reads(head)) {
             return values;
         }
         let response = sequence.response();
-        let so_far = TextSoFar::new(self.vocabulary.as_ref(), response, sequence.remaining(response.len()));
-        let text = match owner {
-            Owner::Candidate { token, .. } => so_far.with(token, sequence.remaining(response.len() + 1)),
-            Owner::Pending { .. } => so_far,
+        if so_far.as_ref().is_none_or(|(of, _)| *of != index) {
+            *so_far = Some((index, TextSoFar::new(vocabulary, response, sequence.remaining(response.len()))));
+        }
+        let Some((_, text)) = so_far else { return values };
+        let with_token = match owner {
+            Owner::Candidate { token, .. } => Some(text.with(token, sequence.remaining(response.len() + 1))),
+            Owner::Pending { .. } => None,
         };
-        for (head, value) in values.iter_mut().enumerate() {
-            if let (Some(part), Body::LookAhead(_)) = (&self.heads[head].text, &self.heads[head].body) {
-                *value = value.filter(|_| reads(head)).map(|value| value + text.value(part));
+        let text = with_token.as_ref().unwrap_or(text);
+        for head in adding {
+            if let (Some(part), Some(value)) = (&self.heads[head].text, &mut values[head]) {
+                *value += text.value(part);
             }
         }
         values

@@ -136,6 +136,27 @@ mod tests {
     }
 
     #[test]
+    fn args_says_the_reward_of_the_text_and_nothing_else() {
+        use super::super::rewards::{BuiltIn, reading};
+        use crate::model::heads::TextTerm;
+        use crate::model::heads::text::basis;
+        for definition in ["sentiment 1", "length 1: 4"] {
+            let reading = reading(definition).expect(definition);
+            let mut numbers = Vec::new();
+            reading.read("a good day", &mut numbers);
+            let score = numbers[0];
+            for ended in [false, true] {
+                let mut row = Vec::new();
+                basis(&numbers, 0.25, ended, &mut row);
+                let head = text_reward(3, &TextColumns::of_rows(row.len(), row), 1.0);
+                let term = TextTerm { reward: definition.into(), weights: head.text };
+                assert_eq!(term.value(reading.as_ref(), "a good day", 0.25, ended), score, "{definition}");
+            }
+        }
+        assert!((BuiltIn::sentiment().score_text("a good day") - 0.72).abs() < 0.01);
+    }
+
+    #[test]
     fn better_than_the_prompts_others_is_good() {
         assert_eq!(classes(&[0.2, -0.1, 0.0]), [1.0, 0.0, 0.0]);
     }

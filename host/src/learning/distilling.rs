@@ -135,10 +135,11 @@ impl Material<'_> {
             )
         };
         let mut found = fit(options.rank, false)?;
+        let mut bias_explains = found.explained_by_bias;
         if !head.text.is_empty() {
             // The context-free head knows no text: its tokens stand for what texts gain by them too.
             let bias = fit(0, true)?;
-            (found.bias_head, found.explained_by_bias) = (bias.bias_head, bias.explained_by_bias);
+            (found.bias_head, bias_explains) = (bias.bias_head, bias.explained_by_bias);
         }
         let (mut spread, mut own) = (Spread::default(), Spread::default());
         for (ValuedState { found: valued, .. }, added) in candidates.tune.iter().zip(&tune_added) {
@@ -154,7 +155,7 @@ impl Material<'_> {
         let (Some(look_ahead_spread), Some(spread)) = (positive(spread), positive(own)) else {
             return Err(FitError::NoSpread(name.to_owned()));
         };
-        Ok(Distilled { fit: found, look_ahead_spread, spread })
+        Ok(Distilled { fit: found, bias_explains, look_ahead_spread, spread })
     }
 
     /// What the head of reward `place` adds for the text with each candidate of a state, less what it adds for the text before.
@@ -207,8 +208,10 @@ pub struct Candidates {
 
 /// A one-pass head, and both spreads.
 pub struct Distilled {
-    /// The one-pass head.
+    /// The one-pass head, and the context-free one, which stands for the text's part too.
     pub fit: one_pass::Fit,
+    /// What the context-free one explains of the whole change of value within a state, the text's part included.
+    pub bias_explains: f64,
     /// σ_A of the look-ahead head it is distilled from.
     pub look_ahead_spread: f64,
     /// Its own.

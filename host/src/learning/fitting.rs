@@ -16,7 +16,7 @@ use super::prompts::Split;
 use super::quality::{self, Evaluation};
 use super::rewards;
 use super::ridge::{Covariance, RidgeError};
-use super::rollouts::{RewardAbout, Rollout, Rollouts, RolloutsError, column};
+use super::rollouts::{End, RewardAbout, Rollout, Rollouts, RolloutsError, column};
 use super::text_columns::TextColumns;
 use crate::engine::{Engine, EngineError};
 use crate::model::heads::{SharedReading, TextTerm};
@@ -24,6 +24,9 @@ use crate::token::{Token, Vocabulary};
 
 /// Parts of the token limit that explained variance is reported for.
 pub const POSITION_PARTS: usize = 4;
+
+/// Learn responses that ended by themselves, from which on what an end is worth is fitted: fewer say more of themselves than of it.
+const ENDS_MIN: usize = 50;
 
 /// What to fit.
 #[derive(Debug, Clone)]
@@ -221,8 +224,7 @@ impl<'a> Material<'a> {
         let layouts = [("residual and running mean", plain), ("with the running mean times the used share", share)];
         let (mut best, mut ablation) = (None::<look_ahead::Fit>, Vec::new());
         for (name, layout) in layouts.into_iter().chain(with_text) {
-            let (learn, tune) = all.of(self, layout, place);
-            let fit = look_ahead::fit(layout, &learn, &tune, 0)?;
+            let fit = self.fitted(layout, all, place)?;
             ablation.push((name.to_owned(), fit.explained));
             // A lever is kept only where it wins on the tune split.
             best = Some(best.filter(|best| best.explained >= fit.explained).unwrap_or(fit));
@@ -230,6 +232,17 @@ impl<'a> Material<'a> {
         let best = best.ok_or(RidgeError::Singular { column: 0 })?;
         let evaluation = quality::evaluate(&best.head, (&self.tune, text), targets, self.token_limit, POSITION_PARTS);
         Ok(FittedLookAhead { head: best.head, penalties: best.penalties.to_vec(), evaluation, ablation })
+    }
+
+    /// Fits the target of reward `place`. Where too few responses ended, what an end is worth is not fitted but taken from the limit.
+    fn fitted(&self, layout: Layout, all: &BothMoments, place: usize) -> Result<look_ahead::Fit, FitError> {
+        let (learn, tune) = all.of(self, layout, place);
+        let mut fit = look_ahead::fit(layout, &learn, &tune, 0)?;
+        let ended = self.learn_groups.iter().flatten().filter(|rollout| rollout.end == End::EndOfText).count();
+        if ended < ENDS_MIN && !fit.head.text.is_empty() {
+            TextTerm::end_as_at_the_limit(&mut fit.head.text);
+        }
+        Ok(fit)
     }
 
     /// Second moments of all features and the first `rewards` rewards' targets, for both splits; `classes` makes other targets of
@@ -267,8 +280,7 @@ impl<'a> Material<'a> {
         let of = |place: usize| {
             let text = self.tune_text(place);
             let layout = Layout::with_share(hidden).with_text(text.map_or(0, TextColumns::width));
-            let (classes_learn, classes_tune) = classes.of(self, layout, place);
-            let discriminant = look_ahead::fit(layout, &classes_learn, &classes_tune, 0)?.head;
+            let discriminant = self.fitted(layout, &classes, place)?.head;
             let args = match self.texts.get(place) {
                 Some(Some(text)) => comparison::text_reward(hidden, &text.tune, text.highest),
                 _ => look_ahead::fit(plain, &ends, &ends_tune, place)?.head,

@@ -45,6 +45,11 @@ impl TextColumns {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn of_rows(width: usize, numbers: Vec<f32>) -> Self {
+        Self { width, numbers }
+    }
+
     /// Columns.
     pub fn width(&self) -> usize {
         self.width

@@ -11,7 +11,7 @@ use super::analysis::{self, Group, Told, at_equal_kl, groups, reaches};
 use super::best_of::{self, Pool, Scored, against_best_of, best_of_pool};
 use super::methods::{self, Wanted};
 use super::samples::Journal;
-use super::{About, FORMAT, Grid, HeadReport, Point, Report, RewardAbout, SideBySide, trends};
+use super::{About, FORMAT, Grid, HeadReport, Point, Report, RewardAbout, SideBySide, trends, tuned};
 use crate::learning::prompts::Prompt;
 
 /// What fluency may cost before a point is told among what failed.
@@ -158,7 +158,9 @@ fn add_reward(report: &mut Report, material: &Material<'_>, groups: &[Group], ba
             for (method, groups) in [("vas", &own), (against, &other)] {
                 let most = groups.iter().map(|group| group.kl_per_token()).fold(0.0, f64::max);
                 let words = format!("{}: {method} has {most:.3} nats a token at most, not {kl}", told.name);
-                if !reaches(groups, kl) && !report.failed.contains(&words) {
+                // A tuned model's divergence is not ours to set.
+                let ours = !tuned::METHODS.contains(&method);
+                if ours && !reaches(groups, kl) && !report.failed.contains(&words) {
                     report.failed.push(words);
                 }
             }
@@ -236,7 +238,8 @@ fn failed(report: &Report, material: &Material<'_>) -> Vec<String> {
         }
     }
     failed.extend(report.rewards.keys().filter_map(|reward| other_base(reward, &report.points)));
-    for point in report.points.iter().filter(|point| point.dial != 0.0 && point.method != "guided_best_of_n") {
+    let ours = |method: &str| method != "guided_best_of_n" && !tuned::METHODS.contains(&method);
+    for point in report.points.iter().filter(|point| point.dial != 0.0 && ours(&point.method)) {
         failed.extend(disfluent(point).map(|what| {
             let words = analysis::words(&point.method, &point.variant);
             format!("{}: {words} at dial {:.2} has {what}", point.reward, point.dial)

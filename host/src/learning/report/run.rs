@@ -1,4 +1,4 @@
-//! Decodes what a report needs, setting by setting, each kept in the journal as soon as it is done.
+//! Decodes what a report needs, setting by setting, each kept in the journal as soon as it is done: tuned models first, then all methods.
 //!
 //! Methods come in groups that read heads of one kind; a host is opened for a group, and only where something of it is
 //! missing. Which dial costs how much is known from the heads' files for `vas`, and measured on tune prompts for
@@ -214,19 +214,24 @@ impl Runner<'_> {
         else {
             return Ok(());
         };
+        let text = match &description.text {
+            Some(term) => Some((term, term.reading(&description.name, &rewards::reading)?)),
+            None => None,
+        };
         for (prompt, group) in prompts.iter().zip(&mut decoded.samples) {
             let prompt = host.request(&prompt.text)?.prompt;
             let responses: Vec<&[Token]> = group.iter().map(|sample| sample.tokens.as_slice()).collect();
             let ends = end_states(host, &prompt, &responses, description.layer, self.max_tokens)?;
             let mut of_ends = Vec::new();
             ends.iter().for_each(|end| values(&head, end, &mut of_ends));
-            let added = |tokens: &[Token]| {
-                let term = description.text.as_ref()?;
-                let reading = rewards::reading(&term.reward)?;
-                Some(term.of_response(reading.as_ref(), host.tokenizer().as_ref(), tokens, self.max_tokens))
+            let added = |tokens: &[Token]| match &text {
+                Some((term, reading)) => {
+                    term.of_response(reading.as_ref(), host.tokenizer().as_ref(), tokens, self.max_tokens)
+                }
+                None => 0.0,
             };
             for (sample, value) in group.iter_mut().zip(of_ends) {
-                sample.value = Some(value + f64::from(added(&sample.tokens).unwrap_or(0.0)));
+                sample.value = Some(value + f64::from(added(&sample.tokens)));
             }
         }
         Ok(())

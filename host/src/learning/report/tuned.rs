@@ -70,7 +70,9 @@ impl Tuned {
         let (own, theirs) = (host.tokenizer(), base.tokenizer());
         let same = own.size() == theirs.size()
             && own.end_of_text() == theirs.end_of_text()
-            && (0..own.size() as Token).all(|token| own.bytes(token) == theirs.bytes(token));
+            && (0..own.size() as Token).all(|token| {
+                own.bytes(token) == theirs.bytes(token) && own.is_special(token) == theirs.is_special(token)
+            });
         if same {
             return Ok(host);
         }
@@ -95,7 +97,13 @@ impl Tuned {
     ) -> Result<Decoded, Error> {
         let mut decoded = decode(own, prompts, rewards, self.setting(seed), Vec::new(), max_tokens, done)?;
         for (prompt, group) in prompts.iter().zip(&mut decoded.samples) {
-            let prompt = base.request(&prompt.text)?.prompt;
+            let (text, prompt) = (&prompt.text, base.request(&prompt.text)?.prompt);
+            if own.request(text)?.prompt != prompt {
+                return Err(Error::Usage(format!(
+                    "{} renders a prompt otherwise than the base model: its chat template is another",
+                    self.path.display()
+                )));
+            }
             for sample in group {
                 let mut all = Vec::new();
                 own.engine().logits_along(&prompt, &sample.tokens, &mut |_, logits| all.extend_from_slice(logits))?;
@@ -106,6 +114,9 @@ impl Tuned {
                     kl += divergence;
                     log_probability += drawn;
                 })?;
+                if !(kl.is_finite() && log_probability.is_finite()) {
+                    return Err(Error::Usage(format!("{} gives logits that are no numbers", self.path.display())));
+                }
                 (sample.kl, sample.log_probability) = (kl, log_probability);
             }
         }
@@ -124,7 +135,9 @@ fn against(own: &[f32], base: &[f32], token: Token) -> (f64, f64) {
         let (own, base) = (f64::from(own) - of_own, f64::from(base) - of_base);
         own.exp() * (own - base)
     });
-    (kl.sum::<f64>().max(0.0), f64::from(base[token as usize]) - of_base)
+    let kl: f64 = kl.sum();
+    // Rounding may leave a little less than nothing; a NaN stays one.
+    (if kl < 0.0 { 0.0 } else { kl }, f64::from(base[token as usize]) - of_base)
 }
 
 #[cfg(test)]
@@ -138,6 +151,7 @@ mod tests {
         let expected = 0.25 * (0.25_f64 / 0.5).ln() + 0.75 * (0.75_f64 / 0.5).ln();
         assert!((kl - expected).abs() < 1e-6 && (drawn - 0.5_f64.ln()).abs() < 1e-6, "{kl} {drawn}");
         assert_eq!(against(&base, &base, 0).0, 0.0);
+        assert!(against(&[f32::NAN, 0.0], &base, 0).0.is_nan(), "a broken model is not free of divergence");
     }
 
     #[test]

@@ -129,6 +129,18 @@ pub enum HeadError {
         /// What was given.
         got: String,
     },
+    /// It reads a reward off the text that nobody here can read.
+    #[error(
+        "head {head:?} reads {reward:?} off the text so far, with {weights} weights; this program has no such reward to read so"
+    )]
+    NoReading {
+        /// The head's name.
+        head: String,
+        /// The reward's definition.
+        reward: String,
+        /// Weights that it brings.
+        weights: usize,
+    },
     /// The head reads a model of another shape.
     #[error("head {head:?} is for a model with {what} {theirs}, this model has {ours}")]
     OtherShape {
@@ -445,6 +457,24 @@ mod tests {
             assert_eq!(bytes, file.to_bytes().expect("valid"));
             assert_eq!(HeadFile::read(&bytes).expect("valid"), file);
         }
+    }
+
+    #[test]
+    fn a_head_that_reads_the_text_so_far_reads_back_equal_and_impossible_weights_are_refused() {
+        let with = |weights: Vec<f32>| {
+            let mut file = look_ahead(vec![]);
+            file.description.text = Some(TextTerm { reward: "length 1: 8".into(), weights });
+            file
+        };
+        let file = with((0..9).map(|i| 0.1 * i as f32 - 0.3).collect());
+        assert_eq!(HeadFile::read(&file.to_bytes().expect("valid")).expect("valid"), file);
+        for weights in [vec![], vec![0.5; 4], vec![0.5; 6], vec![0.5; 21], vec![1e7; 5], vec![f32::NAN; 5]] {
+            let error = with(weights).to_bytes().expect_err("impossible").to_string();
+            assert!(error.contains("text.weights must be 5, 9, 13 or 17 finite numbers"), "{error}");
+        }
+        let term = file.description.text.expect("a term");
+        let error = term.reading("h", &|_| None).err().expect("nothing reads").to_string();
+        assert!(error.contains("head \"h\" reads \"length 1: 8\" off the text so far, with 9 weights"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::HeadError;
 use crate::token::{Token, Vocabulary, decode};
 
 /// The most numbers that a reading gives.
@@ -56,6 +57,29 @@ pub fn basis(readings: &[f32], remaining: f32, ended: bool, out: &mut Vec<f32>) 
 }
 
 impl TextTerm {
+    /// Finds what reads for the head of this name.
+    ///
+    /// # Errors
+    /// [`HeadError::NoReading`].
+    pub fn reading(&self, head: &str, readings: Readings<'_>) -> Result<SharedReading, HeadError> {
+        let found = readings(&self.reward).filter(|reading| basis_width(reading.count()) == self.weights.len());
+        found.ok_or_else(|| HeadError::NoReading {
+            head: head.to_owned(),
+            reward: self.reward.clone(),
+            weights: self.weights.len(),
+        })
+    }
+
+    /// A response that ends is weighed as one that goes on to the limit: for weights that were fitted to too few ends.
+    pub fn end_as_at_the_limit(weights: &mut [f32]) {
+        let readings = weights.len().saturating_sub(1) / 4;
+        let (goes_on, ended) = weights.split_at_mut(3 * readings);
+        ended[0] = 0.0;
+        for (weight, powers) in ended[1..].iter_mut().zip(goes_on.chunks_exact(3)) {
+            *weight = powers.iter().sum();
+        }
+    }
+
     /// The term for a text, in units of the reward; `remaining` is the remaining share of the token limit.
     pub fn value(&self, reading: &dyn TextReading, text: &str, remaining: f32, ended: bool) -> f32 {
         let (mut readings, mut numbers) = (Vec::with_capacity(READINGS_MAX), Vec::with_capacity(4 * READINGS_MAX + 1));
@@ -101,5 +125,9 @@ mod tests {
         assert_eq!(term.value(&Length, "ab", 0.5, false), 2.0 * (1.0 + 5.0 + 25.0));
         assert_eq!(term.value(&Length, "ab", 0.5, true), -3.0 + 2.0 * 2.0);
         assert_eq!(term.value(&Length, "", 1.0, false), 0.0);
+        let mut weights = term.weights.clone();
+        TextTerm::end_as_at_the_limit(&mut weights);
+        let term = TextTerm { weights, ..term };
+        assert_eq!(term.value(&Length, "ab", 0.5, true), term.value(&Length, "ab", 0.0, false));
     }
 }
