@@ -452,6 +452,7 @@ def train_ppo(args, beta, model, prompts, groups, reward):
             model=model, reward_funcs=score, args=config, train_dataset=data, processing_class=prompts.tokenizer,
             callbacks=[Told()],
         )  # fmt: skip
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         history = [entry for entry in trainer.state.log_history if "reward" in entry]
     kept = ("loss", "reward", "kl", "completions/mean_length")

@@ -212,11 +212,17 @@ fn runner<'a>(arguments: &EvaluateArguments, inputs: &'a Inputs, prompts: &[&'a 
         tune: inputs.tune(),
         rewards: inputs.rewards.clone(),
         judges: inputs.judges.clone(),
-        tuned: arguments.tuned.clone(),
+        tuned: hashed(&arguments.tuned)?,
         wanted: wanted(arguments, &inputs.rewards),
         common: common.map(|(name, value)| (name.to_owned(), value)).to_vec(),
         max_tokens: inputs.rollouts.header.token_limit as usize,
     })
+}
+
+/// Tuned models with the hashes of their files, by which the journal knows them.
+fn hashed(tuned: &[Tuned]) -> Result<Vec<Tuned>, Error> {
+    let of = |tuned: &Tuned| Ok(Tuned { sha256: file_sha256("tuned model", &tuned.path)?, ..tuned.clone() });
+    tuned.iter().map(of).collect()
 }
 
 fn wanted(arguments: &EvaluateArguments, rewards: &[SharedReward]) -> Wanted {
@@ -266,10 +272,6 @@ fn header(
             hashes.extend(shipped.map(|head| (head.name.to_owned(), hexadecimal(&Sha256::digest(head.file)))));
         }
     }
-    let tuned = arguments.tuned.iter().map(|tuned| {
-        let name = format!("{}:{}:{}", tuned.method, tuned.reward, tuned.strength);
-        Ok((name, file_sha256("tuned model", &tuned.path)?))
-    });
     let judged_by = amount(arguments);
     let ids = |prompts: &[&Prompt]| prompts.iter().map(|prompt| prompt.id.clone()).collect();
     Ok(Header {
@@ -278,7 +280,6 @@ fn header(
         pool_sha256: file_sha256("rollouts", &arguments.pool)?,
         heads: hashes,
         judges: judging.to_vec(),
-        tuned: tuned.collect::<Result<_, Error>>()?,
         rewards: runner.scored().iter().map(|reward| (reward.name().to_owned(), reward.definition())).collect(),
         prompts: ids(&runner.prompts),
         tune_prompts: ids(&runner.tune),

@@ -114,6 +114,7 @@ pub fn plan(method: &Method, wanted: &Wanted, dial: impl Fn(&str, f64) -> f64) -
         samples: method.samples,
         seed,
         tune: false,
+        model_sha256: None,
     };
     dials.iter().flat_map(|dials| seeds.iter().map(move |&seed| of(dials, seed))).collect()
 }

@@ -252,6 +252,9 @@ impl Runner<'_> {
             }
             let name = reward.name();
             let known = if method.policy == "vas" { self.table_of_file(name, method.heads)? } else { None };
+            // A reward that hangs on when a response ends needs dials beyond those of files.
+            let most = self.wanted.kls.iter().copied().fold(0.0, f64::max);
+            let known = known.filter(|table| table.iter().any(|&(_, kl)| kl >= most));
             let table = match known {
                 Some(table) => table,
                 None => {
@@ -264,6 +267,7 @@ impl Runner<'_> {
                             samples: 1,
                             seed: self.wanted.seeds.first().copied().unwrap_or(0),
                             tune: true,
+                            model_sha256: None,
                         };
                         self.decode(&setting, &self.tune, method, journal, host, told)?;
                         let samples = journal.find(&setting).map_or(&[][..], |decoded| &decoded.samples);

@@ -36,9 +36,6 @@ pub struct Header {
     pub pool_sha256: String,
     /// SHA-256 of each head's file, by file name.
     pub heads: BTreeMap<String, String>,
-    /// SHA-256 of each tuned model's file, by method, reward and strength.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub tuned: BTreeMap<String, String>,
     /// Each reward's name and definition, in order; those that judge only come last.
     pub rewards: Vec<(String, String)>,
     /// The name of each reward that judges only, with that of the one whose responses it judges.
@@ -75,6 +72,10 @@ pub struct Setting {
     pub seed: u64,
     /// On the tune prompts instead, to calibrate a dial.
     pub tune: bool,
+    /// SHA-256 of the file of a tuned model that answered in place of the base. Such models may join an evaluation later: nothing of
+    /// what is guided is chosen by them, and all that were decoded are told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_sha256: Option<String>,
 }
 
 /// One response, as far as reports need it.
@@ -179,12 +180,11 @@ impl Journal {
 
 /// The first thing in which two pieces of work differ.
 fn difference(found: &Header, wanted: &Header) -> Option<String> {
-    let parts: [(&str, bool); 12] = [
+    let parts: [(&str, bool); 11] = [
         ("format", found.format == wanted.format),
         ("model", found.model_sha256 == wanted.model_sha256),
         ("pool", found.pool_sha256 == wanted.pool_sha256),
         ("set of heads", found.heads == wanted.heads),
-        ("set of tuned models", found.tuned == wanted.tuned),
         ("set of rewards", found.rewards == wanted.rewards && found.judges == wanted.judges),
         ("set of prompts", found.prompts == wanted.prompts && found.tune_prompts == wanted.tune_prompts),
         ("token limit", found.token_limit == wanted.token_limit),
@@ -264,7 +264,6 @@ mod tests {
             model_sha256: "aa".into(),
             pool_sha256: "bb".into(),
             heads: BTreeMap::new(),
-            tuned: BTreeMap::new(),
             rewards: vec![("length".into(), "length 1: 20".into())],
             judges: Vec::new(),
             prompts: vec!["a".into()],
@@ -296,6 +295,7 @@ mod tests {
             samples: 1,
             seed,
             tune: false,
+            model_sha256: None,
         };
         Decoded { setting, samples: vec![vec![sample]], unscored: BTreeMap::new() }
     }

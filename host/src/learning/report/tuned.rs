@@ -27,6 +27,8 @@ pub struct Tuned {
     pub strength: f64,
     /// Its file.
     pub path: PathBuf,
+    /// SHA-256 of that; empty before it was read.
+    pub sha256: String,
 }
 
 impl Tuned {
@@ -39,7 +41,13 @@ impl Tuned {
         let [method, reward, strength] = words.split(':').collect::<Vec<_>>()[..] else { return Err(expected()) };
         let strength = strength.parse().ok().filter(|strength: &f64| strength.is_finite() && *strength > 0.0);
         let (Some(strength), true) = (strength, METHODS.contains(&method)) else { return Err(expected()) };
-        Ok(Self { method: method.to_owned(), reward: reward.to_owned(), strength, path: path.to_path_buf() })
+        Ok(Self {
+            method: method.to_owned(),
+            reward: reward.to_owned(),
+            strength,
+            path: path.to_path_buf(),
+            sha256: String::new(),
+        })
     }
 
     /// What it is decoded as.
@@ -51,6 +59,7 @@ impl Tuned {
             samples: 1,
             seed,
             tune: false,
+            model_sha256: Some(self.sha256.clone()),
         }
     }
 
