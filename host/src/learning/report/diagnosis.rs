@@ -88,15 +88,26 @@ impl Judged<'_> {
     }
 }
 
-/// Judges a head; `text` has its columns at all states, where it reads some.
+/// Judges a head; `text` has its columns at all states, where it reads some. V is [`centred`] by prompt, as the targets and the
+/// rules that know less are; its changes along a response are as they are.
 pub fn diagnose(head: &ValueHead, text: Option<&TextColumns>, judged: &Judged<'_>) -> Diagnosis {
     let mut sums = vec![Sums::default(); judged.groups.len()];
-    let mut parts = [[0.0; 2]; PARTS + 1];
-    let (mut pairs, mut of_response, mut terminal) = (Vec::new(), Vec::new(), 0.0);
+    let (mut all, mut terminal) = (Vec::new(), 0.0);
     judged.each_response(|prompt, response, rows| {
-        let (own, target) = (&mut sums[prompt], judged.targets[response]);
+        let mut of_response = Vec::new();
         head.values(judged.states, text, response, rows, &mut of_response);
-        for (position, &value) in of_response.iter().enumerate() {
+        let (first, last) = (of_response.first().unwrap_or(&0.0), of_response.last().unwrap_or(&0.0));
+        sums[prompt].change += last - first;
+        sums[prompt].changes += of_response.len().saturating_sub(1) as f64;
+        terminal += judged.targets[response] - last;
+        all.push(of_response);
+    });
+    let all = centred(all, judged);
+    let mut parts = [[0.0; 2]; PARTS + 1];
+    let mut pairs = Vec::new();
+    judged.each_response(|prompt, response, _| {
+        let (own, target) = (&mut sums[prompt], judged.targets[response]);
+        for (position, &value) in all[response].iter().enumerate() {
             let error = (target - value).powi(2);
             own.error += error;
             own.power += target.powi(2);
@@ -107,9 +118,6 @@ pub fn diagnose(head: &ValueHead, text: Option<&TextColumns>, judged: &Judged<'_
             part[1] += target.powi(2);
             pairs.push((value, target));
         }
-        own.change += of_response.last().unwrap_or(&0.0) - of_response.first().unwrap_or(&0.0);
-        own.changes += of_response.len().saturating_sub(1) as f64;
-        terminal += target - of_response.last().unwrap_or(&0.0);
     });
     let ratio = |above: fn(&Sums) -> f64, below: fn(&Sums) -> f64| {
         let sums = &sums;

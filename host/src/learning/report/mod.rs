@@ -122,7 +122,8 @@ pub struct RewardAbout {
 pub struct HeadReport {
     /// The layer that it reads.
     pub layer: usize,
-    /// Share of the variance of the prompt-centred final reward that it explains, over all states.
+    /// Share of the variance of the prompt-centred final reward that V explains, over all states; V is centred by prompt and position too,
+    /// since what it says of the prompt itself guides nothing, and so are the rules that it is compared with.
     pub explained_variance: Estimate,
     /// The same by position: equal parts of the token limit.
     pub explained_by_position: Vec<f64>,
