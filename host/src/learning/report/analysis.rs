@@ -266,7 +266,8 @@ pub(super) mod tests {
 
     pub(in super::super) fn decoded(method: &str, dial: f64, seed: u64, scores: &[f64], kl: f64) -> Decoded {
         let dials = if dial == 0.0 { Vec::new() } else { vec![("r".to_owned(), dial)] };
-        let setting = Setting { method: method.into(), variant: String::new(), dials, samples: 1, seed, tune: false };
+        let (variant, samples) = (String::new(), 1);
+        let setting = Setting { method: method.into(), variant, dials, samples, seed, tune: false, model_sha256: None };
         let samples = scores.iter().map(|&score| vec![sample(score, kl)]).collect();
         Decoded { setting, samples, unscored: BTreeMap::new() }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::super::statistics::best_of_by;
 use super::analysis::{Group, Told, estimate, words};
 use super::samples::Sample;
-use super::{Comparison, Compute, Point};
+use super::{Comparison, Compute, Point, tuned};
 
 /// The scores of a pool's samples by one reward, `[prompts][samples]`; none where it has no score.
 pub type Scored = Vec<Vec<Option<f64>>>;
@@ -151,7 +151,7 @@ pub fn against_best_of(
     })
 }
 
-/// For each n, the cheapest point of another method whose mean reaches Best-of-n's.
+/// For each n, the cheapest point of another method whose mean reaches Best-of-n's. Not of a tuned model: its cost lies in the tuning.
 pub fn compute(points: &[Point]) -> Vec<Compute> {
     let mut found = Vec::new();
     let mut rewards: BTreeMap<&str, Vec<&Point>> = BTreeMap::new();
@@ -160,7 +160,8 @@ pub fn compute(points: &[Point]) -> Vec<Compute> {
     }
     for (reward, points) in rewards {
         for target in points.iter().filter(|point| point.method == "best_of_n" && point.n >= 8) {
-            let reaches = |point: &&&Point| point.method != "best_of_n" && point.mean >= target.mean;
+            let other = |point: &Point| point.method != "best_of_n" && !tuned::METHODS.contains(&point.method.as_str());
+            let reaches = |point: &&&Point| other(point) && point.mean >= target.mean;
             let cheapest =
                 points.iter().filter(reaches).min_by(|a, b| a.forwards_per_token.total_cmp(&b.forwards_per_token));
             let name = |point: &&Point| {
