@@ -76,11 +76,23 @@ impl TextDecoder {
     }
 }
 
+/// Appends the bytes that a token adds to text: none for a special one.
+pub fn push_bytes(vocabulary: &dyn Vocabulary, token: Token, bytes: &mut Vec<u8>) {
+    if !vocabulary.is_special(token) {
+        bytes.extend_from_slice(vocabulary.bytes(token));
+    }
+}
+
 /// The text of some tokens, special ones left out; what is no UTF-8 becomes U+FFFD.
 pub fn decode(vocabulary: &dyn Vocabulary, tokens: &[Token]) -> String {
-    let text = tokens.iter().filter(|&&token| !vocabulary.is_special(token));
-    let bytes: Vec<u8> = text.flat_map(|&token| vocabulary.bytes(token)).copied().collect();
+    let mut bytes = Vec::new();
+    tokens.iter().for_each(|&token| push_bytes(vocabulary, token, &mut bytes));
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The share of a token limit that remains after `count` response tokens: what heads read it as.
+pub fn remaining_share(count: usize, limit: usize) -> f32 {
+    limit.saturating_sub(count) as f32 / limit.max(1) as f32
 }
 
 /// How many bytes come before a character that has begun at the end and is incomplete so far.

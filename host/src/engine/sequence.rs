@@ -16,7 +16,7 @@ use super::trace::TraceKind;
 use crate::request::ValidRequest;
 use crate::sampling::philox::Philox;
 use crate::sandbox::{Fault, Limits};
-use crate::token::{TextDecoder, Token, Vocabulary};
+use crate::token::{TextDecoder, Token, Vocabulary, remaining_share};
 
 /// A row of the pass that may go on after a draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,7 +285,7 @@ impl Sequence {
 
     /// The share of the token limit that remains after `response_count` tokens.
     pub(super) fn remaining(&self, response_count: usize) -> f32 {
-        (self.request.max_tokens - response_count.min(self.request.max_tokens)) as f32 / self.request.max_tokens as f32
+        remaining_share(response_count, self.request.max_tokens)
     }
 
     /// Appends a response token, and sees whether it ends the response.

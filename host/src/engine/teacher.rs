@@ -10,7 +10,7 @@ use vassal_kernels::{Device, LinearHead, PAGE_TOKENS, Plan, Row, TopK, TopKQuery
 use super::text::{TextPart, TextSoFar};
 use super::{Body, Engine, EngineError, HeadId};
 use crate::model::llama::Taps;
-use crate::token::Token;
+use crate::token::{Token, remaining_share};
 
 /// A state of a known response, with its likeliest next tokens and their values.
 #[derive(Debug, Clone, PartialEq)]
@@ -206,7 +206,7 @@ impl<D: Device> Engine<D> {
                         sequence: 0,
                         slot: self.scratch_slot + rows.len() as u32,
                         response_count: count as u32,
-                        remaining: remaining(count, limit_tokens),
+                        remaining: remaining_share(count, limit_tokens),
                     });
                 }
                 next += 1;
@@ -236,8 +236,8 @@ impl<D: Device> Engine<D> {
         let parts: Vec<Option<&TextPart>> = heads.iter().map(|&head| self.heads[head].text.as_ref()).collect();
         for state in found.iter_mut().filter(|_| parts.iter().any(Option::is_some)) {
             let count = state.response_count;
-            let so_far = TextSoFar::new(self.vocabulary.as_ref(), &response[..count], remaining(count, limit));
-            let after = |&token: &Token| so_far.with(token, remaining(count + 1, limit));
+            let so_far = TextSoFar::new(self.vocabulary.as_ref(), &response[..count], remaining_share(count, limit));
+            let after = |&token: &Token| so_far.with(token, remaining_share(count + 1, limit));
             let candidates: Vec<TextSoFar<'_>> = state.top.tokens.iter().map(after).collect();
             for (head, part) in parts.iter().enumerate().filter_map(|(head, part)| Some((head, (*part)?))) {
                 state.state_values[head] += so_far.value(part);
@@ -339,11 +339,6 @@ fn slot(pages: &[u32], position: usize) -> u32 {
     pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32
 }
 
-/// The share of the limit that remains after `count` response tokens.
-fn remaining(count: usize, limit_tokens: usize) -> f32 {
-    limit_tokens.saturating_sub(count) as f32 / limit_tokens.max(1) as f32
-}
-
 /// Rows of the tokens from `start` on; those from `prompt` on are the response's.
 fn rows_of(tokens: &[Token], start: usize, prompt: usize, limit_tokens: usize, pages: &[u32]) -> Vec<Row> {
     let row = |position: usize| {
@@ -354,7 +349,7 @@ fn rows_of(tokens: &[Token], start: usize, prompt: usize, limit_tokens: usize, p
             sequence: 0,
             slot: slot(pages, position),
             response_count: count as u32,
-            remaining: remaining(count, limit_tokens),
+            remaining: remaining_share(count, limit_tokens),
         }
     };
     (start..tokens.len()).map(row).collect()

@@ -4,7 +4,7 @@
 //! here, once for all heads that read them. Start at [`TextSoFar`].
 
 use crate::model::heads::{HeadError, Readings, SharedReading, TextTerm};
-use crate::token::{Token, Vocabulary};
+use crate::token::{Token, Vocabulary, push_bytes};
 
 /// A head's term with what reads for it.
 pub(super) struct TextPart {
@@ -33,7 +33,7 @@ impl<'a> TextSoFar<'a> {
     pub(super) fn new(vocabulary: &'a dyn Vocabulary, response: &[Token], remaining: f32) -> Self {
         let mut bytes = Vec::new();
         for &token in response {
-            push(vocabulary, token, &mut bytes);
+            push_bytes(vocabulary, token, &mut bytes);
         }
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let ended = response.last().is_some_and(|last| vocabulary.end_of_text().contains(last));
@@ -43,7 +43,7 @@ impl<'a> TextSoFar<'a> {
     /// The same response and one token, after which this share of the limit remains.
     pub(super) fn with(&self, token: Token, remaining: f32) -> Self {
         let mut bytes = self.bytes.clone();
-        push(self.vocabulary, token, &mut bytes);
+        push_bytes(self.vocabulary, token, &mut bytes);
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let ended = self.vocabulary.end_of_text().contains(&token);
         Self { vocabulary: self.vocabulary, bytes, text, remaining, ended }
@@ -54,11 +54,5 @@ impl<'a> TextSoFar<'a> {
         let value = part.term.value(part.reading.as_ref(), &self.text, self.remaining, self.ended);
         // As of a head gone wild: it must not take the sampler along.
         if value.is_finite() { value } else { 0.0 }
-    }
-}
-
-fn push(vocabulary: &dyn Vocabulary, token: Token, bytes: &mut Vec<u8>) {
-    if !vocabulary.is_special(token) {
-        bytes.extend_from_slice(vocabulary.bytes(token));
     }
 }

@@ -11,7 +11,7 @@ use vassal_kernels::LinearHead;
 use super::features::States;
 use super::look_ahead::ValueHead;
 use super::text_columns::TextColumns;
-use crate::model::heads::text::basis_width;
+use crate::model::heads::text::readings_of;
 
 /// Newton's steps of the logistic fit; it converges in fewer than ten.
 const STEPS: usize = 50;
@@ -52,9 +52,8 @@ pub fn text_reward(hidden: usize, columns: &TextColumns, highest: f64) -> ValueH
         LinearHead { tap: 0, residual: zeros.clone(), mean: zeros, share: Vec::new(), remaining: 0.0, bias: 0.0 };
     let mut text = vec![0.0; columns.width()];
     // While the response goes on, and where it has ended.
-    let readings = (columns.width() - basis_width(0)) / (basis_width(1) - basis_width(0));
     text[0] = highest as f32;
-    text[3 * readings + 1] = highest as f32;
+    text[3 * readings_of(columns.width()) + 1] = highest as f32;
     ValueHead { linear, text }
 }
 

@@ -5,7 +5,7 @@
 
 use super::rollouts::Rollout;
 use crate::model::heads::text::{TextReading, basis, basis_width};
-use crate::token::{Token, Vocabulary};
+use crate::token::{Token, Vocabulary, push_bytes, remaining_share};
 
 /// Columns of the states of some rollouts, in their order.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,12 +34,12 @@ impl TextColumns {
         let (mut bytes, mut readings) = (Vec::new(), Vec::new());
         for count in 0..=tokens.len() {
             let last = count.checked_sub(1).map(|last| tokens[last]);
-            if let Some(token) = last.filter(|&token| !vocabulary.is_special(token)) {
-                bytes.extend_from_slice(vocabulary.bytes(token));
+            if let Some(token) = last {
+                push_bytes(vocabulary, token, &mut bytes);
             }
             readings.clear();
             reading.read(&String::from_utf8_lossy(&bytes), &mut readings);
-            let remaining = token_limit.saturating_sub(count) as f32 / token_limit.max(1) as f32;
+            let remaining = remaining_share(count, token_limit);
             let ended = last.is_some_and(|last| vocabulary.end_of_text().contains(&last));
             basis(&readings, remaining, ended, &mut self.numbers);
         }

@@ -105,9 +105,10 @@ pub fn diagnose(head: &ValueHead, text: Option<&TextColumns>, judged: &Judged<'_
     let all = centred(all, judged);
     let mut parts = [[0.0; 2]; PARTS + 1];
     let mut pairs = Vec::new();
-    judged.each_response(|prompt, response, _| {
-        let (own, target) = (&mut sums[prompt], judged.targets[response]);
-        for (position, &value) in all[response].iter().enumerate() {
+    let prompts = judged.groups.iter().enumerate().flat_map(|(prompt, group)| group.iter().map(move |_| prompt));
+    for ((prompt, of_response), &target) in prompts.zip(&all).zip(judged.targets) {
+        let own = &mut sums[prompt];
+        for (position, &value) in of_response.iter().enumerate() {
             let error = (target - value).powi(2);
             own.error += error;
             own.power += target.powi(2);
@@ -118,7 +119,7 @@ pub fn diagnose(head: &ValueHead, text: Option<&TextColumns>, judged: &Judged<'_
             part[1] += target.powi(2);
             pairs.push((value, target));
         }
-    });
+    }
     let ratio = |above: fn(&Sums) -> f64, below: fn(&Sums) -> f64| {
         let sums = &sums;
         move |drawn: &mut dyn Iterator<Item = usize>| {

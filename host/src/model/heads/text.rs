@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::HeadError;
-use crate::token::{Token, Vocabulary, decode};
+use crate::token::{Token, Vocabulary, decode, remaining_share};
 
 /// The most numbers that a reading gives.
 pub const READINGS_MAX: usize = 4;
@@ -46,6 +46,11 @@ pub fn basis_width(readings: usize) -> usize {
     4 * readings + 1
 }
 
+/// How many readings a basis of this width is of.
+pub fn readings_of(width: usize) -> usize {
+    width.saturating_sub(1) / 4
+}
+
 /// What a term is linear in, appended to `out`: each of a text's readings x times 1, u and u², where u is the used share of the token
 /// limit, while the response goes on; and 1 and each x where it has ended. The other half is 0.
 pub fn basis(readings: &[f32], remaining: f32, ended: bool, out: &mut Vec<f32>) {
@@ -72,7 +77,7 @@ impl TextTerm {
 
     /// A response that ends is weighed as one that goes on to the limit: for weights that were fitted to too few ends.
     pub fn end_as_at_the_limit(weights: &mut [f32]) {
-        let readings = weights.len().saturating_sub(1) / 4;
+        let readings = readings_of(weights.len());
         let (goes_on, ended) = weights.split_at_mut(3 * readings);
         ended[0] = 0.0;
         for (weight, powers) in ended[1..].iter_mut().zip(goes_on.chunks_exact(3)) {
@@ -96,7 +101,7 @@ impl TextTerm {
         response: &[Token],
         token_limit: usize,
     ) -> f32 {
-        let remaining = token_limit.saturating_sub(response.len()) as f32 / token_limit.max(1) as f32;
+        let remaining = remaining_share(response.len(), token_limit);
         let ended = response.last().is_some_and(|last| vocabulary.end_of_text().contains(last));
         self.value(reading, &decode(vocabulary, response), remaining, ended)
     }
