@@ -22,12 +22,13 @@ use crate::learning::prompts::{Prompt, PromptSet, Split};
 use crate::learning::report::run::head_path;
 use crate::learning::rollouts::{Header, RewardAbout, Rollouts};
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
+use crate::token::Vocabulary;
 
 /// Dials whose KL a head's file tells.
-const DIALS: [f64; 5] = [0.25, 0.5, 0.75, 1.0, 1.5];
+const DIALS: [f64; 4] = [0.25, 0.5, 1.0, 1.5];
 
 /// Tune prompts that the dial-to-KL table is measured on.
-const DIAL_PROMPTS: usize = 20;
+const DIAL_PROMPTS: usize = 12;
 
 /// What is fitted, to what, and where it goes.
 #[derive(Debug, Args)]
@@ -134,11 +135,13 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     let progress = bar(rollouts.all.len(), "features");
     let vocabulary = host.tokenizer().clone();
     let told = |count: usize| progress.set_position(count as u64);
-    let material = Material::collect(host.engine(), &rollouts, (&prompts, vocabulary.as_ref()), layer, told)?;
+    let texts = (&prompts, vocabulary.as_ref() as &dyn Vocabulary);
+    let read = (layer, fit_options.threads);
+    let material = Material::collect(host.engine(), &rollouts, texts, read, None, told)?;
     progress.finish();
     drop(host);
     complain("fitting look-ahead heads");
-    let (fitted, covariance) = material.look_ahead(rewards.len(), fit_options.threads)?;
+    let fitted = material.look_ahead(fit_options.threads)?;
     for (reward, fitted) in rewards.iter().zip(&fitted) {
         complain(&format!(
             "{}: {:.3} of the variance explained on tune prompts, by position {:.3?}",
@@ -188,7 +191,6 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
             (host.engine(), vocabulary.as_ref()),
             &candidates,
             (place, &fitted[place].head),
-            &covariance,
             &fit_options,
             &reward.name,
         )?;

@@ -46,17 +46,17 @@ impl Comparison<'_> {
     /// The engine's, the algebra's and the files'.
     pub(super) fn fit(&self, material: &Material<'_>) -> Result<(), Error> {
         complain("fitting the heads of ARGS and FUDGE");
-        let heads = material.comparison(self.rollouts.rewards.len(), self.fit.threads)?;
+        let heads = material.comparison(self.fit.threads)?;
         let of = |head: fn(&ComparisonHeads) -> &ValueHead| {
             heads.iter().map(|heads| head(heads).clone()).collect::<Vec<_>>()
         };
         self.write("fudge", self.fit.layer, material, &of(|heads| &heads.fudge), &[])?;
         self.write("args", self.fit.layer, material, &of(|heads| &heads.args), &[])?;
-        self.value_model()
+        self.value_model(material)
     }
 
     /// The base's own first third of the layers as a value model.
-    fn value_model(&self) -> Result<(), Error> {
+    fn value_model(&self, material: &Material<'_>) -> Result<(), Error> {
         let layer = (self.shape.layers / 3).max(1);
         complain(&format!("fitting a value model of the first {layer} layers"));
         let engine = EngineOptions { taps: vec![layer], ..self.options.engine.clone() };
@@ -65,10 +65,11 @@ impl Comparison<'_> {
         let told = |count: usize| progress.set_position(count as u64);
         let vocabulary = host.tokenizer().clone();
         let texts = (self.prompts, vocabulary.as_ref() as &dyn Vocabulary);
-        let material = Material::collect(host.engine(), self.rollouts, texts, layer, told)?;
+        let read = (layer, self.fit.threads);
+        let material = Material::collect(host.engine(), self.rollouts, texts, read, Some(material), told)?;
         progress.finish();
         drop(host);
-        let (fitted, _) = material.look_ahead(self.rollouts.rewards.len(), self.fit.threads)?;
+        let fitted = material.look_ahead(self.fit.threads)?;
         let heads: Vec<ValueHead> = fitted.iter().map(|fitted| fitted.head.clone()).collect();
         let explained: Vec<f64> = fitted.iter().map(|fitted| fitted.evaluation.explained).collect();
         self.write("value-model", layer, &material, &heads, &explained)

@@ -170,21 +170,23 @@ impl<D: Device> Engine<D> {
                 self.taps[tap]..layers,
                 &Taps { layers: &self.taps, ..Taps::default() },
             )?;
-            for (place, row) in chunk.iter().enumerate() {
-                let before = row.position as usize + 1;
-                let Some(count) = before.checked_sub(prompt.len()).filter(|count| states.contains(count)) else {
-                    continue;
-                };
-                self.model.head(&mut self.device, &[(place as u32, 0)], &mut self.logits)?;
-                let query = TopKQuery { slot: 0, k, vocabulary: &[] };
-                let top = self.device.top_k(&self.logits, &[query])?.pop().unwrap_or_default();
-                found.push(CandidateState {
+            let count = |row: &Row| (row.position as usize + 1).checked_sub(prompt.len());
+            let wanted = chunk.iter().enumerate().filter_map(|(place, row)| Some((place, count(row)?)));
+            let wanted: Vec<(usize, usize)> = wanted.filter(|(_, count)| states.contains(count)).collect();
+            for part in wanted.chunks(self.logits_slots.len().max(1)) {
+                let read: Vec<(u32, u32)> =
+                    part.iter().zip(0..).map(|(&(place, _), slot)| (place as u32, slot)).collect();
+                self.model.head(&mut self.device, &read, &mut self.logits)?;
+                let queries: Vec<TopKQuery<'_>> =
+                    read.iter().map(|&(_, slot)| TopKQuery { slot, k, vocabulary: &[] }).collect();
+                let tops = self.device.top_k(&self.logits, &queries)?;
+                found.extend(part.iter().zip(tops).map(|(&(place, count), top)| CandidateState {
                     response_count: count,
                     features: features[place * width..(place + 1) * width].to_vec(),
                     state_values: tapped.values.iter().map(|values| values[place]).collect(),
                     top,
                     values: Vec::new(),
-                });
+                }));
             }
             self.device.end()?;
             start += chunk.len();

@@ -194,7 +194,7 @@ pub(super) fn dot(left: &[f32], right: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learning::ridge::{factor, solve_lower, solve_upper};
+    use crate::learning::cholesky::Factor;
     use crate::learning::statistics::SplitMix;
 
     fn design(threads: usize) -> (Design, Vec<f32>) {
@@ -229,9 +229,9 @@ mod tests {
             }
         }
         (0..n).for_each(|i| matrix[i * n + i] += if i < 6 { 5.0 } else { 2.0 });
-        factor(&mut matrix, n).expect("positive definite");
-        solve_lower(&matrix, n, &mut solution);
-        solve_upper(&matrix, n, &mut solution);
+        let factor = Factor::of(n, |row, column| matrix[row * n + column]).expect("positive definite");
+        factor.solve_lower(&mut solution);
+        factor.solve_upper(&mut solution);
         let found: Vec<f32> = got.matrix.iter().chain(&got.bias).copied().collect();
         for (got, expected) in found.iter().zip(&solution) {
             assert!((f64::from(*got) - expected).abs() <= 2e-3, "{found:?} for {solution:?}");

@@ -12,7 +12,6 @@ use super::fitting::{FitError, FitOptions, Material};
 use super::look_ahead::ValueHead;
 use super::one_pass;
 use super::quality::Spread;
-use super::ridge::Covariance;
 use super::rollouts::Rollout;
 use crate::engine::teacher::CandidateState;
 use crate::engine::{Engine, HeadId};
@@ -110,7 +109,6 @@ impl Material<'_> {
         (engine, vocabulary): (&mut Engine<D>, &dyn Vocabulary),
         candidates: &Candidates,
         (place, head): (usize, &ValueHead),
-        covariance: &Covariance,
         options: &FitOptions,
         name: &str,
     ) -> Result<Distilled, FitError> {
@@ -129,7 +127,7 @@ impl Material<'_> {
             one_pass::fit(
                 one_pass::Pairs { states: &self.learn, samples: &learn },
                 one_pass::Pairs { states: &self.tune, samples: &tune },
-                covariance,
+                self.covariance(),
                 &mut |token, out: &mut [f32]| out.copy_from_slice(row(token)),
                 one_pass::Options { rank, vocabulary: size, threads: options.threads, seed: options.seed },
             )
@@ -161,7 +159,7 @@ impl Material<'_> {
     /// What the head of reward `place` adds for the text with each candidate of a state, less what it adds for the text before.
     fn added(&self, place: usize, head: &ValueHead, vocabulary: &dyn Vocabulary, state: &ValuedState) -> Vec<f32> {
         let tokens = &state.found.top.tokens;
-        let part = self.texts.get(place).and_then(Option::as_ref).and_then(|text| Some((text, text.term(head)?)));
+        let part = self.texts.get(place).and_then(Option::as_deref).and_then(|text| Some((text, text.term(head)?)));
         let Some((text, term)) = part else { return vec![0.0; tokens.len()] };
         let value =
             |response: &[Token]| term.of_response(text.reading.as_ref(), vocabulary, response, self.token_limit);

@@ -6,12 +6,15 @@
 //! ([`distilling`](super::distilling)). What a dial costs in KL is measured last, by decoding. Start at [`Material`].
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 use vassal_kernels::Device;
 
 use super::comparison;
 use super::features::{FeatureSource, FeaturesError, States};
-use super::look_ahead::{self, Layout, ValueHead};
+use super::look_ahead::{self, Columns, ValueHead};
+use super::penalties::{self, Wanted};
 use super::prompts::Split;
 use super::quality::{self, Evaluation};
 use super::rewards;
@@ -87,8 +90,9 @@ pub struct Material<'a> {
     pub(super) learn: States,
     pub(super) tune: States,
     /// One a reward; none where it cannot be read off text.
-    pub(super) texts: Vec<Option<RewardText>>,
+    pub(super) texts: Vec<Option<Arc<RewardText>>>,
     pub(super) token_limit: usize,
+    moments: BothMoments,
 }
 
 /// A reward that is read off the text so far, at all states.
@@ -150,17 +154,19 @@ impl<D: Device> FeatureSource for Source<'_, D> {
 }
 
 impl<'a> Material<'a> {
-    /// Runs the learn and tune rollouts through the layers below `layer`, which the engine must tap;
-    /// `prompts` gives each prompt id's tokens. Rewards that can be read off the text so far are, at every state, with the tokens'
-    /// texts by `vocabulary`. `done` is told how many rollouts there are.
+    /// Runs the learn and tune rollouts, which every reward has scored ([`Rollouts::scored_by`]), through the layers below `layer`, which
+    /// the engine must tap; `prompts` gives each prompt id's tokens. Rewards that can be read off the text so far are, at every
+    /// state, with the tokens' texts by `vocabulary`, unless `other` material of the same rollouts has read them. `done` is told how many
+    /// rollouts there are.
     ///
     /// # Errors
-    /// Too few rollouts, and the engine's.
+    /// Too few rollouts, the engine's, and features that are no numbers.
     pub fn collect<D: Device>(
         engine: &mut Engine<D>,
         rollouts: &'a Rollouts,
         (prompts, vocabulary): (&HashMap<String, Vec<Token>>, &dyn Vocabulary),
-        layer: usize,
+        (layer, threads): (usize, usize),
+        other: Option<&Self>,
         mut done: impl FnMut(usize),
     ) -> Result<Self, FitError> {
         let (samples, token_limit) = (rollouts.header.samples.min(2) as usize, rollouts.header.token_limit as usize);
@@ -173,16 +179,29 @@ impl<'a> Material<'a> {
         let before = learn.rollouts();
         tune.collect(&mut source, &tune_groups, |count| done(before + count))
             .map_err(|error: CollectError| FitError::from(error))?;
+        let (learn_all, tune_all) = (learn_groups.concat(), tune_groups.concat());
         let read = |reward: &RewardAbout| {
             let reading = rewards::reading(&reward.definition)?;
-            let columns = |groups: &[Vec<&'a Rollout>]| {
-                TextColumns::read(reading.as_ref(), vocabulary, groups.iter().flatten().copied(), token_limit)
-            };
-            let (learn, tune) = (columns(&learn_groups), columns(&tune_groups));
-            Some(RewardText { reward: reward.definition.clone(), highest: reward.range.1, reading, learn, tune })
+            let columns =
+                |all: &[&Rollout]| TextColumns::read(reading.as_ref(), vocabulary, all, (token_limit, threads));
+            let (learn, tune) = (columns(&learn_all), columns(&tune_all));
+            Some(Arc::new(RewardText {
+                reward: reward.definition.clone(),
+                highest: reward.range.1,
+                reading,
+                learn,
+                tune,
+            }))
         };
-        let texts = rollouts.rewards.iter().map(read).collect();
-        Ok(Self { learn_groups, tune_groups, learn, tune, texts, token_limit })
+        let texts = match other {
+            Some(other) => other.texts.clone(),
+            None => rollouts.rewards.iter().map(read).collect(),
+        };
+        let moments = BothMoments {
+            learn: moments((&learn_groups, &learn), &texts, |text| &text.learn, threads)?,
+            tune: moments((&tune_groups, &tune), &texts, |text| &text.tune, threads)?,
+        };
+        Ok(Self { learn_groups, tune_groups, learn, tune, texts, token_limit, moments })
     }
 
     /// What a head of reward `place` adds for the text so far, if anything.
@@ -192,7 +211,7 @@ impl<'a> Material<'a> {
 
     /// The columns of reward `place` at the tune states.
     fn tune_text(&self, place: usize) -> Option<&TextColumns> {
-        Some(&self.texts.get(place)?.as_ref()?.tune)
+        self.texts.get(place)?.as_deref().map(|text| &text.tune)
     }
 
     /// Prompts and rollouts fitted to.
@@ -200,148 +219,142 @@ impl<'a> Material<'a> {
         (self.learn_groups.len(), self.learn.rollouts())
     }
 
-    /// Fits a look-ahead head to each of the rollouts' rewards, every one of which has scored every rollout
-    /// ([`Rollouts::scored_by`]); the covariance of the learn states comes along, in the plain
-    /// layout, for [`Material::distil`].
+    /// Second moments of the learn states: plain features in front, which [`Material::distil`] asks for.
+    pub fn covariance(&self) -> &Covariance {
+        &self.moments.learn
+    }
+
+    /// Fits a look-ahead head to each of the rollouts' rewards: of every choice of features, the one that explains most on tune
+    /// prompts.
     ///
     /// # Errors
     /// The algebra's.
-    pub fn look_ahead(&self, rewards: usize, threads: usize) -> Result<(Vec<FittedLookAhead>, Covariance), FitError> {
-        let hidden = self.learn.hidden();
-        let all = self.moments(rewards, |targets| targets, threads)?;
-        let tune_targets = targets(&self.tune_groups, rewards);
-        let fitted = on_threads(rewards, threads, |place| self.look_ahead_of(place, &all, &tune_targets[place]))?;
-        let plain: Vec<usize> = (0..2 * hidden).chain([3 * hidden]).collect();
-        Ok((fitted, all.learn.select(&plain)))
-    }
-
-    /// The look-ahead head of one reward: of every choice of features, the one that explains most on tune prompts.
-    fn look_ahead_of(&self, place: usize, all: &BothMoments, targets: &[f64]) -> Result<FittedLookAhead, FitError> {
-        let hidden = self.learn.hidden();
-        let text = self.tune_text(place);
-        let (plain, share) = (Layout::plain(hidden), Layout::with_share(hidden));
-        let with_text = text.map(|text| ("with the reward of the text so far", share.with_text(text.width())));
-        let layouts = [("residual and running mean", plain), ("with the running mean times the used share", share)];
-        let (mut best, mut ablation) = (None::<look_ahead::Fit>, Vec::new());
-        for (name, layout) in layouts.into_iter().chain(with_text) {
-            let fit = self.fitted(layout, all, place)?;
-            ablation.push((name.to_owned(), fit.explained));
-            // A lever is kept only where it wins on the tune split.
-            best = Some(best.filter(|best| best.explained >= fit.explained).unwrap_or(fit));
+    pub fn look_ahead(&self, threads: usize) -> Result<Vec<FittedLookAhead>, FitError> {
+        let choices: Vec<Vec<(&str, Wanted)>> = (0..self.texts.len()).map(|place| self.choices(place)).collect();
+        let wanted: Vec<Wanted> = choices.iter().flatten().map(|(_, wanted)| wanted.clone()).collect();
+        let mut fits = self.fits(&wanted, threads)?.into_iter();
+        let tune_targets = targets(&self.tune_groups, self.texts.len());
+        let mut fitted = Vec::new();
+        for (place, choices) in choices.iter().enumerate() {
+            let (mut best, mut ablation) = (None::<penalties::Fit>, Vec::new());
+            for ((name, _), fit) in choices.iter().zip(&mut fits) {
+                ablation.push(((*name).to_owned(), fit.explained));
+                // A lever is kept only where it wins on the tune split.
+                best = Some(best.filter(|best| best.explained >= fit.explained).unwrap_or(fit));
+            }
+            let best = best.ok_or(RidgeError::Singular { column: 0 })?;
+            let tune = (&self.tune, self.tune_text(place));
+            let evaluation =
+                quality::evaluate(&best.head, tune, &tune_targets[place], self.token_limit, POSITION_PARTS);
+            fitted.push(FittedLookAhead { head: best.head, penalties: best.penalties.to_vec(), evaluation, ablation });
         }
-        let best = best.ok_or(RidgeError::Singular { column: 0 })?;
-        let evaluation = quality::evaluate(&best.head, (&self.tune, text), targets, self.token_limit, POSITION_PARTS);
-        Ok(FittedLookAhead { head: best.head, penalties: best.penalties.to_vec(), evaluation, ablation })
+        Ok(fitted)
     }
 
-    /// Fits the target of reward `place`. Where too few responses ended, what an end is worth is not fitted but taken from the limit.
-    fn fitted(&self, layout: Layout, all: &BothMoments, place: usize) -> Result<look_ahead::Fit, FitError> {
-        let (learn, tune) = all.of(self, layout, place);
-        let mut fit = look_ahead::fit(layout, &learn, &tune, 0)?;
+    /// What a head of a reward may read.
+    fn choices(&self, place: usize) -> Vec<(&'static str, Wanted)> {
+        let wanted = |share, text| Wanted { share, text, target: self.target(place) };
+        let text = self.text_columns(place);
+        let mut choices = vec![
+            ("residual and running mean", wanted(false, 0..0)),
+            ("with the running mean times the used share", wanted(true, 0..0)),
+        ];
+        if !text.is_empty() {
+            choices.push(("with the reward of the text so far", wanted(true, text)));
+        }
+        choices
+    }
+
+    /// The columns of a reward's text among those of the moments; empty where it has none.
+    fn text_columns(&self, place: usize) -> Range<usize> {
+        let width = |text: &Option<Arc<RewardText>>| text.as_ref().map_or(0, |text| text.tune.width());
+        let first =
+            self.texts[..place].iter().map(width).sum::<usize>() + Columns { hidden: self.learn.hidden() }.with_share();
+        first..first + width(&self.texts[place])
+    }
+
+    /// The column of a reward among those of the moments.
+    fn target(&self, place: usize) -> usize {
+        self.moments.learn.width - 2 * self.texts.len() + place
+    }
+
+    /// Fits what is wanted. Where too few responses ended, what an end is worth is not fitted but taken from the limit.
+    fn fits(&self, wanted: &[Wanted], threads: usize) -> Result<Vec<penalties::Fit>, FitError> {
+        let moments = (&self.moments.learn, &self.moments.tune);
+        let mut fits = penalties::fit(self.learn.hidden(), moments, wanted, threads)?;
         let ended = self.learn_groups.iter().flatten().filter(|rollout| rollout.end == End::EndOfText).count();
-        if ended < ENDS_MIN && !fit.head.text.is_empty() {
-            TextTerm::end_as_at_the_limit(&mut fit.head.text);
+        if ended < ENDS_MIN {
+            let texts = fits.iter_mut().map(|fit| &mut fit.head.text).filter(|text| !text.is_empty());
+            texts.for_each(|text| TextTerm::end_as_at_the_limit(text));
         }
-        Ok(fit)
-    }
-
-    /// Second moments of all features and the first `rewards` rewards' targets, for both splits; `classes` makes other targets of
-    /// the centred rewards.
-    fn moments(
-        &self,
-        rewards: usize,
-        classes: impl Fn(Vec<f64>) -> Vec<f64>,
-        threads: usize,
-    ) -> Result<BothMoments, FitError> {
-        let of = |groups, states, text: fn(&RewardText) -> &TextColumns| {
-            let targets: Vec<Vec<f64>> = targets(groups, rewards).into_iter().map(&classes).collect();
-            let texts: Vec<&TextColumns> = self.texts.iter().take(rewards).flatten().map(text).collect();
-            let layout = Layout::with_share(self.learn.hidden()).with_text(texts.iter().map(|text| text.width()).sum());
-            Ok::<_, FitError>(look_ahead::moments(layout, states, &texts, &slices(&targets), threads)?)
-        };
-        Ok(BothMoments {
-            rewards,
-            learn: of(&self.learn_groups, &self.learn, |text| &text.learn)?,
-            tune: of(&self.tune_groups, &self.tune, |text| &text.tune)?,
-        })
+        Ok(fits)
     }
 
     /// The heads that other methods than Value Augmented Sampling read, one of each a reward.
     ///
     /// # Errors
     /// The algebra's.
-    pub fn comparison(&self, rewards: usize, threads: usize) -> Result<Vec<ComparisonHeads>, FitError> {
-        let hidden = self.learn.hidden();
-        let (learn, tune) = (targets(&self.learn_groups, rewards), targets(&self.tune_groups, rewards));
-        let classes = self.moments(rewards, |own| comparison::classes(&own), threads)?;
-        let plain = Layout::plain(hidden);
-        let ends = look_ahead::end_moments(plain, &self.learn, &slices(&learn), threads)?;
-        let ends_tune = look_ahead::end_moments(plain, &self.tune, &slices(&tune), threads)?;
-        let of = |place: usize| {
-            let text = self.tune_text(place);
-            let layout = Layout::with_share(hidden).with_text(text.map_or(0, TextColumns::width));
-            let discriminant = self.fitted(layout, &classes, place)?.head;
-            let args = match self.texts.get(place) {
-                Some(Some(text)) => comparison::text_reward(hidden, &text.tune, text.highest),
-                _ => look_ahead::fit(plain, &ends, &ends_tune, place)?.head,
-            };
-            let good = comparison::classes(&tune[place]);
-            Ok(ComparisonHeads { fudge: comparison::calibrate(&discriminant, (&self.tune, text), &good), args })
+    pub fn comparison(&self, threads: usize) -> Result<Vec<ComparisonHeads>, FitError> {
+        let rewards = self.texts.len();
+        let class = |place: usize| self.target(place) + rewards;
+        let wanted: Vec<Wanted> = (0..rewards)
+            .map(|place| Wanted { share: true, text: self.text_columns(place), target: class(place) })
+            .collect();
+        let discriminants = self.fits(&wanted, threads)?;
+        let args = self.args(threads)?;
+        let good = classes(&targets(&self.tune_groups, rewards));
+        let heads = discriminants.iter().zip(args).zip(&good).enumerate();
+        let of = |(place, ((discriminant, args), good)): (usize, ((&penalties::Fit, _), &Vec<f64>))| {
+            let tune = (&self.tune, self.tune_text(place));
+            ComparisonHeads { fudge: comparison::calibrate(&discriminant.head, tune, good), args }
         };
-        on_threads(rewards, threads, of)
+        Ok(heads.map(of).collect())
     }
-}
 
-/// What comes of each of `count` pieces of work, in order, on so many threads.
-fn on_threads<T: Send>(
-    count: usize,
-    threads: usize,
-    work: impl Fn(usize) -> Result<T, FitError> + Sync,
-) -> Result<Vec<T>, FitError> {
-    let mut out = Vec::new();
-    for first in (0..count).step_by(threads.max(1)) {
-        let some = first..count.min(first + threads.max(1));
-        let done = std::thread::scope(|scope| {
-            let running: Vec<_> = some
-                .map(|place| {
-                    scope.spawn({
-                        let work = &work;
-                        move || work(place)
-                    })
-                })
-                .collect();
-            running
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect::<Vec<_>>()
-        });
-        for one in done {
-            out.push(one?);
+    /// Heads of ARGS: the reward itself where it can be read off text, else what end states say of it.
+    fn args(&self, threads: usize) -> Result<Vec<ValueHead>, FitError> {
+        let (hidden, rewards) = (self.learn.hidden(), self.texts.len());
+        let unread: Vec<usize> = (0..rewards).filter(|&place| self.texts[place].is_none()).collect();
+        let mut fits = Vec::new();
+        if !unread.is_empty() {
+            let (learn, tune) = (targets(&self.learn_groups, rewards), targets(&self.tune_groups, rewards));
+            let learn = look_ahead::end_moments(&self.learn, &slices(&learn), threads)?;
+            let tune = look_ahead::end_moments(&self.tune, &slices(&tune), threads)?;
+            let first = Columns { hidden }.with_share();
+            let wanted = unread.iter().map(|place| Wanted { share: false, text: 0..0, target: first + place });
+            fits = penalties::fit(hidden, (&learn, &tune), &wanted.collect::<Vec<_>>(), threads)?;
         }
+        let mut fits = fits.into_iter();
+        let of = |text: &Option<Arc<RewardText>>| match text {
+            Some(text) => Some(comparison::text_reward(hidden, &text.tune, text.highest)),
+            None => fits.next().map(|fit| fit.head),
+        };
+        Ok(self.texts.iter().filter_map(of).collect())
     }
-    Ok(out)
 }
 
-/// Moments of both splits: features of all layouts, every reward's text columns, every reward's targets.
+/// Moments of both splits: features of all layouts, every reward's text columns, every reward's targets, and its classes.
 struct BothMoments {
-    rewards: usize,
     learn: Covariance,
     tune: Covariance,
 }
 
-impl BothMoments {
-    /// Those of one reward and layout, the targets behind its features.
-    fn of(&self, material: &Material<'_>, layout: Layout, place: usize) -> (Covariance, Covariance) {
-        let hidden = material.learn.hidden();
-        let width = |text: &Option<RewardText>| text.as_ref().map_or(0, |text| text.tune.width());
-        let before: usize = material.texts[..place].iter().map(width).sum();
-        let vectors = if layout.has_share() { 3 } else { 2 };
-        let own = 3 * hidden + 1 + before;
-        let target = self.learn.width - self.rewards + place;
-        let columns = (0..vectors * hidden).chain([3 * hidden]).chain(own..own + layout.text_columns()).chain([target]);
-        let columns: Vec<usize> = columns.collect();
-        (self.learn.select(&columns), self.tune.select(&columns))
-    }
+/// Those of a split.
+fn moments(
+    (groups, states): (&[Vec<&Rollout>], &States),
+    texts: &[Option<Arc<RewardText>>],
+    of: fn(&RewardText) -> &TextColumns,
+    threads: usize,
+) -> Result<Covariance, FitError> {
+    let mut targets = targets(groups, texts.len());
+    targets.extend(classes(&targets));
+    let texts: Vec<&TextColumns> = texts.iter().flatten().map(|text| of(text)).collect();
+    Ok(look_ahead::moments(states, &texts, &slices(&targets), threads)?)
+}
+
+/// Of each reward's centred targets.
+fn classes(targets: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    targets.iter().map(|targets| comparison::classes(targets)).collect()
 }
 
 /// Rewards of all rollouts, centred by prompt, a row for each of the first `rewards` columns.

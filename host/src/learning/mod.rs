@@ -8,9 +8,10 @@
 //!
 //! Everything here is a pure function of arrays and seeds: no model, device or clock is known, and the
 //! results do not depend on the machine or the number of threads. What needs the engine is one trait,
-//! [`features::FeatureSource`]. Start at [`look_ahead::fit`].
+//! [`features::FeatureSource`]. Start at [`penalties::fit`].
 
 pub mod bilinear;
+pub mod cholesky;
 pub mod comparison;
 pub mod decoding;
 pub mod distilling;
@@ -19,6 +20,7 @@ pub mod fitting;
 pub mod journal;
 pub mod look_ahead;
 pub mod one_pass;
+pub mod penalties;
 pub mod preference;
 pub mod prompts;
 pub mod quality;
@@ -28,4 +30,5 @@ pub mod ridge;
 pub mod rollouts;
 pub mod statistics;
 pub mod text_columns;
+pub mod threads;
 pub mod whitening;

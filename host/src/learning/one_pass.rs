@@ -104,8 +104,8 @@ pub struct Fit {
     pub bias_head: OnePassHead,
 }
 
-/// Fits a head to `learn`, penalties chosen on `tune`. `covariance` has the learn states' features (the
-/// plain layout of [`look_ahead::moments`]) in front; `embedding` writes a token's input embedding `[H]`.
+/// Fits a head to `learn`, penalties chosen on `tune`. `covariance` has the learn states' plain features
+/// ([`look_ahead::Columns`]) in front; `embedding` writes a token's input embedding `[H]`.
 pub fn fit(
     learn: Pairs<'_>,
     tune: Pairs<'_>,
@@ -230,7 +230,7 @@ impl Embeddings {
         };
         let weights: Vec<f64> = weights.iter().map(|&x| f64::from(x)).collect();
         let raw = self.whitening.raw_weights(&weights);
-        let constant = f64::from(constant) - super::ridge::dot(&raw, &self.mean);
+        let constant = f64::from(constant) - super::cholesky::dot(&raw, &self.mean);
         (raw.into_iter().map(|x| x as f32).collect(), constant)
     }
 }
@@ -386,7 +386,7 @@ impl Space {
         let mut state = Vec::new();
         for direction in directions {
             let raw = self.whitening.raw_weights(direction);
-            let constant = -super::ridge::dot(&raw, &self.mean);
+            let constant = -super::cholesky::dot(&raw, &self.mean);
             state.extend(raw.iter().map(|&x| x as f32));
             state.push(constant as f32);
         }
@@ -469,7 +469,7 @@ pub fn value(head: &OnePassHead, row: &[f32], token: u32, embedding: &[f32]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learning::look_ahead::{Layout, moments};
+    use crate::learning::look_ahead::moments;
     use crate::learning::statistics::SplitMix;
     use vassal_kernels::LinearHead;
 
@@ -526,7 +526,7 @@ mod tests {
 
     fn fit_worlds(learn: &World, tune: &World, threads: usize) -> Result<Fit, RidgeError> {
         let zeros = vec![0.0; learn.states.rollouts()];
-        let covariance = moments(Layout::plain(HIDDEN), &learn.states, &[], &[&zeros], 1)?;
+        let covariance = moments(&learn.states, &[], &[&zeros], 1)?;
         fn pairs(world: &World) -> Pairs<'_> {
             Pairs { states: &world.states, samples: &world.samples }
         }

@@ -2,8 +2,8 @@
 //!
 //! [`Moments`] takes rows in any portions and keeps their second moments: memory is `width²`, not the
 //! number of rows. Targets are columns like the others, so one sweep over the features serves every
-//! reward. [`Covariance::solve`] standardises, solves for a penalty and folds the standardisation back into
-//! plain weights; [`Covariance::fit_error`] evaluates weights on the moments of *other* rows, so penalties
+//! reward. [`Covariance::ridge`] standardises and factors for given penalties, [`Ridge::solve`] solves for a target and folds the
+//! standardisation back into plain weights; [`Covariance::fit_error`] evaluates weights on the moments of *other* rows, so penalties
 //! are chosen on held-out prompts without a second sweep.
 //!
 //! The residual stream has dimensions whose mean is hundreds of times their deviation. Rows are therefore
@@ -12,6 +12,8 @@
 //! again bit for bit on another machine, whatever its instruction set and number of threads.
 //!
 //! Cost: `rows · width² / 2` products; see the test `gram_speed` for the figure.
+
+use super::cholesky::{Factor, dot};
 
 /// Rows whose products are summed in f32 before they join the f64 sums.
 pub const CHUNK_ROWS: usize = 256;
@@ -243,65 +245,34 @@ impl Covariance {
         self.matrix[row * self.width + column]
     }
 
-    /// The covariance of some columns, in the order given.
-    pub fn select(&self, columns: &[usize]) -> Self {
-        let matrix = columns.iter().flat_map(|&row| columns.iter().map(move |&column| self.at(row, column))).collect();
-        let mean = columns.iter().map(|&column| self.mean[column]).collect();
-        Self { width: columns.len(), rows: self.rows, mean, matrix }
-    }
-
-    /// Ridge regression of the column `target` on the first `penalties.len()` columns. A penalty is
-    /// relative to the standardised feature: with 1, a lone feature keeps half its weight. Features
-    /// that never vary get weight 0.
-    pub fn solve(&self, penalties: &[f64], target: usize) -> Result<Linear, RidgeError> {
-        let features = penalties.len();
-        if features == 0 || features > self.width || target >= self.width || target < features {
-            let expected = format!("features before a target below {}", self.width);
-            let got = format!("{features} features and target {target}");
-            return Err(RidgeError::Request { what: "columns", expected, got });
-        }
-        if let Some(&bad) = penalties.iter().find(|&&penalty| !(penalty.is_finite() && penalty > 0.0)) {
-            return Err(RidgeError::Request {
-                what: "penalty",
-                expected: "finite and > 0".into(),
-                got: bad.to_string(),
-            });
-        }
+    /// Prepares ridge regressions on some columns. A penalty is relative to the standardised feature: with 1, a lone feature keeps half
+    /// its weight. Features that never vary are left out, and get weight 0.
+    pub fn ridge(
+        &self,
+        columns: impl IntoIterator<Item = usize>,
+        penalty: impl Fn(usize) -> f64,
+    ) -> Result<Ridge<'_>, RidgeError> {
         if self.rows < 2 {
-            return Err(RidgeError::Request {
-                what: "rows",
-                expected: "at least 2".into(),
-                got: self.rows.to_string(),
-            });
+            let (expected, got) = ("at least 2".into(), self.rows.to_string());
+            return Err(RidgeError::Request { what: "rows", expected, got });
         }
-        let deviations = self.deviations(features);
-        let kept: Vec<usize> = (0..features).filter(|&feature| deviations[feature] > 0.0).collect();
-        let n = kept.len();
-        let mut matrix = vec![0.0; n * n];
-        let mut solution = Vec::with_capacity(n);
-        for (i, &row) in kept.iter().enumerate() {
-            for (j, &column) in kept.iter().enumerate().take(i + 1) {
-                matrix[i * n + j] = self.at(row, column) / (deviations[row] * deviations[column]);
-            }
-            matrix[i * n + i] += penalties[row];
-            solution.push(self.at(row, target) / deviations[row]);
-        }
-        factor(&mut matrix, n).map_err(|column| RidgeError::Singular { column: kept[column] })?;
-        solve_lower(&matrix, n, &mut solution);
-        solve_upper(&matrix, n, &mut solution);
-        let mut weights = vec![0.0; features];
-        for (&feature, value) in kept.iter().zip(solution) {
-            weights[feature] = value / deviations[feature];
-        }
-        let bias = self.mean[target] - dot(&weights, &self.mean[..features]);
-        Ok(Linear { weights, bias })
+        let deviations = self.deviations(self.width);
+        let mut out = Ridge { covariance: self, deviations, columns: Vec::new(), factor: Factor::default() };
+        let columns = out.kept(columns)?;
+        let penalties = columns.iter().map(|&column| checked(penalty(column))).collect::<Result<Vec<_>, _>>()?;
+        let entry = |row: usize, column: usize| {
+            out.correlation(columns[row], columns[column]) + if row == column { penalties[row] } else { 0.0 }
+        };
+        out.factor = Factor::of(columns.len(), entry).map_err(|at| RidgeError::Singular { column: columns[at] })?;
+        out.columns = columns;
+        Ok(out)
     }
 
     /// Mean squared error of `linear` on these rows, for the column `target`.
     pub fn fit_error(&self, linear: &Linear, target: usize) -> f64 {
         let weights = &linear.weights;
         let mut error = self.at(target, target);
-        for (row, &weight) in weights.iter().enumerate() {
+        for (row, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
             let line = &self.matrix[row * self.width..][..weights.len()];
             error += weight * (dot(line, weights) - 2.0 * self.at(row, target));
         }
@@ -321,57 +292,75 @@ impl Covariance {
     }
 }
 
-/// Replaces the lower triangle of a symmetric matrix `[n, n]` by its Cholesky factor. The error is the
-/// column at which it is not positive definite.
-pub fn factor(matrix: &mut [f64], n: usize) -> Result<(), usize> {
-    for row in 0..n {
-        let (above, current) = matrix.split_at_mut(row * n);
-        let current = &mut current[..=row];
-        for column in 0..row {
-            let other = &above[column * n..][..=column];
-            let rest = current[column] - dot(&current[..column], &other[..column]);
-            current[column] = rest / other[column];
-        }
-        let rest = current[row] - dot(&current[..row], &current[..row]);
-        if !(rest.is_finite() && rest > 0.0) {
-            return Err(row);
-        }
-        current[row] = rest.sqrt();
-    }
-    Ok(())
+/// Ridge regressions on some columns of a covariance with given penalties: every target, and every leading part of the columns, costs
+/// two triangular solves.
+#[derive(Debug, Clone)]
+pub struct Ridge<'a> {
+    covariance: &'a Covariance,
+    deviations: Vec<f64>,
+    /// Those that vary.
+    columns: Vec<usize>,
+    factor: Factor,
 }
 
-/// `vector = L⁻¹ vector` for a factor of [`factor`].
-pub fn solve_lower(factor: &[f64], n: usize, vector: &mut [f64]) {
-    for row in 0..n {
-        let line = &factor[row * n..][..=row];
-        let rest = vector[row] - dot(&line[..row], &vector[..row]);
-        vector[row] = rest / line[row];
-    }
-}
-
-/// `vector = L⁻ᵀ vector` for a factor of [`factor`].
-pub fn solve_upper(factor: &[f64], n: usize, vector: &mut [f64]) {
-    for row in (0..n).rev() {
-        let line = &factor[row * n..][..=row];
-        let value = vector[row] / line[row];
-        vector[row] = value;
-        vector[..row].iter_mut().zip(line).for_each(|(left, factor)| *left -= value * factor);
-    }
-}
-
-/// Inner product in four interleaved sums, whose order is fixed.
-pub fn dot(left: &[f64], right: &[f64]) -> f64 {
-    let (left, left_rest) = left.as_chunks::<4>();
-    let (right, right_rest) = right.as_chunks::<4>();
-    let mut sums = [0.0; 4];
-    for (l, r) in left.iter().zip(right) {
-        for i in 0..4 {
-            sums[i] += l[i] * r[i];
+impl Ridge<'_> {
+    /// Takes more columns in, behind those that are there.
+    pub fn extend(&mut self, columns: impl IntoIterator<Item = usize>, penalty: f64) -> Result<(), RidgeError> {
+        let penalty = checked(penalty)?;
+        for column in self.kept(columns)? {
+            let mut row: Vec<f64> = self.columns.iter().map(|&other| self.correlation(column, other)).collect();
+            row.push(self.correlation(column, column) + penalty);
+            self.factor.push(row).map_err(|_| RidgeError::Singular { column })?;
+            self.columns.push(column);
         }
+        Ok(())
     }
-    let rest: f64 = left_rest.iter().zip(right_rest).map(|(l, r)| l * r).sum();
-    (sums[0] + sums[1]) + (sums[2] + sums[3]) + rest
+
+    /// The regression of the column `target` on those of the columns, in their order, that come before the first that is at or above
+    /// `end`. Weights are one a column of the covariance, 0 for all others.
+    pub fn solve(&self, end: usize, target: usize) -> Result<Linear, RidgeError> {
+        let Covariance { width, mean, .. } = self.covariance;
+        let used = self.columns.iter().position(|&column| column >= end).unwrap_or(self.columns.len());
+        if used == 0 || target >= *width || self.columns[..used].contains(&target) {
+            let expected = format!("features apart from a target below {width}");
+            let got = format!("{used} features and target {target}");
+            return Err(RidgeError::Request { what: "columns", expected, got });
+        }
+        let columns = &self.columns[..used];
+        let standardised = |&column: &usize| self.covariance.at(column, target) / self.deviations[column];
+        let mut solution: Vec<f64> = columns.iter().map(standardised).collect();
+        self.factor.solve_lower(&mut solution);
+        self.factor.solve_upper(&mut solution);
+        let mut weights = vec![0.0; *width];
+        for (&column, value) in columns.iter().zip(solution) {
+            weights[column] = value / self.deviations[column];
+        }
+        let bias = mean[target] - dot(&weights, mean);
+        Ok(Linear { weights, bias })
+    }
+
+    fn correlation(&self, row: usize, column: usize) -> f64 {
+        self.covariance.at(row, column) / (self.deviations[row] * self.deviations[column])
+    }
+
+    /// Those of the columns that vary.
+    fn kept(&self, columns: impl IntoIterator<Item = usize>) -> Result<Vec<usize>, RidgeError> {
+        let varies = |column: usize| match self.deviations.get(column) {
+            Some(&deviation) => Ok((deviation > 0.0).then_some(column)),
+            None => {
+                let expected = format!("below {}", self.covariance.width);
+                Err(RidgeError::Request { what: "columns", expected, got: column.to_string() })
+            }
+        };
+        columns.into_iter().filter_map(|column| varies(column).transpose()).collect()
+    }
+}
+
+fn checked(penalty: f64) -> Result<f64, RidgeError> {
+    if penalty.is_finite() && penalty > 0.0 {
+        return Ok(penalty);
+    }
+    Err(RidgeError::Request { what: "penalty", expected: "finite and > 0".into(), got: penalty.to_string() })
 }
 
 #[cfg(test)]
@@ -394,6 +383,12 @@ mod tests {
         let mut moments = Moments::new(width, threads);
         moments.add(rows).expect("finite rows");
         moments.finish()
+    }
+
+    /// The last column on all others.
+    fn solve(found: &Covariance, penalty: f64) -> Result<Linear, RidgeError> {
+        let target = found.width - 1;
+        found.ridge(0..target, |_| penalty)?.solve(target, target)
     }
 
     fn column(rows: &[f32], width: usize, column: usize) -> Vec<f64> {
@@ -443,14 +438,14 @@ mod tests {
             row[7] = 0.5 * row[0] - 2.0 * row[4] + row[6] + 3.0;
         }
         let found = moments(&rows, width, 1);
-        let linear = found.solve(&[1e-9; 7], 7).expect("solvable");
+        let linear = solve(&found, 1e-9).expect("solvable");
         let expected = [0.5, 0.0, 0.0, 0.0, -2.0, 0.0, 1.0];
         for (got, expected) in linear.weights.iter().zip(expected) {
             assert!((got - expected).abs() <= 1e-4, "{:?}", linear.weights);
         }
         assert!((linear.bias - 3.0).abs() <= 1e-2, "bias {}", linear.bias);
 
-        let shrunk = found.solve(&[0.3; 7], 7).expect("solvable");
+        let shrunk = solve(&found, 0.3).expect("solvable");
         let errors = rows.chunks_exact(width).map(|row| {
             let value: f64 = shrunk.weights.iter().zip(row).map(|(weight, &x)| weight * f64::from(x)).sum();
             (value + shrunk.bias - f64::from(row[7])).powi(2)
@@ -461,9 +456,27 @@ mod tests {
     }
 
     #[test]
+    fn leading_parts_and_columns_taken_in_later_are_regressions_of_their_own() {
+        let found = moments(&rows(500, 9), 9, 1);
+        let penalty = |column: usize| 0.1 + column as f64;
+        let alone = |columns: &[usize]| {
+            let ridge = found.ridge(columns.iter().copied(), penalty).expect("factored");
+            ridge.solve(8, 8).expect("solved")
+        };
+        let mut ridge = found.ridge([0, 1, 2, 4], penalty).expect("factored");
+        let close = |got: Linear, expected: Linear| {
+            let pairs = got.weights.iter().zip(&expected.weights);
+            assert!(pairs.into_iter().all(|(got, expected)| (got - expected).abs() <= 1e-9), "{got:?} {expected:?}");
+        };
+        close(ridge.solve(2, 8).expect("solved"), alone(&[0, 1]));
+        ridge.extend([6], penalty(6)).expect("factored");
+        close(ridge.solve(8, 8).expect("solved"), alone(&[0, 1, 2, 4, 6]));
+    }
+
+    #[test]
     fn a_lone_feature_keeps_half_its_weight_at_penalty_one() {
         let rows: Vec<f32> = (0..100).flat_map(|i| [i as f32, 2.0 * i as f32]).collect();
-        let linear = moments(&rows, 2, 1).solve(&[1.0], 1).expect("solvable");
+        let linear = solve(&moments(&rows, 2, 1), 1.0).expect("solvable");
         assert!((linear.weights[0] - 1.0).abs() <= 1e-6, "{linear:?}");
     }
 
@@ -475,10 +488,12 @@ mod tests {
         assert_eq!(error.to_string(), "rows must have 2 finite columns; got NaN in column 1");
         moments.add(&[1.0, 2.0, 3.0, 4.0]).expect("finite rows");
         let found = moments.finish();
-        for (penalties, target) in [(vec![0.0], 1), (vec![f64::NAN], 1), (vec![1.0], 0), (vec![], 1), (vec![1.0], 2)] {
-            assert!(matches!(found.solve(&penalties, target), Err(RidgeError::Request { .. })));
+        for (penalty, columns, target) in
+            [(0.0, 0..1, 1), (f64::NAN, 0..1, 1), (1.0, 0..1, 0), (1.0, 0..0, 1), (1.0, 0..1, 2), (1.0, 0..3, 1)]
+        {
+            let solved = found.ridge(columns, |_| penalty).and_then(|ridge| ridge.solve(2, target));
+            assert!(matches!(solved, Err(RidgeError::Request { .. })), "{solved:?}");
         }
-        assert_eq!(factor(&mut [1.0, 0.0, 2.0, 1.0], 2), Err(1));
     }
 
     #[test]
@@ -490,7 +505,7 @@ mod tests {
         let found = moments(&rows, width, 2);
         let gram = start.elapsed().as_secs_f64();
         let start = std::time::Instant::now();
-        found.solve(&vec![0.1; width - 1], width - 1).expect("solvable");
+        solve(&found, 0.1).expect("solvable");
         let products = (count * width * width / 2) as f64;
         eprintln!(
             "{:.2} G products/s on 2 threads, {gram:.2} s; solve {:.2} s",

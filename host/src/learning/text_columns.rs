@@ -3,9 +3,15 @@
 //! A state's columns are the basis of [`TextTerm`](crate::model::heads::TextTerm), so that what a fit finds for them is that term's
 //! weights. Start at [`TextColumns::read`].
 
+use std::convert::Infallible;
+
 use super::rollouts::Rollout;
+use super::threads::on_threads;
 use crate::model::heads::text::{TextReading, basis, basis_width};
 use crate::token::{Token, Vocabulary, push_bytes, remaining_share};
+
+/// Rollouts that a thread reads at a time.
+const PART: usize = 64;
 
 /// Columns of the states of some rollouts, in their order.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,18 +22,24 @@ pub struct TextColumns {
 }
 
 impl TextColumns {
-    /// Reads all T + 1 states of each rollout, of responses with at most `token_limit` tokens.
-    pub fn read<'a>(
+    /// Reads all T + 1 states of each rollout, of responses with at most `token_limit` tokens, on threads.
+    pub fn read(
         reading: &dyn TextReading,
         vocabulary: &dyn Vocabulary,
-        rollouts: impl IntoIterator<Item = &'a Rollout>,
-        token_limit: usize,
+        rollouts: &[&Rollout],
+        (token_limit, threads): (usize, usize),
     ) -> Self {
-        let mut out = Self { width: basis_width(reading.count()), numbers: Vec::new() };
-        for rollout in rollouts {
-            out.push(reading, vocabulary, &rollout.tokens, token_limit);
-        }
-        out
+        let width = basis_width(reading.count());
+        let parts: Vec<&[&Rollout]> = rollouts.chunks(PART).collect();
+        let read = |at: usize| {
+            let mut part = Self { width, numbers: Vec::new() };
+            for rollout in parts[at] {
+                part.push(reading, vocabulary, &rollout.tokens, token_limit);
+            }
+            Ok::<_, Infallible>(part.numbers)
+        };
+        let Ok(numbers) = on_threads(parts.len(), threads, read);
+        Self { width, numbers: numbers.concat() }
     }
 
     fn push(&mut self, reading: &dyn TextReading, vocabulary: &dyn Vocabulary, tokens: &[Token], token_limit: usize) {

@@ -4,7 +4,8 @@
 //! coordinates every direction varies by about 1, except directions so weak that a small ridge leaves
 //! them below it. [`leading_directions`] is the truncated singular value decomposition such fits start from.
 
-use super::ridge::{Covariance, RidgeError, dot, factor, solve_lower, solve_upper};
+use super::cholesky::{Factor, dot};
+use super::ridge::{Covariance, RidgeError};
 use super::statistics::SplitMix;
 
 /// Share of a standardised feature's variance that is added before factoring: keeps directions that
@@ -21,8 +22,7 @@ pub struct Whitening {
     /// Features that vary, ascending.
     kept: Vec<usize>,
     deviations: Vec<f64>,
-    /// `[kept, kept]`, lower triangle.
-    factor: Vec<f64>,
+    factor: Factor,
 }
 
 impl Whitening {
@@ -30,16 +30,13 @@ impl Whitening {
     pub fn new(covariance: &Covariance, features: usize) -> Result<Self, RidgeError> {
         let deviations = covariance.deviations(features);
         let kept: Vec<usize> = (0..features).filter(|&feature| deviations[feature] > 0.0).collect();
-        let n = kept.len();
-        let mut matrix = vec![0.0; n * n];
-        for (i, &row) in kept.iter().enumerate() {
-            for (j, &column) in kept.iter().enumerate().take(i + 1) {
-                matrix[i * n + j] = covariance.at(row, column) / (deviations[row] * deviations[column]);
-            }
-            matrix[i * n + i] += RIDGE;
-        }
-        factor(&mut matrix, n).map_err(|column| RidgeError::Singular { column: kept[column] })?;
-        Ok(Self { kept, deviations, factor: matrix })
+        let entry = |row: usize, column: usize| {
+            let correlation =
+                covariance.at(kept[row], kept[column]) / (deviations[kept[row]] * deviations[kept[column]]);
+            correlation + if row == column { RIDGE } else { 0.0 }
+        };
+        let factor = Factor::of(kept.len(), entry).map_err(|at| RidgeError::Singular { column: kept[at] })?;
+        Ok(Self { kept, deviations, factor })
     }
 
     /// Whitened coordinates.
@@ -50,7 +47,7 @@ impl Whitening {
     /// The coordinates of a point, `[features]` → `[width]`.
     pub fn apply(&self, point: &[f64]) -> Vec<f64> {
         let mut out: Vec<f64> = self.kept.iter().map(|&feature| point[feature] / self.deviations[feature]).collect();
-        solve_lower(&self.factor, self.width(), &mut out);
+        self.factor.solve_lower(&mut out);
         out
     }
 
@@ -58,7 +55,7 @@ impl Whitening {
     /// whitened ones.
     pub fn raw_weights(&self, weights: &[f64]) -> Vec<f64> {
         let mut solved = weights.to_vec();
-        solve_upper(&self.factor, self.width(), &mut solved);
+        self.factor.solve_upper(&mut solved);
         let mut out = vec![0.0; self.deviations.len()];
         for (&feature, weight) in self.kept.iter().zip(solved) {
             out[feature] = weight / self.deviations[feature];

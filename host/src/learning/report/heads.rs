@@ -17,7 +17,7 @@ use super::diagnosis::{Judged, centred, diagnose, explained_by};
 use super::within_state::{self, Amount};
 use super::{Estimate, HeadReport};
 use crate::error::Error;
-use crate::host::Host;
+use crate::host::{Host, cores};
 use crate::learning::fitting::CollectError;
 use crate::model::heads::{Description, HeadFile, HeadWeights};
 use crate::token::Token;
@@ -118,8 +118,7 @@ pub fn judge<'a>(
 /// What a head reads off the text so far, at all states.
 fn text_of(host: &Host, head: &Description, groups: &[Vec<&Rollout>], token_limit: usize) -> Option<TextColumns> {
     let reading = rewards::reading(&head.text.as_ref()?.reward)?;
-    let all = groups.iter().flatten().copied();
-    Some(TextColumns::read(reading.as_ref(), host.tokenizer().as_ref(), all, token_limit))
+    Some(TextColumns::read(reading.as_ref(), host.tokenizer().as_ref(), &groups.concat(), (token_limit, cores())))
 }
 
 /// What rules that know less explain of the same targets.
