@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use vassal_kernels::{Device, LinearHead, ModelShape, PAGE_TOKENS, Plan, Row};
 
+use super::learn::SEQUENCES;
 use super::{ModelArguments, bench_engine, between, print, print_json};
 use crate::engine::{EngineOptions, Event, Response};
 use crate::error::Error;
@@ -58,7 +59,7 @@ const SAFETIES_TURNS: usize = 500;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
-    /// A decoding step: plain, 20 rows, look-ahead, prefill.
+    /// A decoding step: plain, 20 rows, look-ahead, prefill, many sequences.
     Decode(DecodeArguments),
     /// A sandboxed call, in turn over many live instances.
     Sandbox(SandboxArguments),
@@ -104,7 +105,7 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Error> {
 
 fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
     let options = arguments.model.resolve()?;
-    let engine = EngineOptions { sequences_max: 2, cache_tokens: 2048, ..EngineOptions::default() };
+    let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
     let options = HostOptions { engine: arguments.model.device.engine(engine), ..options };
     let mut host = Host::open_with(&options, |model, shape| {
         let layer = (shape.layers * 7).div_ceil(10);
@@ -119,25 +120,26 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
     };
     let (look_ahead, floored) = (with(&host, "0")?, with(&host, "0.01")?);
     let prompt = prefix(&host)?;
-    let mut times: [Vec<f64>; 5] = Default::default();
+    let mut times: [Vec<f64>; 6] = Default::default();
     let (mut rows_of_floor, mut policy_shares) = (Vec::new(), Vec::new());
     for round in 0..=arguments.rounds {
         let request = Request { prompt: prompt.clone(), seed: Some(round as u64), ..host.request("x")? };
         let plain = engine_ms(&mut host, &request)?.ms;
+        let batch = batch_ms(&mut host, &request)?;
         let rows20 = rows_ms(&mut host, &prompt)?;
         let ahead = engine_ms(&mut host, &Request { policies: vec![look_ahead.clone()], ..request.clone() })?;
         let floor = engine_ms(&mut host, &Request { policies: vec![floored.clone()], ..request })?;
         let prefill = prefill_ms(&mut host, &prompt)?;
         // The first round warms up.
         if round > 0 {
-            for (times, time) in times.iter_mut().zip([plain, rows20, ahead.ms, floor.ms, prefill]) {
+            for (times, time) in times.iter_mut().zip([plain, rows20, ahead.ms, floor.ms, prefill, batch]) {
                 times.push(time);
             }
             rows_of_floor.push(floor.forwards);
             policy_shares.push(ahead.policy_ms / ahead.ms);
         }
     }
-    let [plain, rows20, ahead, floor, prefill] = times.map(median);
+    let [plain, rows20, ahead, floor, prefill, batch] = times.map(median);
     let (floor_forwards, policy_share) = (median(rows_of_floor), median(policy_shares));
     let info = host.engine().device().info();
     if arguments.json {
@@ -145,6 +147,7 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
             "threads": info.threads, "isa": info.isa, "plain_ms": plain, "rows20_ms": rows20, "lookahead20_ms": ahead,
             "lookahead20_floor_ms": floor, "prefill512_ms": prefill, "head_layer": layer, "rounds": arguments.rounds,
             "lookahead20_floor_forwards": floor_forwards, "policy_share": policy_share,
+            "batch_sequences": SEQUENCES, "batch_step_ms": batch,
         }));
     } else {
         print(&format!(
@@ -154,6 +157,7 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
              look-ahead, {CANDIDATES} candidates to layer {layer}, a token {ahead:8.2}  ({:.2} x plain)\n\
              the same above 1 % base probability           {floor:8.2}  ({:.2} x plain)\n\
              prefill of {PREFILL_TOKENS} tokens                         {prefill:8.2}\n\
+             a step of {SEQUENCES} sequences, as in a rollout      {batch:8.2}  ({:.2} x the tokens a second of plain)\n\
              above the floor {floor_forwards:.1} forwards a token; the sandboxed policy takes {:.2} % of a look-ahead step\n",
             info.name,
             info.isa,
@@ -162,6 +166,7 @@ fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
             rows20 / plain,
             ahead / plain,
             floor / plain,
+            plain * SEQUENCES as f64 / batch,
             100.0 * policy_share
         ));
     }
@@ -216,6 +221,23 @@ fn response_of(host: &mut Host, request: &Request, tokens: usize) -> Result<(f64
             }
         }
     }
+}
+
+/// Milliseconds of a step in which [`SEQUENCES`] samples of one prompt get a token each, draws included.
+fn batch_ms(host: &mut Host, request: &Request) -> Result<f64, Error> {
+    let mut of = |tokens: usize| {
+        let mut request = host.validate(Request { max_tokens: Some(tokens), ..request.clone() })?;
+        request.end_of_text.clear();
+        let engine = host.engine();
+        engine.submit_samples(request, SEQUENCES)?;
+        let start = Instant::now();
+        while !engine.is_idle() {
+            engine.step()?;
+        }
+        Ok::<_, Error>(start.elapsed().as_secs_f64() * 1e3)
+    };
+    let (short, long) = (of(WARM_TOKENS)?, of(WARM_TOKENS + RUN_TOKENS)?);
+    Ok((long - short) / RUN_TOKENS as f64)
 }
 
 /// Milliseconds of 20 rows after the prefix (a tree of depth 1) through all layers, with one row of logits.

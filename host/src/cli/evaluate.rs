@@ -15,7 +15,7 @@ use super::{ModelArguments, complain, print, print_json};
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::files;
-use crate::host::{Host, HostOptions, hexadecimal};
+use crate::host::{Host, HostOptions, cores, hexadecimal};
 use crate::learning::decoding::use_with;
 use crate::learning::prompts::{Prompt, Split};
 use crate::learning::report::assemble::{Material, assemble};
@@ -316,6 +316,7 @@ fn judged_heads(
     let options = heads::Options {
         amount,
         candidates: arguments.candidates,
+        threads: runner.options.device.threads().unwrap_or_else(cores),
         token_limit: runner.max_tokens,
         seed: arguments.seeds.first().copied().unwrap_or(0),
     };

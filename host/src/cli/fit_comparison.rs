@@ -14,7 +14,7 @@ use super::learn::bar;
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::host::{Host, HostOptions};
-use crate::learning::fitting::{ComparisonHeads, FitError, FitOptions, Material};
+use crate::learning::fitting::{BothMoments, ComparisonHeads, FitError, FitOptions, Material};
 use crate::learning::look_ahead::ValueHead;
 use crate::learning::report::run::head_path;
 use crate::learning::rollouts::{RewardAbout, Rollouts};
@@ -44,9 +44,9 @@ impl Comparison<'_> {
     ///
     /// # Errors
     /// The engine's, the algebra's and the files'.
-    pub(super) fn fit(&self, material: &Material<'_>) -> Result<(), Error> {
+    pub(super) fn fit(&self, material: &Material<'_>, moments: &BothMoments) -> Result<(), Error> {
         complain("fitting the heads of ARGS and FUDGE");
-        let heads = material.comparison(self.fit.threads)?;
+        let heads = material.comparison(moments, self.fit.threads)?;
         let of = |head: fn(&ComparisonHeads) -> &ValueHead| {
             heads.iter().map(|heads| head(heads).clone()).collect::<Vec<_>>()
         };
@@ -64,12 +64,12 @@ impl Comparison<'_> {
         let progress = bar(self.rollouts.all.len(), "features");
         let told = |count: usize| progress.set_position(count as u64);
         let vocabulary = host.tokenizer().clone();
-        let texts = (self.prompts, vocabulary.as_ref() as &dyn Vocabulary);
-        let read = (layer, self.fit.threads);
-        let material = Material::collect(host.engine(), self.rollouts, texts, read, Some(material), told)?;
+        let known = (self.prompts, vocabulary.as_ref() as &dyn Vocabulary);
+        let at = (layer, self.fit.threads);
+        let material = Material::collect(host.engine(), self.rollouts, known, at, Some(material), told)?;
         progress.finish();
         drop(host);
-        let fitted = material.look_ahead(self.fit.threads)?;
+        let fitted = material.look_ahead(&material.moments(self.fit.threads)?, self.fit.threads)?;
         let heads: Vec<ValueHead> = fitted.iter().map(|fitted| fitted.head.clone()).collect();
         let explained: Vec<f64> = fitted.iter().map(|fitted| fitted.evaluation.explained).collect();
         self.write("value-model", layer, &material, &heads, &explained)

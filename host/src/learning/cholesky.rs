@@ -24,15 +24,14 @@ impl Factor {
     /// positive definite.
     pub fn of(n: usize, entry: impl Fn(usize, usize) -> f64) -> Result<Self, usize> {
         let mut out = Self { size: 0, rows: Vec::with_capacity(start(n)) };
-        let mut block: Vec<Vec<f64>> = Vec::new();
+        let row = |row: usize| (0..=row).map(|column| entry(row, column)).collect::<Vec<f64>>();
         while out.size + BLOCK <= n {
-            block.clear();
-            block.extend((out.size..out.size + BLOCK).map(|row| (0..=row).map(|column| entry(row, column)).collect()));
-            out.solve_block(&mut block);
             let solved = out.size;
-            block.drain(..).try_for_each(|row| out.push_from(solved, row))?;
+            let mut block: [Vec<f64>; BLOCK] = std::array::from_fn(|at| row(solved + at));
+            out.solve_block(&mut block);
+            block.into_iter().try_for_each(|row| out.push_from(solved, row))?;
         }
-        (out.size..n).try_for_each(|row| out.push((0..=row).map(|column| entry(row, column)).collect()))?;
+        (out.size..n).try_for_each(|at| out.push(row(at)))?;
         Ok(out)
     }
 
@@ -41,9 +40,10 @@ impl Factor {
         self.push_from(0, row)
     }
 
-    /// Columns.
-    pub fn size(&self) -> usize {
-        self.size
+    /// Takes all but the first `size` rows and columns out again.
+    pub fn truncate(&mut self, size: usize) {
+        self.size = self.size.min(size);
+        self.rows.truncate(start(self.size));
     }
 
     /// `vector = L⁻¹ vector` for the leading block of the vector's length.
@@ -74,8 +74,8 @@ impl Factor {
     }
 
     /// Solves the first `size` numbers of four rows.
-    fn solve_block(&self, rows: &mut [Vec<f64>]) {
-        let [a, b, c, d] = rows else { return };
+    fn solve_block(&self, rows: &mut [Vec<f64>; BLOCK]) {
+        let [a, b, c, d] = rows;
         for row in 0..self.size {
             let line = self.row(row);
             let products = four_dots([&a[..row], &b[..row], &c[..row], &d[..row]], &line[..row]);
@@ -87,6 +87,7 @@ impl Factor {
 
     fn push_from(&mut self, solved: usize, mut row: Vec<f64>) -> Result<(), usize> {
         let size = self.size;
+        debug_assert_eq!(row.len(), size + 1);
         let Some((last, before)) = row.split_last_mut() else { return Ok(()) };
         self.solve_lower_from(solved, before);
         let rest = *last - dot(before, before);
@@ -176,6 +177,8 @@ mod tests {
             grown.push((0..=row).map(|column| entry(row, column)).collect()).expect("positive definite");
         }
         assert_eq!(grown.rows, whole.rows);
+        grown.truncate(leading);
+        assert_eq!(grown.rows, Factor::of(leading, entry).expect("positive definite").rows);
         let wanted: Vec<f64> = (0..leading).map(|at| at as f64 - 5.0).collect();
         let mut solved: Vec<f64> =
             (0..leading).map(|row| (0..leading).map(|column| entry(row, column) * wanted[column]).sum()).collect();

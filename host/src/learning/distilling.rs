@@ -12,6 +12,7 @@ use super::fitting::{FitError, FitOptions, Material};
 use super::look_ahead::ValueHead;
 use super::one_pass;
 use super::quality::Spread;
+use super::ridge::Covariance;
 use super::rollouts::Rollout;
 use crate::engine::teacher::CandidateState;
 use crate::engine::{Engine, HeadId};
@@ -109,6 +110,7 @@ impl Material<'_> {
         (engine, vocabulary): (&mut Engine<D>, &dyn Vocabulary),
         candidates: &Candidates,
         (place, head): (usize, &ValueHead),
+        covariance: &Covariance,
         options: &FitOptions,
         name: &str,
     ) -> Result<Distilled, FitError> {
@@ -127,7 +129,7 @@ impl Material<'_> {
             one_pass::fit(
                 one_pass::Pairs { states: &self.learn, samples: &learn },
                 one_pass::Pairs { states: &self.tune, samples: &tune },
-                self.covariance(),
+                covariance,
                 &mut |token, out: &mut [f32]| out.copy_from_slice(row(token)),
                 one_pass::Options { rank, vocabulary: size, threads: options.threads, seed: options.seed },
             )

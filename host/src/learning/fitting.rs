@@ -14,7 +14,7 @@ use vassal_kernels::Device;
 use super::comparison;
 use super::features::{FeatureSource, FeaturesError, States};
 use super::look_ahead::{self, Columns, ValueHead};
-use super::penalties::{self, Wanted};
+use super::penalties::{self, Choice, Features};
 use super::prompts::Split;
 use super::quality::{self, Evaluation};
 use super::rewards;
@@ -92,7 +92,6 @@ pub struct Material<'a> {
     /// One a reward; none where it cannot be read off text.
     pub(super) texts: Vec<Option<Arc<RewardText>>>,
     pub(super) token_limit: usize,
-    moments: BothMoments,
 }
 
 /// A reward that is read off the text so far, at all states.
@@ -156,8 +155,8 @@ impl<D: Device> FeatureSource for Source<'_, D> {
 impl<'a> Material<'a> {
     /// Runs the learn and tune rollouts, which every reward has scored ([`Rollouts::scored_by`]), through the layers below `layer`, which
     /// the engine must tap; `prompts` gives each prompt id's tokens. Rewards that can be read off the text so far are, at every
-    /// state, with the tokens' texts by `vocabulary`, unless `other` material of the same rollouts has read them. `done` is told how many
-    /// rollouts there are.
+    /// state, with the tokens' texts by `vocabulary`. Where there is `other` material, of the same rollouts at another layer, its texts serve.
+    /// `done` is told how many rollouts there are.
     ///
     /// # Errors
     /// Too few rollouts, the engine's, and features that are no numbers.
@@ -197,11 +196,7 @@ impl<'a> Material<'a> {
             Some(other) => other.texts.clone(),
             None => rollouts.rewards.iter().map(read).collect(),
         };
-        let moments = BothMoments {
-            learn: moments((&learn_groups, &learn), &texts, |text| &text.learn, threads)?,
-            tune: moments((&tune_groups, &tune), &texts, |text| &text.tune, threads)?,
-        };
-        Ok(Self { learn_groups, tune_groups, learn, tune, texts, token_limit, moments })
+        Ok(Self { learn_groups, tune_groups, learn, tune, texts, token_limit })
     }
 
     /// What a head of reward `place` adds for the text so far, if anything.
@@ -219,9 +214,21 @@ impl<'a> Material<'a> {
         (self.learn_groups.len(), self.learn.rollouts())
     }
 
-    /// Second moments of the learn states: plain features in front, which [`Material::distil`] asks for.
-    pub fn covariance(&self) -> &Covariance {
-        &self.moments.learn
+    /// Sweeps all states once, for everything that is fitted to them.
+    ///
+    /// # Errors
+    /// The algebra's.
+    pub fn moments(&self, threads: usize) -> Result<BothMoments, FitError> {
+        let of = |groups, states, text: fn(&RewardText) -> &TextColumns| {
+            let mut targets = targets(groups, self.texts.len());
+            targets.extend(classes(&targets));
+            let texts: Vec<&TextColumns> = self.texts.iter().flatten().map(|all| text(all)).collect();
+            Ok::<_, FitError>(look_ahead::moments(states, &texts, &slices(&targets), threads)?)
+        };
+        Ok(BothMoments {
+            learn: of(&self.learn_groups, &self.learn, |text| &text.learn)?,
+            tune: of(&self.tune_groups, &self.tune, |text| &text.tune)?,
+        })
     }
 
     /// Fits a look-ahead head to each of the rollouts' rewards: of every choice of features, the one that explains most on tune
@@ -229,10 +236,10 @@ impl<'a> Material<'a> {
     ///
     /// # Errors
     /// The algebra's.
-    pub fn look_ahead(&self, threads: usize) -> Result<Vec<FittedLookAhead>, FitError> {
-        let choices: Vec<Vec<(&str, Wanted)>> = (0..self.texts.len()).map(|place| self.choices(place)).collect();
-        let wanted: Vec<Wanted> = choices.iter().flatten().map(|(_, wanted)| wanted.clone()).collect();
-        let mut fits = self.fits(&wanted, threads)?.into_iter();
+    pub fn look_ahead(&self, moments: &BothMoments, threads: usize) -> Result<Vec<FittedLookAhead>, FitError> {
+        let choices: Vec<Vec<(&str, Choice)>> = (0..self.texts.len()).map(|place| self.choices(place)).collect();
+        let all: Vec<Choice> = choices.iter().flatten().map(|(_, choice)| choice.clone()).collect();
+        let mut fits = self.fits(moments, &all, threads)?.into_iter();
         let tune_targets = targets(&self.tune_groups, self.texts.len());
         let mut fitted = Vec::new();
         for (place, choices) in choices.iter().enumerate() {
@@ -252,17 +259,22 @@ impl<'a> Material<'a> {
     }
 
     /// What a head of a reward may read.
-    fn choices(&self, place: usize) -> Vec<(&'static str, Wanted)> {
-        let wanted = |share, text| Wanted { share, text, target: self.target(place) };
-        let text = self.text_columns(place);
+    fn choices(&self, place: usize) -> Vec<(&'static str, Choice)> {
+        let choice = |features| Choice { features, target: self.target(place) };
         let mut choices = vec![
-            ("residual and running mean", wanted(false, 0..0)),
-            ("with the running mean times the used share", wanted(true, 0..0)),
+            ("residual and running mean", choice(Features::Plain)),
+            ("with the running mean times the used share", choice(Features::Share)),
         ];
-        if !text.is_empty() {
-            choices.push(("with the reward of the text so far", wanted(true, text)));
+        if let all @ Features::ShareAndText(_) = self.all_features(place) {
+            choices.push(("with the reward of the text so far", choice(all)));
         }
         choices
+    }
+
+    /// Everything that is known of a reward's states.
+    fn all_features(&self, place: usize) -> Features {
+        let text = self.text_columns(place);
+        if text.is_empty() { Features::Share } else { Features::ShareAndText(text) }
     }
 
     /// The columns of a reward's text among those of the moments; empty where it has none.
@@ -273,15 +285,15 @@ impl<'a> Material<'a> {
         first..first + width(&self.texts[place])
     }
 
-    /// The column of a reward among those of the moments.
+    /// The column of a reward among those of the moments; its classes' comes as many behind as there are rewards.
     fn target(&self, place: usize) -> usize {
-        self.moments.learn.width - 2 * self.texts.len() + place
+        let text: usize = (0..self.texts.len()).map(|place| self.text_columns(place).len()).sum();
+        Columns { hidden: self.learn.hidden() }.with_share() + text + place
     }
 
-    /// Fits what is wanted. Where too few responses ended, what an end is worth is not fitted but taken from the limit.
-    fn fits(&self, wanted: &[Wanted], threads: usize) -> Result<Vec<penalties::Fit>, FitError> {
-        let moments = (&self.moments.learn, &self.moments.tune);
-        let mut fits = penalties::fit(self.learn.hidden(), moments, wanted, threads)?;
+    /// Fits choices. Where too few responses ended, what an end is worth is not fitted but taken from the limit.
+    fn fits(&self, moments: &BothMoments, choices: &[Choice], threads: usize) -> Result<Vec<penalties::Fit>, FitError> {
+        let mut fits = penalties::fit(self.learn.hidden(), (&moments.learn, &moments.tune), choices, threads)?;
         let ended = self.learn_groups.iter().flatten().filter(|rollout| rollout.end == End::EndOfText).count();
         if ended < ENDS_MIN {
             let texts = fits.iter_mut().map(|fit| &mut fit.head.text).filter(|text| !text.is_empty());
@@ -294,13 +306,10 @@ impl<'a> Material<'a> {
     ///
     /// # Errors
     /// The algebra's.
-    pub fn comparison(&self, threads: usize) -> Result<Vec<ComparisonHeads>, FitError> {
+    pub fn comparison(&self, moments: &BothMoments, threads: usize) -> Result<Vec<ComparisonHeads>, FitError> {
         let rewards = self.texts.len();
-        let class = |place: usize| self.target(place) + rewards;
-        let wanted: Vec<Wanted> = (0..rewards)
-            .map(|place| Wanted { share: true, text: self.text_columns(place), target: class(place) })
-            .collect();
-        let discriminants = self.fits(&wanted, threads)?;
+        let of_class = |place| Choice { features: self.all_features(place), target: self.target(place) + rewards };
+        let discriminants = self.fits(moments, &(0..rewards).map(of_class).collect::<Vec<_>>(), threads)?;
         let args = self.args(threads)?;
         let good = classes(&targets(&self.tune_groups, rewards));
         let heads = discriminants.iter().zip(args).zip(&good).enumerate();
@@ -317,12 +326,16 @@ impl<'a> Material<'a> {
         let unread: Vec<usize> = (0..rewards).filter(|&place| self.texts[place].is_none()).collect();
         let mut fits = Vec::new();
         if !unread.is_empty() {
-            let (learn, tune) = (targets(&self.learn_groups, rewards), targets(&self.tune_groups, rewards));
-            let learn = look_ahead::end_moments(&self.learn, &slices(&learn), threads)?;
-            let tune = look_ahead::end_moments(&self.tune, &slices(&tune), threads)?;
-            let first = Columns { hidden }.with_share();
-            let wanted = unread.iter().map(|place| Wanted { share: false, text: 0..0, target: first + place });
-            fits = penalties::fit(hidden, (&learn, &tune), &wanted.collect::<Vec<_>>(), threads)?;
+            let ends = |groups, states| {
+                let targets = targets(groups, rewards);
+                let targets: Vec<&[f64]> = unread.iter().map(|&place| targets[place].as_slice()).collect();
+                look_ahead::end_moments(states, &targets, threads)
+            };
+            let (learn, tune) = (ends(&self.learn_groups, &self.learn)?, ends(&self.tune_groups, &self.tune)?);
+            let first = Columns { hidden }.plain();
+            let choice = |at| Choice { features: Features::Plain, target: first + at };
+            let choices: Vec<Choice> = (0..unread.len()).map(choice).collect();
+            fits = penalties::fit(hidden, (&learn, &tune), &choices, threads)?;
         }
         let mut fits = fits.into_iter();
         let of = |text: &Option<Arc<RewardText>>| match text {
@@ -333,26 +346,14 @@ impl<'a> Material<'a> {
     }
 }
 
-/// Moments of both splits: features of all layouts, every reward's text columns, every reward's targets, and its classes.
-struct BothMoments {
-    learn: Covariance,
+/// Second moments of both splits' states: [`Columns`], every reward's text columns, every reward's targets, and its classes.
+pub struct BothMoments {
+    /// Its plain features in front are what [`Material::distil`] asks for.
+    pub learn: Covariance,
     tune: Covariance,
 }
 
-/// Those of a split.
-fn moments(
-    (groups, states): (&[Vec<&Rollout>], &States),
-    texts: &[Option<Arc<RewardText>>],
-    of: fn(&RewardText) -> &TextColumns,
-    threads: usize,
-) -> Result<Covariance, FitError> {
-    let mut targets = targets(groups, texts.len());
-    targets.extend(classes(&targets));
-    let texts: Vec<&TextColumns> = texts.iter().flatten().map(|text| of(text)).collect();
-    Ok(look_ahead::moments(states, &texts, &slices(&targets), threads)?)
-}
-
-/// Of each reward's centred targets.
+/// [`comparison::classes`] of each reward's centred targets.
 fn classes(targets: &[Vec<f64>]) -> Vec<Vec<f64>> {
     targets.iter().map(|targets| comparison::classes(targets)).collect()
 }

@@ -20,7 +20,7 @@ use std::ops::Range;
 use vassal_kernels::LinearHead;
 
 use super::features::States;
-use super::penalties::Wanted;
+use super::penalties::Features;
 use super::ridge::{Covariance, Linear, Moments, RidgeError};
 use super::text_columns::TextColumns;
 
@@ -64,11 +64,15 @@ impl Columns {
     }
 
     /// The head with a solution's weights.
-    pub(super) fn head(self, linear: &Linear, wanted: &Wanted) -> ValueHead {
+    pub(super) fn head(self, linear: &Linear, features: &Features) -> ValueHead {
         let part =
             |range: Range<usize>| linear.weights[range].iter().map(|&weight| weight as f32).collect::<Vec<f32>>();
-        let share = if wanted.share { part(self.plain()..self.with_share()) } else { Vec::new() };
-        let text = part(wanted.text.clone());
+        let (share, text) = match features {
+            Features::Plain => (0..0, 0..0),
+            Features::Share => (self.plain()..self.with_share(), 0..0),
+            Features::ShareAndText(text) => (self.plain()..self.with_share(), text.clone()),
+        };
+        let (share, text) = (part(share), part(text));
         let linear = LinearHead {
             tap: 0,
             residual: part(0..self.hidden),
@@ -89,17 +93,19 @@ pub fn moments(
     targets: &[&[f64]],
     threads: usize,
 ) -> Result<Covariance, RidgeError> {
-    moments_from(|_| 0, (states, texts), targets, threads)
+    let columns = Columns { hidden: states.hidden() };
+    moments_from((|_| 0, columns.with_share()), (states, texts), targets, threads)
 }
 
-/// The same of the end states alone, without text: what a reward model of finished responses is fitted on.
+/// The same of the end states' plain columns alone: what a reward model of finished responses is fitted on.
 pub fn end_moments(states: &States, targets: &[&[f64]], threads: usize) -> Result<Covariance, RidgeError> {
-    moments_from(|count| count - 1, (states, &[]), targets, threads)
+    let columns = Columns { hidden: states.hidden() };
+    moments_from((|count| count - 1, columns.plain()), (states, &[]), targets, threads)
 }
 
-/// `first` says with which of a rollout's so many states to begin.
+/// `first` says with which of a rollout's so many states to begin, `end` with which column those of hidden states end.
 fn moments_from(
-    first: impl Fn(usize) -> usize,
+    (first, end): (impl Fn(usize) -> usize, usize),
     (states, texts): (&States, &[&TextColumns]),
     targets: &[&[f64]],
     threads: usize,
@@ -112,14 +118,16 @@ fn moments_from(
     }
     let columns = Columns { hidden: states.hidden() };
     let of_text: usize = texts.iter().map(|text| text.width()).sum();
-    let mut moments = Moments::new(columns.with_share() + of_text + targets.len(), threads);
+    let mut moments = Moments::new(end + of_text + targets.len(), threads);
     let (mut rows, mut portion) = (Vec::new(), Vec::new());
     for rollout in 0..states.rollouts() {
         states.rows(rollout, &mut rows);
         portion.clear();
         let first = first(states.range(rollout).len());
         for (state, row) in states.range(rollout).zip(rows.chunks_exact(states.width())).skip(first) {
+            let start = portion.len();
             columns.extend(row, &mut portion);
+            portion.truncate(start + end);
             texts.iter().for_each(|text| portion.extend_from_slice(text.of(state)));
             portion.extend(targets.iter().map(|target| target[rollout] as f32));
         }
@@ -131,7 +139,7 @@ fn moments_from(
 /// A look-ahead head: what it reads off hidden states, and off the text so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ValueHead {
-    /// Its tap is 0 until an engine knows better. `share` is empty in the plain layout.
+    /// Its tap is 0 until an engine knows better. `share` is empty where it reads none.
     pub linear: LinearHead,
     /// Weights of text columns; empty where it reads none.
     pub text: Vec<f32>,
@@ -175,7 +183,7 @@ pub fn values(head: &LinearHead, rows: &[f32], out: &mut Vec<f64>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::penalties::fit;
+    use super::super::penalties::{Choice, fit};
     use super::super::quality::evaluate;
     use super::*;
 
@@ -227,19 +235,19 @@ mod tests {
         let other = vec![0.5; learn_targets.len()];
         let learned = moments(&learn, &[], &[&other, &learn_targets], 2).expect("fits");
         let tuned = moments(&tune, &[], &[&other[..tune_targets.len()], &tune_targets], 2).expect("fits");
-        let fitted = |share| {
-            let wanted = Wanted { share, text: 0..0, target: Columns { hidden: HIDDEN }.with_share() + 1 };
-            let fit = fit(HIDDEN, (&learned, &tuned), &[wanted], 2).expect("solvable").remove(0);
+        let fitted = |features| {
+            let choice = Choice { features, target: Columns { hidden: HIDDEN }.with_share() + 1 };
+            let fit = fit(HIDDEN, (&learned, &tuned), &[choice], 2).expect("solvable").remove(0);
             let found = evaluate(&fit.head, (&tune, None), &tune_targets, 6, 3);
             assert!((found.explained - fit.explained).abs() <= 1e-3, "{} and {}", found.explained, fit.explained);
             assert!(found.mean_change.abs() <= 0.02 && found.deviation_of_change > 0.05, "{found:?}");
             (fit.head.linear, found.explained_by_position)
         };
         // The planted V is the mean times the used share, which the plain features only approach.
-        let (weights, plain) = fitted(false);
+        let (weights, plain) = fitted(Features::Plain);
         assert!(weights.share.is_empty());
         assert!(weights.mean[1] > 4.0 * weights.mean[2].abs(), "{weights:?}");
-        let (weights, shared) = fitted(true);
+        let (weights, shared) = fitted(Features::Share);
         assert!(weights.share[1] > 0.5 && weights.share[1] > 4.0 * weights.share[2].abs(), "{weights:?}");
         assert!(shared[0] < 0.05 && shared[3] > 0.6 && shared[3] > plain[3] + 0.1, "{plain:?} {shared:?}");
     }

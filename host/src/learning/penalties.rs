@@ -16,13 +16,22 @@ pub const PENALTIES: [f64; 10] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 
 /// The penalty of text columns: they are few, and a reward's own numbers.
 const TEXT_PENALTY: f64 = 1e-4;
 
+/// Which of [`Columns`] a head reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Features {
+    /// Residual, running mean and remaining share.
+    Plain,
+    /// These, and the running mean times the used share.
+    Share,
+    /// These, and some columns of text.
+    ShareAndText(Range<usize>),
+}
+
 /// A choice of features for a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Whether the running mean times the used share is among them.
-    pub share: bool,
-    /// Which text columns are; may be empty.
-    pub text: Range<usize>,
+pub struct Choice {
+    /// What is read.
+    pub features: Features,
     /// The column to explain.
     pub target: usize,
 }
@@ -32,51 +41,46 @@ pub struct Wanted {
 pub struct Fit {
     /// The head.
     pub head: ValueHead,
-    /// Penalties of the residual, of the running mean, and of the share (unused in the plain layout). The
+    /// Penalties of the residual, of the running mean, and of the share (unused where it is not read). The
     /// remaining share of the limit has the running mean's; text columns have their own, always the same.
     pub penalties: [f64; 3],
     /// Share of the tune targets' variance explained, over all states.
     pub explained: f64,
 }
 
-/// Fits a head for everything that is wanted, with penalties chosen by their error on `tune`: first one for all groups of features,
-/// which is factored once for all that is wanted, then each group's in turn, twice, as long as it gets better. `threads` do
-/// not change the result, nor does what else is wanted.
+/// Fits a head for every choice, with penalties chosen by their error on `tune`: first one for all groups of features, then each group's
+/// in turn, twice, as long as it gets better. `threads` do not change the result.
 ///
 /// # Errors
 /// Moments that do not belong together, and the algebra's.
 pub fn fit(
     hidden: usize,
     (learn, tune): (&Covariance, &Covariance),
-    wanted: &[Wanted],
+    choices: &[Choice],
     threads: usize,
 ) -> Result<Vec<Fit>, RidgeError> {
     let columns = Columns { hidden };
-    let least = wanted.iter().map(|wanted| wanted.target).fold(columns.with_share(), usize::max);
+    let least = choices.iter().map(|choice| choice.target).fold(columns.plain(), usize::max);
     if learn.width != tune.width || least >= learn.width {
         let expected = format!("wider than {least} columns, alike for both splits");
         let got = format!("{} and {}", learn.width, tune.width);
         return Err(RidgeError::Request { what: "moments", expected, got });
     }
     let fitting = Fitting { columns, learn, tune };
-    let share = wanted.iter().any(|wanted| wanted.share);
-    let uniform = on_threads(PENALTIES.len(), threads, |at| {
-        let penalties = [PENALTIES[at]; 3];
-        let ridge = fitting.ridge(share, penalties)?;
-        let attempts = wanted.iter().map(|wanted| fitting.attempt(ridge.as_ref(), wanted, penalties));
-        attempts.collect::<Result<Vec<_>, _>>()
-    })?;
-    on_threads(wanted.len(), threads, |place| {
+    let uniform = on_threads(PENALTIES.len(), threads, |at| fitting.uniform(choices, PENALTIES[at]));
+    let uniform = uniform.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let fits = on_threads(choices.len(), threads, |place| {
         let first = uniform.iter().filter_map(|attempts| attempts[place].as_ref());
         let Some(first) = first.min_by(|left, right| left.error.total_cmp(&right.error)) else {
             return Err(RidgeError::Singular { column: 0 });
         };
-        let Attempt { error, penalties, linear } = fitting.search(first.clone(), &wanted[place])?;
-        let target = wanted[place].target;
-        let power = tune.at(target, target) + tune.mean[target] * tune.mean[target];
+        let Choice { features, target } = &choices[place];
+        let Attempt { error, penalties, linear } = fitting.search(first.clone(), &choices[place])?;
+        let power = tune.at(*target, *target) + tune.mean[*target] * tune.mean[*target];
         let explained = if power > 0.0 { 1.0 - error / power } else { 0.0 };
-        Ok(Fit { head: columns.head(&linear, &wanted[place]), penalties, explained })
-    })
+        Ok(Fit { head: columns.head(&linear, features), penalties, explained })
+    });
+    fits.into_iter().collect()
 }
 
 #[derive(Clone)]
@@ -93,6 +97,23 @@ struct Fitting<'a> {
 }
 
 impl<'a> Fitting<'a> {
+    /// Every choice with one penalty for all groups of features.
+    fn uniform(&self, choices: &[Choice], penalty: f64) -> Result<Vec<Option<Attempt>>, RidgeError> {
+        let penalties = [penalty; 3];
+        let has_share = |choice: &Choice| choice.features != Features::Plain;
+        let mut whole = match choices.iter().any(has_share) {
+            true => self.ridge(true, penalties)?,
+            false => None,
+        };
+        // Where the whole is singular its leading part need not be.
+        let mut plain = if whole.is_none() { self.ridge(false, penalties)? } else { None };
+        let attempt = |choice| {
+            let ridge = if has_share(choice) || whole.is_some() { &mut whole } else { &mut plain };
+            self.attempt(ridge.as_mut(), choice, penalties)
+        };
+        choices.iter().map(attempt).collect()
+    }
+
     /// The regressions on all features but those of text; none where the penalties are too small for these rows.
     fn ridge(&self, share: bool, penalties: [f64; 3]) -> Result<Option<Ridge<'a>>, RidgeError> {
         let Columns { hidden } = self.columns;
@@ -105,27 +126,35 @@ impl<'a> Fitting<'a> {
         if_regular(self.learn.ridge(0..end, penalty))
     }
 
+    /// Leaves the ridge as it was.
     fn attempt(
         &self,
-        ridge: Option<&Ridge<'_>>,
-        wanted: &Wanted,
+        ridge: Option<&mut Ridge<'_>>,
+        Choice { features, target }: &Choice,
         penalties: [f64; 3],
     ) -> Result<Option<Attempt>, RidgeError> {
         let Some(ridge) = ridge else { return Ok(None) };
-        let linear = if wanted.text.is_empty() {
-            ridge.solve(if wanted.share { self.columns.with_share() } else { self.columns.plain() }, wanted.target)?
-        } else {
-            let mut with_text = ridge.clone();
-            let Some(()) = if_regular(with_text.extend(wanted.text.clone(), TEXT_PENALTY))? else { return Ok(None) };
-            with_text.solve(wanted.text.end, wanted.target)?
+        let linear = match features {
+            Features::Plain => Some(ridge.solve(self.columns.plain(), *target)?),
+            Features::Share => Some(ridge.solve(self.columns.with_share(), *target)?),
+            Features::ShareAndText(text) => {
+                let before = ridge.columns();
+                let solved = ridge.extend(text.clone(), TEXT_PENALTY).and_then(|()| ridge.solve(text.end, *target));
+                ridge.truncate(before);
+                if_regular(solved)?
+            }
         };
-        Ok(Some(Attempt { error: self.tune.fit_error(&linear, wanted.target), penalties, linear }))
+        let attempt = |linear| Attempt { error: self.tune.fit_error(&linear, *target), penalties, linear };
+        Ok(linear.map(attempt))
     }
 
     /// Goes on from one penalty for all groups, a group at a time and a step at a time, as long as the error falls.
-    fn search(&self, first: Attempt, wanted: &Wanted) -> Result<Attempt, RidgeError> {
-        let groups = 2 + usize::from(wanted.share);
-        let (mut best, mut tried) = (first, Vec::new());
+    fn search(&self, first: Attempt, choice: &Choice) -> Result<Attempt, RidgeError> {
+        let share = choice.features != Features::Plain;
+        let groups = 2 + usize::from(share);
+        // None of these is better than the first.
+        let mut tried = PENALTIES.map(|penalty| [penalty; 3]).to_vec();
+        let mut best = first;
         for group in (0..groups).rev().cycle().take(2 * groups) {
             for up in [false, true] {
                 while let Some(penalty) = neighbour(best.penalties[group], up) {
@@ -135,8 +164,8 @@ impl<'a> Fitting<'a> {
                         break;
                     }
                     tried.push(penalties);
-                    let ridge = self.ridge(wanted.share, penalties)?;
-                    match self.attempt(ridge.as_ref(), wanted, penalties)? {
+                    let mut ridge = self.ridge(share, penalties)?;
+                    match self.attempt(ridge.as_mut(), choice, penalties)? {
                         Some(next) if next.error < best.error => best = next,
                         _ => break,
                     }
@@ -162,5 +191,84 @@ fn if_regular<T>(result: Result<T, RidgeError>) -> Result<Option<T>, RidgeError>
         Ok(value) => Ok(Some(value)),
         Err(RidgeError::Singular { .. }) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ridge::Moments;
+    use super::super::statistics::SplitMix;
+    use super::*;
+
+    const HIDDEN: usize = 4;
+
+    /// Rows of [`Columns`], with two rewards' text columns, two and three, and a target for each: a weak function of the first residual and a
+    /// strong one of a text column of its own.
+    fn moments(seed: u64, rows: usize) -> Covariance {
+        let mut random = SplitMix::new(seed);
+        let columns = Columns { hidden: HIDDEN };
+        let mut moments = Moments::new(columns.with_share() + 5 + 2, 1);
+        for _ in 0..rows {
+            let mut row: Vec<f32> = (0..columns.with_share() + 5).map(|_| random.unit() as f32 - 0.5).collect();
+            let text = columns.with_share();
+            let noise = |random: &mut SplitMix| 0.3 * (random.unit() as f32 - 0.5);
+            let first = 0.2 * row[0] + row[text + 1] + noise(&mut random);
+            let second = 0.2 * row[0] + row[HIDDEN] - 2.0 * row[text + 3] + noise(&mut random);
+            row.extend([first, second]);
+            moments.add(&row).expect("a row");
+        }
+        moments.finish()
+    }
+
+    fn choices() -> Vec<Choice> {
+        let text = Columns { hidden: HIDDEN }.with_share();
+        let of = |features, reward: usize| Choice { features, target: text + 5 + reward };
+        vec![
+            of(Features::Plain, 0),
+            of(Features::Share, 1),
+            of(Features::ShareAndText(text..text + 2), 0),
+            of(Features::ShareAndText(text + 2..text + 5), 1),
+        ]
+    }
+
+    #[test]
+    fn each_reward_reads_its_own_text() {
+        let (learn, tune) = (moments(1, 2_000), moments(2, 500));
+        let fits = fit(HIDDEN, (&learn, &tune), &choices(), 2).expect("solvable");
+        assert!(fits[0].head.text.is_empty() && fits[1].head.text.is_empty());
+        let close = |got: f32, planted: f32| assert!((got - planted).abs() < 0.05, "{got} for {planted}");
+        fits[2].head.text.iter().zip([0.0, 1.0]).for_each(|(&got, planted)| close(got, planted));
+        fits[3].head.text.iter().zip([0.0, -2.0, 0.0]).for_each(|(&got, planted)| close(got, planted));
+        close(fits[3].head.linear.mean[0], 1.0);
+        assert!(fits[2].explained > 0.85 && fits[3].explained > 0.9, "{fits:?}");
+        assert!(fits[0].explained < 0.1 && fits[1].explained < 0.3, "{fits:?}");
+    }
+
+    #[test]
+    fn neither_threads_nor_company_change_a_choice_and_a_search_is_no_worse_than_its_start() {
+        let (learn, tune) = (moments(3, 60), moments(4, 60));
+        let together = fit(HIDDEN, (&learn, &tune), &choices(), 3).expect("solvable");
+        let fitting = Fitting { columns: Columns { hidden: HIDDEN }, learn: &learn, tune: &tune };
+        for (choice, together) in choices().iter().zip(&together) {
+            let alone = fit(HIDDEN, (&learn, &tune), std::slice::from_ref(choice), 1).expect("solvable");
+            assert_eq!(&alone[0], together);
+            for penalty in PENALTIES {
+                let attempt = fitting.uniform(std::slice::from_ref(choice), penalty).expect("solvable").remove(0);
+                let power = tune.at(choice.target, choice.target) + tune.mean[choice.target].powi(2);
+                let explained = 1.0 - attempt.expect("regular").error / power;
+                assert!(explained <= together.explained + 1e-12, "{penalty}: {explained} for {together:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn moments_must_belong_together() {
+        let (learn, tune) = (moments(1, 9), moments(2, 9));
+        let beyond = [Choice { features: Features::Plain, target: learn.width }];
+        let error = fit(HIDDEN, (&learn, &tune), &beyond, 1).expect_err("no such column").to_string();
+        assert_eq!(
+            error,
+            "ridge regression: moments must be wider than 20 columns, alike for both splits, got 20 and 20"
+        );
     }
 }

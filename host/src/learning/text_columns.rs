@@ -3,8 +3,6 @@
 //! A state's columns are the basis of [`TextTerm`](crate::model::heads::TextTerm), so that what a fit finds for them is that term's
 //! weights. Start at [`TextColumns::read`].
 
-use std::convert::Infallible;
-
 use super::rollouts::Rollout;
 use super::threads::on_threads;
 use crate::model::heads::text::{TextReading, basis, basis_width};
@@ -36,10 +34,9 @@ impl TextColumns {
             for rollout in parts[at] {
                 part.push(reading, vocabulary, &rollout.tokens, token_limit);
             }
-            Ok::<_, Infallible>(part.numbers)
+            part.numbers
         };
-        let Ok(numbers) = on_threads(parts.len(), threads, read);
-        Self { width, numbers: numbers.concat() }
+        Self { width, numbers: on_threads(parts.len(), threads, read).concat() }
     }
 
     fn push(&mut self, reading: &dyn TextReading, vocabulary: &dyn Vocabulary, tokens: &[Token], token_limit: usize) {
@@ -70,5 +67,65 @@ impl TextColumns {
     /// Of a state, `[width]`.
     pub fn of(&self, state: usize) -> &[f32] {
         &self.numbers[state * self.width..][..self.width]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::prompts::Split;
+    use super::super::rewards;
+    use super::super::rollouts::End;
+    use super::*;
+
+    /// A word a token; the last one ends a response.
+    struct Words(Vec<&'static str>);
+
+    impl Vocabulary for Words {
+        fn size(&self) -> usize {
+            self.0.len()
+        }
+
+        fn bytes(&self, token: Token) -> &[u8] {
+            self.0[token as usize].as_bytes()
+        }
+
+        fn is_special(&self, token: Token) -> bool {
+            token + 1 == self.0.len() as Token
+        }
+
+        fn tokens(&self, _: &str) -> Vec<Token> {
+            Vec::new()
+        }
+
+        fn end_of_text(&self) -> &[Token] {
+            &[3]
+        }
+    }
+
+    #[test]
+    fn rollouts_are_read_in_order_on_any_number_of_threads() {
+        let words = Words(vec!["good ", "bad ", "day. ", ""]);
+        let rollout = |place: usize| Rollout {
+            id: "a".into(),
+            prompt: "a".into(),
+            split: Split::Learn,
+            sample: place as u32,
+            tokens: (0..place % 5).map(|at| ((place + at) % 3) as Token).chain([3]).collect(),
+            text: String::new(),
+            end: End::EndOfText,
+            scores: Vec::new(),
+        };
+        // More than three threads' parts.
+        let rollouts: Vec<Rollout> = (0..3 * PART + 5).map(rollout).collect();
+        let all: Vec<&Rollout> = rollouts.iter().collect();
+        let reading = rewards::reading("sentiment 1").expect("a reading");
+        let read = |all: &[&Rollout], threads| TextColumns::read(reading.as_ref(), &words, all, (8, threads));
+        let whole = read(&all, 1);
+        assert_eq!(read(&all, 3), whole);
+        assert_eq!(whole.numbers.len(), whole.width() * all.iter().map(|one| one.tokens.len() + 1).sum::<usize>());
+        let (last, before) = all.split_last().expect("some");
+        let start = read(before, 2).numbers.len();
+        assert_eq!(read(&[last], 1).numbers, whole.numbers[start..]);
+        assert_ne!(read(&[&rollouts[1]], 1), read(&[&rollouts[2]], 1), "texts differ");
     }
 }

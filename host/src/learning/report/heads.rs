@@ -17,7 +17,7 @@ use super::diagnosis::{Judged, centred, diagnose, explained_by};
 use super::within_state::{self, Amount};
 use super::{Estimate, HeadReport};
 use crate::error::Error;
-use crate::host::{Host, cores};
+use crate::host::Host;
 use crate::learning::fitting::CollectError;
 use crate::model::heads::{Description, HeadFile, HeadWeights};
 use crate::token::Token;
@@ -32,6 +32,8 @@ pub struct Options {
     pub amount: Amount,
     /// Candidates of a step.
     pub candidates: usize,
+    /// Threads that texts are read on.
+    pub threads: usize,
     /// Response tokens at most.
     pub token_limit: usize,
     /// Fixes choices and intervals.
@@ -90,7 +92,7 @@ pub fn judge<'a>(
             token_limit: options.token_limit,
             seed: options.seed,
         };
-        let text = text_of(host, description, &groups, options.token_limit);
+        let text = text_of(host, description, &groups, (options.token_limit, options.threads));
         let weights = description.text.as_ref().map_or_else(Vec::new, |term| term.weights.clone());
         let head = ValueHead { linear: head.clone(), text: weights };
         let found = diagnose(&head, text.as_ref(), &judged);
@@ -115,10 +117,10 @@ pub fn judge<'a>(
     Ok(reports)
 }
 
-/// What a head reads off the text so far, at all states.
-fn text_of(host: &Host, head: &Description, groups: &[Vec<&Rollout>], token_limit: usize) -> Option<TextColumns> {
+/// What a head reads off the text so far, at all states; `limits` are the token limit and threads.
+fn text_of(host: &Host, head: &Description, groups: &[Vec<&Rollout>], limits: (usize, usize)) -> Option<TextColumns> {
     let reading = rewards::reading(&head.text.as_ref()?.reward)?;
-    Some(TextColumns::read(reading.as_ref(), host.tokenizer().as_ref(), &groups.concat(), (token_limit, cores())))
+    Some(TextColumns::read(reading.as_ref(), host.tokenizer().as_ref(), &groups.concat(), limits))
 }
 
 /// What rules that know less explain of the same targets.
