@@ -21,8 +21,9 @@ use crate::learning::fitting::{FitOptions, FittedLookAhead, Material};
 use crate::learning::prompts::{Prompt, PromptSet, Split};
 use crate::learning::report::run::head_path;
 use crate::learning::rollouts::{Header, RewardAbout, Rollouts};
+use crate::learning::threads::on_threads;
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
-use crate::token::Vocabulary;
+use crate::token::{Token, Vocabulary};
 
 /// Dials whose KL a head's file tells. Between them the root of KL, about linear in the dial, is interpolated; the look-ahead ones
 /// take a quarter of the time of a fit.
@@ -185,17 +186,17 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     let candidates =
         material.candidates(host.engine(), &prompts, &fit_options, |count| progress.set_position(count as u64))?;
     progress.finish();
+    let all: Vec<Token> = (0..shape.vocabulary as Token).collect();
+    let embeddings = host.engine().embeddings(&all)?;
+    drop(host);
+    complain("distilling one-pass heads");
+    let distilled = on_threads(rewards.len(), fit_options.threads, |place| {
+        let (known, head) = ((&embeddings[..], vocabulary.as_ref() as &dyn Vocabulary), (place, &fitted[place].head));
+        material.distil(known, &candidates, head, &moments.learn, &fit_options, &rewards[place].name)
+    });
     let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
-    for (place, reward) in rewards.iter().enumerate() {
-        complain(&format!("distilling the one-pass head of {}", reward.name));
-        let distilled = material.distil(
-            (host.engine(), vocabulary.as_ref()),
-            &candidates,
-            (place, &fitted[place].head),
-            &moments.learn,
-            &fit_options,
-            &reward.name,
-        )?;
+    for (place, (reward, distilled)) in rewards.iter().zip(distilled).enumerate() {
+        let distilled = distilled?;
         complain(&format!(
             "{}: spread {:.4}; one-pass explains {:.3} within states beside the text (token bias alone {:.3}), spread {:.4}",
             reward.name,
@@ -216,7 +217,6 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
         description.text = material.term(place, &fitted[place].head);
         one_pass.push(HeadFile { description, weights: HeadWeights::OnePass(distilled.fit.head) });
     }
-    drop(host);
 
     let files = [(HeadKind::LookAhead, look_ahead_files(&spreads)), (HeadKind::OnePass, one_pass)];
     write_with_dials(files, out, (&set, arguments.seed), &with_engine)?;

@@ -99,26 +99,25 @@ impl Material<'_> {
         (0..engine.head_count()).map(of).collect()
     }
 
-    /// Distils head `place` of the engine's, which adds nothing for the text, into a one-pass head; `head` is the same with what it adds.
+    /// Distils head `place` of those that valued the candidates, which add nothing for the text, into a one-pass head; `head` is the same with
+    /// what it adds. `embeddings` are those of all tokens, `[V, H]`.
     /// That is known without a row, so the one-pass head adds it too and learns the rest. The look-ahead head's spread comes
     /// back beside it, and the one-pass head's own, both over the tune prompts' candidates and with the text.
     ///
     /// # Errors
     /// The algebra's, and [`FitError::NoSpread`].
-    pub fn distil<D: Device>(
+    pub fn distil(
         &self,
-        (engine, vocabulary): (&mut Engine<D>, &dyn Vocabulary),
+        (embeddings, vocabulary): (&[f32], &dyn Vocabulary),
         candidates: &Candidates,
         (place, head): (usize, &ValueHead),
         covariance: &Covariance,
         options: &FitOptions,
         name: &str,
     ) -> Result<Distilled, FitError> {
-        let hidden = engine.hidden();
-        let size = engine.vocabulary_size();
-        let all: Vec<Token> = (0..size as Token).collect();
-        let table = engine.embeddings(&all)?;
-        let row = |token: u32| &table[token as usize * hidden..][..hidden];
+        let hidden = self.learn.hidden();
+        let size = embeddings.len() / hidden;
+        let row = |token: u32| &embeddings[token as usize * hidden..][..hidden];
         let added = |valued: &[ValuedState]| -> Vec<Vec<f32>> {
             valued.iter().map(|state| self.added(place, head, vocabulary, state)).collect()
         };
@@ -147,7 +146,8 @@ impl Material<'_> {
             let with_text = |(value, added): (f32, &f32)| value + added;
             let look_ahead: Vec<f32> = valued.values[place].iter().copied().zip(added).map(with_text).collect();
             spread.add(&look_ahead, &probabilities);
-            let one_pass = |&token: &Token| one_pass::value(&found.head, &valued.features, token, row(token)) as f32;
+            let state = one_pass::projections(&found.head, &valued.features);
+            let one_pass = |&token: &Token| one_pass::value(&found.head, &state, token, row(token)) as f32;
             let one_pass: Vec<f32> = valued.top.tokens.iter().map(one_pass).zip(added).map(with_text).collect();
             own.add(&one_pass, &probabilities);
         }

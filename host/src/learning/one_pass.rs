@@ -22,6 +22,7 @@ use super::bilinear::{Design, Penalty, Solution};
 use super::features::States;
 use super::look_ahead;
 use super::ridge::{Covariance, Moments, RidgeError};
+use super::threads::on_threads;
 use super::whitening::{Whitening, leading_directions};
 
 /// Shares of the rank that each stage adds.
@@ -33,6 +34,9 @@ const MATRIX_PENALTIES: [f64; 8] = [30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01];
 
 /// Penalties on token biases that are tried, falling, in samples.
 const BIAS_PENALTIES: [f64; 5] = [300.0, 100.0, 30.0, 10.0, 3.0];
+
+/// Rows of a cross moment that are summed together.
+const CROSS_ROWS: usize = 16;
 
 /// Penalties while directions are looked for.
 fn start_penalty(design: &Design) -> Penalty {
@@ -130,7 +134,7 @@ pub fn fit(
         let add = ((options.rank as f64 * share).round() as usize).min(options.rank - directions.len());
         let rest =
             subtract(&learn.targets, &design.predict(&design.solve(&learn.targets, start_penalty(&design), None)));
-        directions.extend(space.directions(&learn, &rest, add, options.seed));
+        directions.extend(space.directions(&learn, &rest, add, options));
         design = learn.design(&space, &directions, options.threads);
     }
     let chosen = choose(&design, &learn, &tune.design(&space, &directions, options.threads), &tune);
@@ -343,7 +347,13 @@ impl Space {
 
     /// The leading directions, in whitened state features, of the cross moment of `rest` with state and
     /// embedding, scaled so that the projection varies by about 1.
-    fn directions(&self, sorted: &Sorted<'_>, rest: &[f32], count: usize, seed: u64) -> Vec<Vec<f64>> {
+    fn directions(
+        &self,
+        sorted: &Sorted<'_>,
+        rest: &[f32],
+        count: usize,
+        Options { seed, threads, .. }: Options,
+    ) -> Vec<Vec<f64>> {
         let width = self.mean.len();
         let mut token_of = vec![0; rest.len()];
         for (token, segment) in sorted.segments.iter().enumerate() {
@@ -356,15 +366,21 @@ impl Space {
             let sum = &mut sums[token_of[place] * width..][..width];
             sum.iter_mut().zip(features).for_each(|(sum, x)| *sum += scale * x);
         });
-        let mut cross = vec![0.0_f64; self.embeddings.width() * width];
-        for (token, sum) in sorted.tokens.iter().zip(sums.chunks_exact(width)) {
-            let Some(embedding) = self.embeddings.known.get(token) else {
-                continue;
-            };
-            for (row, &x) in cross.chunks_exact_mut(width).zip(embedding) {
-                row.iter_mut().zip(sum).for_each(|(out, &y)| *out += f64::from(x) * f64::from(y));
+        let tokens = sorted.tokens.iter().zip(sums.chunks_exact(width));
+        let known: Vec<(&Vec<f32>, &[f32])> =
+            tokens.filter_map(|(token, sum)| Some((self.embeddings.known.get(token)?, sum))).collect();
+        // A block of rows stays in the second-level cache while all tokens pass.
+        let blocks = on_threads(self.embeddings.width().div_ceil(CROSS_ROWS), threads, |at| {
+            let rows = at * CROSS_ROWS..self.embeddings.width().min((at + 1) * CROSS_ROWS);
+            let mut cross = vec![0.0_f64; rows.len() * width];
+            for (embedding, sum) in &known {
+                for (row, &x) in cross.chunks_exact_mut(width).zip(&embedding[rows.clone()]) {
+                    row.iter_mut().zip(*sum).for_each(|(out, &y)| *out += f64::from(x) * f64::from(y));
+                }
             }
-        }
+            cross
+        });
+        let cross = blocks.concat();
         let whitened: Vec<f64> = cross.chunks_exact(width).flat_map(|row| self.whitening.apply(row)).collect();
         leading_directions(&whitened, self.whitening.width(), count, seed)
     }
@@ -456,14 +472,20 @@ fn choose(design: &Design, learn: &Sorted<'_>, tune_design: &Design, tune: &Sort
     best
 }
 
-/// The head's value of a token after a state with features `row` `[2H + 2]`: the plain reference.
-pub fn value(head: &OnePassHead, row: &[f32], token: u32, embedding: &[f32]) -> f64 {
-    let product = |left: &[f32], right: &[f32]| -> f64 {
-        left.iter().zip(right).map(|(&l, &r)| f64::from(l) * f64::from(r)).sum()
-    };
-    let rows = head.state.chunks_exact(row.len().max(1)).zip(head.embedding.chunks_exact(embedding.len().max(1)));
+/// What a head makes of a state with features `row` `[2H + 2]`, `[rank]`: the plain reference, with [`value`].
+pub fn projections(head: &OnePassHead, row: &[f32]) -> Vec<f64> {
+    head.state.chunks_exact(row.len().max(1)).map(|state| plain_dot(state, row)).collect()
+}
+
+/// The head's value of a token after a state.
+pub fn value(head: &OnePassHead, projections: &[f64], token: u32, embedding: &[f32]) -> f64 {
+    let rows = head.embedding.chunks_exact(embedding.len().max(1));
     let bias = head.token_bias.get(token as usize).map_or(0.0, |bias| f64::from(bias.to_f32()));
-    rows.map(|(state, matrix)| product(state, row) * product(matrix, embedding)).sum::<f64>() + bias
+    projections.iter().zip(rows).map(|(state, matrix)| state * plain_dot(matrix, embedding)).sum::<f64>() + bias
+}
+
+fn plain_dot(left: &[f32], right: &[f32]) -> f64 {
+    left.iter().zip(right).map(|(&l, &r)| f64::from(l) * f64::from(r)).sum()
 }
 
 #[cfg(test)]
@@ -549,7 +571,7 @@ mod tests {
             for row in rows.chunks_exact(2 * HIDDEN + 2).skip(2) {
                 let difference = |token: u32, e: &mut [f32; HIDDEN]| {
                     embedding(token, e);
-                    (value(&fit.head, row, token, e), f64::from(planted(row, token)))
+                    (value(&fit.head, &projections(&fit.head, row), token, e), f64::from(planted(row, token)))
                 };
                 for token in 1..60 {
                     let (got, expected) = difference(token, &mut e);
