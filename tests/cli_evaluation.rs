@@ -239,6 +239,15 @@ fn what_cannot_be_evaluated_is_refused() {
     Run::of(&twice).refuses(2, &["--tuned dpo:half:1 is given twice"]);
     tuned("dpo:hlaf:1=a.gguf").refuses(2, &["\"hlaf\"", "near: half"]);
     tuned("dpo:half:1=a.gguf").refuses(2, &["tuned model", "a.gguf"]);
+    let model = SyntheticModel::default();
+    let wider = SyntheticModel { vocabulary: model.vocabulary_size() + 8, ..model.clone() };
+    let of_bytes = |name: &str, bytes: &[u8]| tuned(&format!("dpo:half:1={}", crate::program::written(name, bytes)));
+    of_bytes("wider.gguf", &wider.bytes()).refuses(2, &["wider.gguf", "other tokens than the base model"]);
+    // A template of the same length that names a role otherwise.
+    let mut renamed = model.bytes();
+    let role = renamed.windows(11).position(|bytes| bytes == b"|>assistant").expect("a template") + 2;
+    renamed[role] = b'A';
+    of_bytes("renamed.gguf", &renamed).refuses(2, &["renamed.gguf", "chat template is another"]);
     let run = Run::of(&evaluation(learned, &out, &["--reward", "sentimant"]));
     run.refuses(2, &["\"sentimant\"", "near: sentiment"]);
     let other = crate::program::written("no-prompts.jsonl", b"{\"id\": \"a\", \"kind\": \"b\", \"prompt\": \"c\"}\n");

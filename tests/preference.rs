@@ -7,10 +7,14 @@
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
+use vassal::host::{Host, HostOptions};
+use vassal::learning::rewards::{Exchange, Opening, find};
 use vassal::model::synthetic::SyntheticModel;
+use vassal::token::Vocabulary as _;
 
 use crate::cli_learning::{done, prompts};
 use crate::program::{Run, finite, folder, tiny, written};
+use crate::support::compilation;
 
 const GOOD: [&str; 4] = ["abba", "cab", "bead", "face"];
 const BAD: [&str; 4] = ["zoo", "tutu", "your", "vows"];
@@ -86,6 +90,29 @@ fn a_learned_reward_scores_rollouts_and_is_known_by_its_bytes() {
     assert_eq!(score(&file).object(0), found, "the same column is left as it is");
     let other = score(&format!("taste:{}", reward_file("taste-gold")));
     other.refuses(2, &["taste", "learned "]);
+}
+
+#[test]
+fn scores_so_far_are_those_of_the_texts_so_far() {
+    let options = || Ok(HostOptions { head_kind: None, ..HostOptions::new(tiny()) });
+    let opening = Opening { compilation: &compilation(), model: &options };
+    let reward = find(&[reward_file("taste")], &opening).unwrap().remove(0);
+    let host = Host::open(&options().unwrap()).unwrap();
+    let (prompt, text) = ("Say something.", "abba zoo face tutu cab");
+    // More than the twelve tokens that it reads, and the token that ends a response.
+    let mut tokens = host.tokenizer().encode(text, false).unwrap();
+    tokens.push(host.tokenizer().end_of_text()[0]);
+    assert!(tokens.len() > 13);
+    let so_far = reward.score_so_far(prompt, &tokens, &|_| unreachable!("it reads tokens")).unwrap();
+    assert_eq!(so_far.len(), tokens.len() + 1);
+    for (count, so_far) in so_far.into_iter().enumerate() {
+        let response = host.decode(&tokens[..count]);
+        let whole = reward.score(&[Exchange { prompt, response: &response }]).unwrap().remove(0);
+        assert!((so_far.unwrap() - whole.unwrap()).abs() < 1e-6, "{response:?}");
+    }
+    let long = vec![tokens[0]; 12];
+    let unread = reward.score_so_far(&"x".repeat(10_000), &long, &|_| String::new()).unwrap();
+    assert!(unread.len() == 13 && unread.iter().all(Result::is_err), "a prompt beyond the model's context");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::super::features::States;
 use super::super::fitting::Source;
 use super::super::look_ahead::{ValueHead, centre};
 use super::super::prompts::Prompt;
-use super::super::rewards::{self, Exchange, Reward, Scores, SharedReward};
+use super::super::rewards::{self, Reward, Scores, SharedReward};
 use super::super::rollouts::{Rollout, Rollouts};
 use super::super::text_columns::TextColumns;
 use super::diagnosis::{Judged, centred, diagnose, explained_by};
@@ -161,11 +161,8 @@ fn states_of(
 fn prefix_scores(host: &Host, groups: &[Vec<&Rollout>], reward: &dyn Reward) -> Result<Vec<Vec<f64>>, Error> {
     let mut all = Vec::new();
     for rollout in groups.iter().flatten() {
-        let texts: Vec<String> =
-            (0..=rollout.tokens.len()).map(|count| host.decode(&rollout.tokens[..count])).collect();
-        let exchanges: Vec<Exchange<'_>> =
-            texts.iter().map(|text| Exchange { prompt: &rollout.prompt, response: text }).collect();
-        let scores = Scores::of(reward, &exchanges)?.scores;
+        let scores = reward.score_so_far(&rollout.prompt, &rollout.tokens, &|tokens| host.decode(tokens))?;
+        let scores = Scores::new(reward.name(), scores).scores;
         let known: Vec<f64> = scores.iter().flatten().copied().collect();
         let mean = super::super::statistics::mean(&known);
         all.push(scores.into_iter().map(|score| score.unwrap_or(mean)).collect());

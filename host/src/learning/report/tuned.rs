@@ -94,7 +94,7 @@ impl Tuned {
     /// Answers every prompt by the tuned model and measures what that costs against the base.
     ///
     /// # Errors
-    /// The engines' and the rewards'.
+    /// Another chat template, before anything is decoded; the engines' and the rewards'.
     pub fn decode(
         &self,
         (base, own): (&mut Host, &mut Host),
@@ -104,15 +104,17 @@ impl Tuned {
         seed: u64,
         done: impl FnMut(),
     ) -> Result<Decoded, Error> {
-        let mut decoded = decode(own, prompts, rewards, self.setting(seed), Vec::new(), max_tokens, done)?;
-        for (prompt, group) in prompts.iter().zip(&mut decoded.samples) {
-            let (text, prompt) = (&prompt.text, base.request(&prompt.text)?.prompt);
-            if own.request(text)?.prompt != prompt {
+        for prompt in prompts {
+            if own.request(&prompt.text)?.prompt != base.request(&prompt.text)?.prompt {
                 return Err(Error::Usage(format!(
                     "{} renders a prompt otherwise than the base model: its chat template is another",
                     self.path.display()
                 )));
             }
+        }
+        let mut decoded = decode(own, prompts, rewards, self.setting(seed), Vec::new(), max_tokens, done)?;
+        for (prompt, group) in prompts.iter().zip(&mut decoded.samples) {
+            let prompt = base.request(&prompt.text)?.prompt;
             for sample in group {
                 let mut all = Vec::new();
                 own.engine().logits_along(&prompt, &sample.tokens, &mut |_, logits| all.extend_from_slice(logits))?;

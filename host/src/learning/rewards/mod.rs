@@ -27,6 +27,7 @@ pub use text::reading;
 
 use crate::error::Error;
 pub use crate::sandbox::Exchange;
+use crate::token::Token;
 
 /// Why an exchange has no score.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -83,6 +84,21 @@ pub trait Reward: Send + Sync {
     /// # Errors
     /// The host's own: what an exchange is to blame for is its [`Score`].
     fn score(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Score>, Error>;
+
+    /// One score each of the response's first 0, 1, … T tokens, as of a response that has ended there; `decode` gives the text of tokens.
+    ///
+    /// # Errors
+    /// As [`Reward::score`].
+    fn score_so_far(
+        &self,
+        prompt: &str,
+        tokens: &[Token],
+        decode: &dyn Fn(&[Token]) -> String,
+    ) -> Result<Vec<Score>, Error> {
+        let texts: Vec<String> = (0..=tokens.len()).map(|count| decode(&tokens[..count])).collect();
+        let exchanges: Vec<Exchange<'_>> = texts.iter().map(|response| Exchange { prompt, response }).collect();
+        self.score(&exchanges)
+    }
 }
 
 /// A reward that many share.

@@ -21,7 +21,7 @@ use crate::hex::hexadecimal;
 use crate::host::{Host, HostOptions};
 use crate::learning::features::end_states;
 use crate::model::heads::ModelIdentity;
-use crate::token::Token;
+use crate::token::{Token, Vocabulary};
 
 struct Learned {
     name: String,
@@ -69,26 +69,20 @@ pub(super) fn open(
 impl Learned {
     fn of_prompt(&self, host: &mut Host, group: &[Exchange<'_>], out: &mut Vec<Score>) -> Result<(), Error> {
         let description = &self.file.description;
-        let unreadable = |reason: String| Unscored::Fault(format!("cannot be read: {reason}"));
-        let prompt = match host.request(group.first().map_or("", |exchange| exchange.prompt)) {
-            Ok(request) => request.prompt,
-            Err(error) => {
-                out.extend(group.iter().map(|_| Err(unreadable(error.to_string()))));
+        let prompt = match prompt_tokens(host, group.first().map_or("", |exchange| exchange.prompt)) {
+            Ok(prompt) => prompt,
+            Err(unscored) => {
+                out.extend(group.iter().map(|_| Err(unscored.clone())));
                 return Ok(());
             }
         };
-        let context_tokens = host.model().context_tokens;
         let mut read = Vec::new();
         for exchange in group {
             let tokens =
                 host.tokenizer().encode(exchange.response, false).map_err(|error| unreadable(error.to_string()));
             read.push(tokens.and_then(|mut tokens| {
                 tokens.truncate(description.token_limit);
-                let needed = prompt.len() + tokens.len();
-                if needed <= context_tokens {
-                    return Ok(tokens);
-                }
-                Err(unreadable(format!("{needed} tokens, and the model's context is {context_tokens}")))
+                fits(host, prompt.len() + tokens.len()).map(|()| tokens)
             }));
         }
         let responses: Vec<&[Token]> =
@@ -97,11 +91,14 @@ impl Learned {
         let mut features = features.iter();
         out.extend(read.into_iter().map(|tokens| match tokens?.is_empty() {
             true => Ok(0.0),
-            false => {
-                features.next().map(|own| self.value(own)).filter(|value| value.is_finite()).ok_or(Unscored::NotANumber)
-            }
+            false => features.next().map_or(Err(Unscored::NotANumber), |own| self.of_state(own)),
         }));
         Ok(())
+    }
+
+    /// The score of a response that ends in this state.
+    fn of_state(&self, features: &[f32]) -> Score {
+        Some(self.value(features)).filter(|value| value.is_finite()).ok_or(Unscored::NotANumber)
     }
 
     /// σ of the linear function of `[residual; running mean]`.
@@ -110,6 +107,23 @@ impl Learned {
         let sum: f64 = weights.zip(features).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
         1.0 / (1.0 + (-(sum + f64::from(self.file.bias))).exp())
     }
+}
+
+fn unreadable(reason: String) -> Unscored {
+    Unscored::Fault(format!("cannot be read: {reason}"))
+}
+
+fn prompt_tokens(host: &Host, prompt: &str) -> Result<Vec<Token>, Unscored> {
+    host.request(prompt).map(|request| request.prompt).map_err(|error| unreadable(error.to_string()))
+}
+
+/// Whether so many tokens fit the model's context.
+fn fits(host: &Host, needed: usize) -> Result<(), Unscored> {
+    let context_tokens = host.model().context_tokens;
+    if needed <= context_tokens {
+        return Ok(());
+    }
+    Err(unreadable(format!("{needed} tokens, and the model's context is {context_tokens}")))
 }
 
 impl Reward for Learned {
@@ -140,5 +154,35 @@ impl Reward for Learned {
             self.of_prompt(&mut host, group, &mut out)?;
         }
         Ok(out)
+    }
+
+    /// In one pass: what a response of t tokens would be scored by is its state t, whether it goes on or not.
+    fn score_so_far(
+        &self,
+        prompt: &str,
+        tokens: &[Token],
+        _: &dyn Fn(&[Token]) -> String,
+    ) -> Result<Vec<Score>, Error> {
+        let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        let description = &self.file.description;
+        // A response's text is without the token that ends it.
+        let end =
+            tokens.iter().position(|token| host.tokenizer().end_of_text().contains(token)).unwrap_or(tokens.len());
+        let read = &tokens[..end.min(description.token_limit)];
+        let prompt = match prompt_tokens(&host, prompt).and_then(|prompt| {
+            fits(&host, prompt.len() + read.len())?;
+            Ok(prompt)
+        }) {
+            Ok(prompt) => prompt,
+            Err(unscored) => return Ok(vec![Err(unscored); tokens.len() + 1]),
+        };
+        let mut rows = Vec::new();
+        host.engine().features(description.layer, &prompt, &[read], description.token_limit, &mut rows)?;
+        let states: Vec<&[f32]> = rows.chunks_exact(rows.len() / (read.len() + 1)).collect();
+        let of = |count: usize| match count.min(read.len()) {
+            0 => Ok(0.0),
+            count => self.of_state(states[count]),
+        };
+        Ok((0..=tokens.len()).map(of).collect())
     }
 }
