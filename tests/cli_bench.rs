@@ -29,6 +29,7 @@ fn bench_decode_has_a_time_for_each_kind_of_step() {
     let arguments = ["bench", "decode", "--rounds", "1", "--threads", "2", "--isa", "scalar", "--json"];
     let object = Run::of(&[&arguments[..], &["--model", tiny()]].concat()).object(0);
     positive(&object, ["plain_ms", "rows20_ms", "lookahead20_ms", "lookahead20_floor_ms", "prefill512_ms"]);
+    positive(&object, ["batch_step_ms", "batch_sequences"]);
     has_keys(&object, &["threads", "isa"]);
     assert_eq!((&object["threads"], &object["isa"]), (&2.into(), &"scalar".into()));
 }

@@ -99,9 +99,11 @@ fn scores_so_far_are_those_of_the_texts_so_far() {
     let reward = find(&[reward_file("taste")], &opening).unwrap().remove(0);
     let host = Host::open(&options().unwrap()).unwrap();
     let (prompt, text) = ("Say something.", "abba zoo face tutu cab");
-    // More than the twelve tokens that it reads, and the token that ends a response.
+    // More than the twelve tokens that it reads, with a token that is no text in the middle and at the end.
     let mut tokens = host.tokenizer().encode(text, false).unwrap();
-    tokens.push(host.tokenizer().end_of_text()[0]);
+    let end = host.tokenizer().end_of_text()[0];
+    tokens.insert(4, end);
+    tokens.push(end);
     assert!(tokens.len() > 13);
     let so_far = reward.score_so_far(prompt, &tokens, &|_| unreachable!("it reads tokens")).unwrap();
     assert_eq!(so_far.len(), tokens.len() + 1);

@@ -249,26 +249,30 @@ fn the_whole_vocabulary_matches_the_formula_with_tail_mask() {
 
 #[test]
 fn states_of_a_known_response_are_valued_as_whole_sequences_are_and_alike_one_by_one() {
-    let mut tiny = setup().open();
-    let request = tiny.request(PROMPT, Vec::new());
-    let prompt = request.prompt;
-    // More states than a pass has logits, and one in the prompt's last row.
+    let mut setup = setup();
+    // Fewer logits than states, and candidates for several passes.
+    setup.options.sequences_max = 4;
+    setup.options.rows_max = 32;
+    let mut tiny = setup.open();
+    let prompt = tiny.request(PROMPT, Vec::new()).prompt;
     let response: Vec<Token> = (0..20).map(|place| tiny.byte(b'a' + place)).collect();
-    let (heads, states) = (tiny.head_ids(), (0..=response.len()).collect::<Vec<_>>());
-    // Both heads read another layer: those of the first one's are valued.
-    let (first, limit) = (&heads[..1], MAX_TOKENS);
-    let together = tiny.engine.candidate_states(first, &prompt, &response, &states, 5, limit).unwrap();
-    assert_eq!(together.iter().map(|state| state.response_count).collect::<Vec<_>>(), states);
-    let along = tiny.values_along(0, &prompt, &response, limit);
-    for (state, value) in together.iter().zip(along) {
-        let alone = [state.response_count];
-        let alone = tiny.engine.candidate_states(first, &prompt, &response, &alone, 5, limit).unwrap();
-        assert_eq!(&alone[..], std::slice::from_ref(state));
-        assert!((f64::from(state.state_values[0]) - value).abs() < 1e-4, "{state:?} for {value}");
-        for (&token, &value) in state.top.tokens.iter().zip(&state.values[0]) {
-            let after = [&response[..state.response_count], &[token]].concat();
-            let whole = *tiny.values_along(0, &prompt, &after, limit).last().unwrap();
-            assert!((f64::from(value) - whole).abs() < 1e-4, "{value} for {whole} of {token}");
+    let states: Vec<usize> = (0..=response.len()).collect();
+    // The heads read different layers, so each is asked alone; the second adds something for the text.
+    for head in tiny.head_ids() {
+        let valued = |tiny: &mut Tiny, states: &[usize]| {
+            tiny.engine.candidate_states(&[head], &prompt, &response, states, 5, MAX_TOKENS).unwrap()
+        };
+        let together = valued(&mut tiny, &states);
+        assert_eq!(together.iter().map(|state| state.response_count).collect::<Vec<_>>(), states);
+        let along = tiny.values_along(head.0, &prompt, &response, MAX_TOKENS);
+        for (state, value) in together.iter().zip(along) {
+            assert_eq!(valued(&mut tiny, &[state.response_count]), std::slice::from_ref(state));
+            assert!((f64::from(state.state_values[0]) - value).abs() < 1e-4, "{state:?} for {value}");
+            for (&token, &value) in state.top.tokens.iter().zip(&state.values[0]) {
+                let after = [&response[..state.response_count], &[token]].concat();
+                let whole = *tiny.values_along(head.0, &prompt, &after, MAX_TOKENS).last().unwrap();
+                assert!((f64::from(value) - whole).abs() < 1e-4, "{value} for {whole} of {token}");
+            }
         }
     }
 }

@@ -45,6 +45,9 @@ const RUN_TOKENS: usize = 16;
 /// Response tokens of the shorter run. What a response costs once, and its last token, which has no row, fall out.
 const WARM_TOKENS: usize = 4;
 
+/// Room for [`SEQUENCES`] samples of one prompt, a few pages each, and for the prefill.
+const CACHE_TOKENS: usize = 4096;
+
 /// Candidates of the look-ahead that is timed.
 const CANDIDATES: usize = 20;
 
@@ -105,7 +108,7 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Error> {
 
 fn decode(arguments: &DecodeArguments) -> Result<(), Error> {
     let options = arguments.model.resolve()?;
-    let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: SEQUENCES * 512, ..EngineOptions::default() };
+    let engine = EngineOptions { sequences_max: SEQUENCES, cache_tokens: CACHE_TOKENS, ..EngineOptions::default() };
     let options = HostOptions { engine: arguments.model.device.engine(engine), ..options };
     let mut host = Host::open_with(&options, |model, shape| {
         let layer = (shape.layers * 7).div_ceil(10);

@@ -1,7 +1,7 @@
 //! `vassal fit`: value heads from scored rollouts.
 //!
 //! Arguments become calls of [`crate::learning`]; what is written stands under its final name only
-//! once it is whole. A fit that was killed begins anew: features are read again, which takes most of its time, and are
+//! once it is whole. A fit that was killed begins anew: features are read again, because they are
 //! too large to keep (some 4 kB a token).
 
 use std::collections::HashMap;
@@ -25,8 +25,8 @@ use crate::learning::threads::on_threads;
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
 use crate::token::{Token, Vocabulary};
 
-/// Dials whose KL a head's file tells. Between them the root of KL, about linear in the dial, is interpolated; the look-ahead ones
-/// take a quarter of the time of a fit.
+/// Dials whose KL a head's file tells. Each takes half a minute and more to decode by look-ahead; between them the root of KL, about linear in
+/// the dial, is interpolated.
 const DIALS: [f64; 4] = [0.25, 0.5, 1.0, 1.5];
 
 /// Tune prompts that the dial-to-KL table is measured on.
@@ -190,9 +190,11 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     let embeddings = host.engine().embeddings(&all)?;
     drop(host);
     complain("distilling one-pass heads");
-    let distilled = on_threads(rewards.len(), fit_options.threads, |place| {
+    let at_once = rewards.len().min(fit_options.threads).max(1);
+    let shared = FitOptions { threads: (fit_options.threads / at_once).max(1), ..fit_options.clone() };
+    let distilled = on_threads(rewards.len(), at_once, |place| {
         let (known, head) = ((&embeddings[..], vocabulary.as_ref() as &dyn Vocabulary), (place, &fitted[place].head));
-        material.distil(known, &candidates, head, &moments.learn, &fit_options, &rewards[place].name)
+        material.distil(known, &candidates, head, &moments.learn, &shared, &rewards[place].name)
     });
     let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
     for (place, (reward, distilled)) in rewards.iter().zip(distilled).enumerate() {

@@ -100,9 +100,9 @@ impl Material<'_> {
     }
 
     /// Distils head `place` of those that valued the candidates, which add nothing for the text, into a one-pass head; `head` is the same with
-    /// what it adds. `embeddings` are those of all tokens, `[V, H]`.
-    /// That is known without a row, so the one-pass head adds it too and learns the rest. The look-ahead head's spread comes
-    /// back beside it, and the one-pass head's own, both over the tune prompts' candidates and with the text.
+    /// what it adds. That is known without a row, so the one-pass head adds it too and learns the rest. The look-ahead head's spread
+    /// comes back beside it, and the one-pass head's own, both over the tune prompts' candidates and with the text. `embeddings` are
+    /// those of all tokens, `[V, H]`.
     ///
     /// # Errors
     /// The algebra's, and [`FitError::NoSpread`].

@@ -1,8 +1,7 @@
 //! The one-pass head: values of candidates from the row before them, without running them.
 //!
 //! It is distilled from a look-ahead head: the target of a state s and a token a is V(s·a) − V(s), free of
-//! noise. The tokens that rollouts took are such pairs for nothing, the features of both states being
-//! there already ([`taken`]); pairs of other candidates may be added where an engine has run them.
+//! noise, for candidates that an engine has run.
 //!
 //! The model is `Σ_j p_j(s) (B e_a)_j + bias_a`: p = A φ of the state's features, e_a the token's input
 //! embedding. A comes in stages ([`STAGES`]): the cross moment of what is still unexplained with (whitened state
@@ -16,11 +15,10 @@
 use std::collections::BTreeMap;
 
 use half::f16;
-use vassal_kernels::{LinearHead, OnePassHead};
+use vassal_kernels::OnePassHead;
 
 use super::bilinear::{Design, Penalty, Solution};
 use super::features::States;
-use super::look_ahead;
 use super::ridge::{Covariance, Moments, RidgeError};
 use super::threads::on_threads;
 use super::whitening::{Whitening, leading_directions};
@@ -52,23 +50,6 @@ pub struct Sample {
     pub token: u32,
     /// V(s·a) − V(s).
     pub target: f32,
-}
-
-/// The pairs of the tokens that rollouts took, ascending by state.
-pub fn taken(head: &LinearHead, states: &States) -> Vec<Sample> {
-    let (mut rows, mut values, mut out) = (Vec::new(), Vec::new(), Vec::new());
-    for rollout in 0..states.rollouts() {
-        states.rows(rollout, &mut rows);
-        values.clear();
-        look_ahead::values(head, &rows, &mut values);
-        let pairs = states.range(rollout).zip(states.tokens(rollout)).zip(values.array_windows());
-        out.extend(pairs.map(|((state, &token), [before, after])| Sample {
-            state: state as u32,
-            token,
-            target: (after - before) as f32,
-        }));
-    }
-    out
 }
 
 /// States and pairs of them.
@@ -109,7 +90,7 @@ pub struct Fit {
 }
 
 /// Fits a head to `learn`, penalties chosen on `tune`. `covariance` has the learn states' plain features
-/// ([`look_ahead::Columns`]) in front; `embedding` writes a token's input embedding `[H]`.
+/// ([`Columns`](super::look_ahead::Columns)) in front; `embedding` writes a token's input embedding `[H]`.
 pub fn fit(
     learn: Pairs<'_>,
     tune: Pairs<'_>,
@@ -132,15 +113,21 @@ pub fn fit(
     let mut design = learn.design(&space, &directions, options.threads);
     for share in STAGES {
         let add = ((options.rank as f64 * share).round() as usize).min(options.rank - directions.len());
-        let rest =
-            subtract(&learn.targets, &design.predict(&design.solve(&learn.targets, start_penalty(&design), None)));
-        directions.extend(space.directions(&learn, &rest, add, options));
-        design = learn.design(&space, &directions, options.threads);
+        if add > 0 {
+            let explained = design.predict(&design.solve(&learn.targets, start_penalty(&design), None));
+            let rest = subtract(&learn.targets, &explained);
+            directions.extend(space.directions(&learn, &rest, add, options));
+            design = learn.design(&space, &directions, options.threads);
+        }
     }
     let chosen = choose(&design, &learn, &tune.design(&space, &directions, options.threads), &tune);
-    let (bias_design, bias_tune) =
-        (learn.design(&space, &[], options.threads), tune.design(&space, &[], options.threads));
-    let by_bias = choose(&bias_design, &learn, &bias_tune, &tune);
+    // Without directions the head is its biases.
+    let by_bias = if directions.is_empty() {
+        chosen.clone()
+    } else {
+        let design = |sorted: &Sorted<'_>| sorted.design(&space, &[], options.threads);
+        choose(&design(&learn), &learn, &design(&tune), &tune)
+    };
     let head = space.head(&learn, &directions, &chosen.solution, embedding, options);
     let bias_head = space.head(&learn, &[], &by_bias.solution, embedding, options);
     let Chosen { penalty, explained, .. } = chosen;
@@ -485,7 +472,7 @@ pub fn value(head: &OnePassHead, projections: &[f64], token: u32, embedding: &[f
 }
 
 fn plain_dot(left: &[f32], right: &[f32]) -> f64 {
-    left.iter().zip(right).map(|(&l, &r)| f64::from(l) * f64::from(r)).sum()
+    std::iter::zip(left, right).map(|(&l, &r)| f64::from(l) * f64::from(r)).sum()
 }
 
 #[cfg(test)]
@@ -493,7 +480,6 @@ mod tests {
     use super::*;
     use crate::learning::look_ahead::moments;
     use crate::learning::statistics::SplitMix;
-    use vassal_kernels::LinearHead;
 
     const HIDDEN: usize = 6;
     const VOCABULARY: usize = 80;
@@ -607,28 +593,6 @@ mod tests {
     fn fits_are_the_same_on_any_number_of_threads() {
         let (learn, tune) = (world(3, 60, 30), world(4, 20, 30));
         assert_eq!(fit_worlds(&learn, &tune, 1), fit_worlds(&learn, &tune, 3));
-    }
-
-    #[test]
-    fn pairs_of_taken_tokens_have_the_change_of_value() {
-        let World { states, .. } = world(5, 3, 10);
-        let unit: Vec<f32> = (0..HIDDEN).map(|at| if at == 1 { 1.0 } else { 0.0 }).collect();
-        let head = LinearHead {
-            tap: 0,
-            residual: unit,
-            mean: vec![0.0; HIDDEN],
-            share: Vec::new(),
-            remaining: 0.0,
-            bias: 9.0,
-        };
-        let samples = taken(&head, &states);
-        assert_eq!(samples.len(), 24);
-        let mut rows = Vec::new();
-        states.rows(1, &mut rows);
-        let expected = rows[3 * states.width() + 1] - rows[2 * states.width() + 1];
-        let sample = samples[10];
-        assert_eq!((sample.state, sample.token), (9 + 2, states.tokens(1)[2]));
-        assert!((sample.target - expected).abs() <= 1e-6, "{sample:?} for {expected}");
     }
 
     #[test]

@@ -106,10 +106,13 @@ impl<'a> Fitting<'a> {
             false => None,
         };
         // Where the whole is singular its leading part need not be.
-        let mut plain = if whole.is_none() { self.ridge(false, penalties)? } else { None };
+        let mut plain = match whole.is_none() && !choices.iter().all(has_share) {
+            true => self.ridge(false, penalties)?,
+            false => None,
+        };
         let attempt = |choice| {
-            let ridge = if has_share(choice) || whole.is_some() { &mut whole } else { &mut plain };
-            self.attempt(ridge.as_mut(), choice, penalties)
+            let ridge = if has_share(choice) { whole.as_mut() } else { whole.as_mut().or(plain.as_mut()) };
+            self.attempt(ridge, choice, penalties)
         };
         choices.iter().map(attempt).collect()
     }
@@ -235,7 +238,8 @@ mod tests {
     fn each_reward_reads_its_own_text() {
         let (learn, tune) = (moments(1, 2_000), moments(2, 500));
         let fits = fit(HIDDEN, (&learn, &tune), &choices(), 2).expect("solvable");
-        assert!(fits[0].head.text.is_empty() && fits[1].head.text.is_empty());
+        let lengths = fits.iter().map(|fit| (fit.head.linear.share.len(), fit.head.text.len())).collect::<Vec<_>>();
+        assert_eq!(lengths, [(0, 0), (HIDDEN, 0), (HIDDEN, 2), (HIDDEN, 3)]);
         let close = |got: f32, planted: f32| assert!((got - planted).abs() < 0.05, "{got} for {planted}");
         fits[2].head.text.iter().zip([0.0, 1.0]).for_each(|(&got, planted)| close(got, planted));
         fits[3].head.text.iter().zip([0.0, -2.0, 0.0]).for_each(|(&got, planted)| close(got, planted));
@@ -259,6 +263,28 @@ mod tests {
                 assert!(explained <= together.explained + 1e-12, "{penalty}: {explained} for {together:?}");
             }
         }
+    }
+
+    #[test]
+    fn features_that_cannot_be_solved_for_do_not_keep_their_leading_part_from_it() {
+        let (mut learn, tune) = (moments(3, 60), moments(4, 60));
+        let plain = fit(HIDDEN, (&learn, &tune), &choices()[..1], 1).expect("solvable");
+        // No covariance: a column of the share that goes with another more than it varies.
+        let (share, width) = (Columns { hidden: HIDDEN }.plain(), learn.width);
+        for (row, column) in [(share, share + 1), (share + 1, share)] {
+            learn.matrix[row * width + column] = 10.0 * learn.at(share, share);
+        }
+        let error = fit(HIDDEN, (&learn, &tune), &choices()[..2], 1).expect_err("the share is singular");
+        assert!(matches!(error, RidgeError::Singular { .. }), "{error}");
+        let fitting = Fitting { columns: Columns { hidden: HIDDEN }, learn: &learn, tune: &tune };
+        for penalty in PENALTIES {
+            let together = fitting.uniform(&choices()[..2], penalty).expect("moments");
+            let alone = fitting.uniform(&choices()[..1], penalty).expect("moments");
+            let error = |attempt: &Option<Attempt>| attempt.as_ref().map(|attempt| attempt.error);
+            assert_eq!(error(&together[0]), error(&alone[0]));
+            assert!(together[0].is_some() && together[1].is_none(), "{penalty}");
+        }
+        assert_eq!(fit(HIDDEN, (&learn, &tune), &choices()[..1], 1).expect("solvable"), plain);
     }
 
     #[test]

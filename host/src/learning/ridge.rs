@@ -328,12 +328,12 @@ impl Ridge<'_> {
     }
 
     /// The regression of the column `target` on the leading columns below `end`. Weights are one a column of the covariance up to `end`,
-    /// 0 for all that are not among them or never vary.
+    /// 0 for all that are not among them or never vary: where none varies, only the target's mean is left.
     pub fn solve(&self, end: usize, target: usize) -> Result<Linear, RidgeError> {
         let Covariance { width, mean, .. } = self.covariance;
         if !(1..=*width).contains(&end) || (target < end && self.columns.contains(&target)) || target >= *width {
-            let expected = format!("features apart from a target below {width}");
-            let got = format!("those below {end}, and target {target}");
+            let expected = format!("features below an end of 1 to {width}, without the target, which is below {width}");
+            let got = format!("end {end} and target {target}");
             return Err(RidgeError::Request { what: "columns", expected, got });
         }
         let used = self.columns.iter().position(|&column| column >= end).unwrap_or(self.columns.len());
@@ -505,6 +505,8 @@ mod tests {
             let solved = found.ridge(columns, |_| penalty).and_then(|ridge| ridge.solve(1, target));
             assert!(matches!(solved, Err(RidgeError::Request { .. })), "{solved:?}");
         }
+        let nothing = found.ridge(0..0, |_| 1.0).and_then(|ridge| ridge.solve(1, 1)).expect("the mean");
+        assert_eq!((&nothing.weights[..], nothing.bias), (&[0.0][..], found.mean[1]));
     }
 
     #[test]

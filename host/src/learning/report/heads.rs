@@ -70,19 +70,19 @@ pub fn judge<'a>(
         (options.candidates, options.token_limit, options.seed),
         &mut told,
     )?;
-    let descriptions: Vec<_> = host.heads().iter().map(|head| head.description.clone()).collect();
-    let weights: Vec<_> = host.heads().iter().map(|head| head.weights.clone()).collect();
-    let mut reports = BTreeMap::new();
-    for (place, reward) in rewards.iter().enumerate() {
-        let HeadWeights::LookAhead(head) = &weights[place] else { continue };
-        let description = &descriptions[place];
+    let files = host.heads().to_vec();
+    let (mut reports, mut shared) = (BTreeMap::new(), None);
+    for (place, (reward, HeadFile { description, weights })) in rewards.iter().zip(&files).enumerate() {
+        let HeadWeights::LookAhead(linear) = weights else { continue };
         let scores = rollouts.score(&groups, &**reward)?;
-        let scored = |(group, scores): (&Vec<&'a Rollout>, &Vec<Option<f64>>)| {
-            let own = group.iter().zip(scores).filter(|(_, score)| score.is_some());
-            own.map(|(rollout, _)| *rollout).collect::<Vec<&'a Rollout>>()
+        let whole = scores.iter().flatten().all(Option::is_some);
+        let groups = scored(&groups, &scores);
+        // Rewards that have scored everything share the states, whose reading takes most of the time.
+        let layer = description.layer;
+        let states = match shared.take().filter(|(of, _)| whole && *of == layer) {
+            Some((_, states)) => states,
+            None => states_of(host, &groups, &tokens, layer, options.token_limit)?,
         };
-        let groups: Vec<Vec<&Rollout>> = groups.iter().zip(&scores).map(scored).collect();
-        let states = states_of(host, &groups, &tokens, description.layer, options.token_limit)?;
         let known: Vec<Vec<f64>> = scores.into_iter().map(|group| group.into_iter().flatten().collect()).collect();
         let targets = centre(&known);
         let judged = Judged {
@@ -94,15 +94,14 @@ pub fn judge<'a>(
         };
         let text = text_of(host, description, &groups, (options.token_limit, options.threads));
         let weights = description.text.as_ref().map_or_else(Vec::new, |term| term.weights.clone());
-        let head = ValueHead { linear: head.clone(), text: weights };
+        let head = ValueHead { linear: linear.clone(), text: weights };
         let found = diagnose(&head, text.as_ref(), &judged);
         let bias = token_bias.iter().find(|head| head.description.name == reward.name());
-        let controls = controls(host, &**reward, bias, &judged)?;
         let report = HeadReport {
-            layer: description.layer,
+            layer,
             explained_variance: found.explained_variance,
             explained_by_position: found.explained_by_position,
-            explained_by_controls: controls,
+            explained_by_controls: controls(host, &**reward, bias, &judged)?,
             within_state: within_state::correlation(&all[place], options.seed),
             calibration_slope: found.calibration_slope,
             calibration: found.calibration,
@@ -113,8 +112,18 @@ pub fn judge<'a>(
             ablation: description.provenance.ablation.clone(),
         };
         reports.insert(reward.name().to_owned(), report);
+        shared = whole.then_some((layer, states));
     }
     Ok(reports)
+}
+
+/// Those rollouts that have a score.
+fn scored<'a>(groups: &[Vec<&'a Rollout>], scores: &[Vec<Option<f64>>]) -> Vec<Vec<&'a Rollout>> {
+    let of = |(group, scores): (&Vec<&'a Rollout>, &Vec<Option<f64>>)| {
+        let own = group.iter().zip(scores).filter(|(_, score)| score.is_some());
+        own.map(|(rollout, _)| *rollout).collect()
+    };
+    groups.iter().zip(scores).map(of).collect()
 }
 
 /// What a head reads off the text so far, at all states; `limits` are the token limit and threads.

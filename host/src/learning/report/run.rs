@@ -118,6 +118,14 @@ impl Runner<'_> {
         self.methods().try_for_each(|method| self.method(method, journal, told))
     }
 
+    /// Opens every tuned model once, so that one that cannot be compared is refused before minutes are spent.
+    ///
+    /// # Errors
+    /// As [`Tuned::open`].
+    pub fn check_tuned(&self, base: &Host) -> Result<(), Error> {
+        self.tuned.iter().try_for_each(|tuned| tuned.open(base, &self.options, &self.prompts).map(drop))
+    }
+
     fn tuned(&self, tuned: &Tuned, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
         let mut hosts = None;
         for &seed in &self.wanted.seeds {
@@ -130,7 +138,7 @@ impl Runner<'_> {
                 Some(hosts) => hosts,
                 None => {
                     let base = self.open("")?;
-                    let own = tuned.open(&base, &self.options)?;
+                    let own = tuned.open(&base, &self.options, &self.prompts)?;
                     hosts.insert((base, own))
                 }
             };

@@ -63,11 +63,11 @@ impl Tuned {
         }
     }
 
-    /// Opens it in place of the base model, which must have the same tokens.
+    /// Opens it in place of the base model, which must have the same tokens and render these prompts alike.
     ///
     /// # Errors
-    /// The file's, the device's, and other tokens.
-    pub fn open(&self, base: &Host, options: &HostOptions) -> Result<Host, Error> {
+    /// The file's, the device's, other tokens, and another chat template.
+    pub fn open(&self, base: &Host, options: &HostOptions, prompts: &[&Prompt]) -> Result<Host, Error> {
         let options = HostOptions {
             model: self.path.clone(),
             model_sha256: None,
@@ -82,19 +82,27 @@ impl Tuned {
             && (0..own.size() as Token).all(|token| {
                 own.bytes(token) == theirs.bytes(token) && own.is_special(token) == theirs.is_special(token)
             });
-        if same {
-            return Ok(host);
+        if !same {
+            return Err(Error::Usage(format!(
+                "{} has other tokens than the base model: it was not tuned from it",
+                self.path.display()
+            )));
         }
-        Err(Error::Usage(format!(
-            "{} has other tokens than the base model: it was not tuned from it",
-            self.path.display()
-        )))
+        for prompt in prompts {
+            if host.request(&prompt.text)?.prompt != base.request(&prompt.text)?.prompt {
+                return Err(Error::Usage(format!(
+                    "{} renders a prompt otherwise than the base model: its chat template is another",
+                    self.path.display()
+                )));
+            }
+        }
+        Ok(host)
     }
 
     /// Answers every prompt by the tuned model and measures what that costs against the base.
     ///
     /// # Errors
-    /// Another chat template, before anything is decoded; the engines' and the rewards'.
+    /// The engines' and the rewards'.
     pub fn decode(
         &self,
         (base, own): (&mut Host, &mut Host),
@@ -104,14 +112,6 @@ impl Tuned {
         seed: u64,
         done: impl FnMut(),
     ) -> Result<Decoded, Error> {
-        for prompt in prompts {
-            if own.request(&prompt.text)?.prompt != base.request(&prompt.text)?.prompt {
-                return Err(Error::Usage(format!(
-                    "{} renders a prompt otherwise than the base model: its chat template is another",
-                    self.path.display()
-                )));
-            }
-        }
         let mut decoded = decode(own, prompts, rewards, self.setting(seed), Vec::new(), max_tokens, done)?;
         for (prompt, group) in prompts.iter().zip(&mut decoded.samples) {
             let prompt = base.request(&prompt.text)?.prompt;

@@ -156,7 +156,8 @@ impl Reward for Learned {
         Ok(out)
     }
 
-    /// In one pass: what a response of t tokens would be scored by is its state t, whether it goes on or not.
+    /// In one pass: the score of a response's first tokens is that of its state after them, whether it goes on or not. The tokens are read
+    /// as they were drawn, where [`Reward::score`] encodes their text anew.
     fn score_so_far(
         &self,
         prompt: &str,
@@ -164,25 +165,27 @@ impl Reward for Learned {
         _: &dyn Fn(&[Token]) -> String,
     ) -> Result<Vec<Score>, Error> {
         let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
-        let description = &self.file.description;
-        // A response's text is without the token that ends it.
-        let end =
-            tokens.iter().position(|token| host.tokenizer().end_of_text().contains(token)).unwrap_or(tokens.len());
-        let read = &tokens[..end.min(description.token_limit)];
-        let prompt = match prompt_tokens(&host, prompt).and_then(|prompt| {
-            fits(&host, prompt.len() + read.len())?;
-            Ok(prompt)
-        }) {
+        let (layer, token_limit) = (self.file.description.layer, self.file.description.token_limit);
+        let prompt = prompt_tokens(&host, prompt).and_then(|prompt| fits(&host, prompt.len()).map(|()| prompt));
+        let prompt = match prompt {
             Ok(prompt) => prompt,
             Err(unscored) => return Ok(vec![Err(unscored); tokens.len() + 1]),
         };
+        // Special tokens are no text. So many of what is read belong to so many tokens:
+        let (mut read, mut counts) = (Vec::new(), vec![0]);
+        for &token in tokens {
+            read.extend(Some(token).filter(|&token| !host.tokenizer().is_special(token)));
+            counts.push(read.len().min(token_limit));
+        }
+        read.truncate(token_limit.min(host.model().context_tokens - prompt.len()));
         let mut rows = Vec::new();
-        host.engine().features(description.layer, &prompt, &[read], description.token_limit, &mut rows)?;
+        host.engine().features(layer, &prompt, &[&read], token_limit, &mut rows)?;
         let states: Vec<&[f32]> = rows.chunks_exact(rows.len() / (read.len() + 1)).collect();
-        let of = |count: usize| match count.min(read.len()) {
-            0 => Ok(0.0),
-            count => self.of_state(states[count]),
+        let of = |count: usize| match states.get(count) {
+            _ if count == 0 => Ok(0.0),
+            Some(state) => self.of_state(state),
+            None => fits(&host, prompt.len() + count).and(Err(Unscored::NotANumber)),
         };
-        Ok((0..=tokens.len()).map(of).collect())
+        Ok(counts.into_iter().map(of).collect())
     }
 }
