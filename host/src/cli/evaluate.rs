@@ -157,9 +157,11 @@ pub(super) fn evaluate(arguments: &EvaluateArguments) -> Result<(), Error> {
     rollouts.require_model(&host.model().sha256)?;
     // What every setting has in common is checked before minutes are spent on the heads.
     use_with(&host, "vas", runner.common.clone())?;
-    runner.check_tuned(&host)?;
     let header = header(arguments, &runner, (rollouts, judging), &host)?;
     let mut journal = Journal::open(&arguments.out.join("decoded.jsonl"), &header)?;
+    if !arguments.partial {
+        runner.check_tuned(&host, &journal)?;
+    }
     let (settings, responses) = runner.amount();
     if arguments.partial && journal.done().iter().all(|decoded| decoded.setting.tune) {
         return Err(Error::Usage(format!(

@@ -25,8 +25,7 @@ use crate::learning::threads::on_threads;
 use crate::model::heads::{self, Description, HeadFile, HeadKind, HeadWeights, Provenance};
 use crate::token::{Token, Vocabulary};
 
-/// Dials whose KL a head's file tells. Each takes half a minute and more to decode by look-ahead; between them the root of KL, about linear in
-/// the dial, is interpolated.
+/// Dials whose KL a head's file tells. Each is decoded, for each head; between them the root of KL, about linear in the dial, is interpolated.
 const DIALS: [f64; 4] = [0.25, 0.5, 1.0, 1.5];
 
 /// Tune prompts that the dial-to-KL table is measured on.
@@ -122,6 +121,7 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
         rollouts_per_prompt: 3,
         threads: options.device.threads().unwrap_or_else(cores),
         seed: arguments.seed,
+        comparison: arguments.comparison,
     };
     let engine = |taps| {
         let (sequences_max, cache_tokens) = (SEQUENCES, SEQUENCES * 512);

@@ -10,6 +10,8 @@
 
 use std::ops::Range;
 
+use super::threads::on_threads;
+
 /// Iterations at most; a solve usually stops earlier.
 const ITERATIONS_MAX: usize = 40;
 
@@ -75,8 +77,7 @@ impl Solution {
 impl Design {
     /// Predictions of all samples, `[n]`.
     pub fn predict(&self, solution: &Solution) -> Vec<f32> {
-        let tokens: Vec<usize> = (0..self.segments.len()).collect();
-        let parts = self.in_parallel(&tokens, |&token| {
+        let parts = on_threads(self.segments.len(), self.threads, |token| {
             let embedding = &self.embeddings[token * self.width..][..self.width];
             let rows = solution.matrix.chunks_exact(self.width.max(1));
             let projected: Vec<f32> = rows.map(|row| dot(row, embedding)).collect();
@@ -89,8 +90,7 @@ impl Design {
 
     /// The transpose: gradients of B and δ from a number a sample.
     fn gather(&self, numbers: &[f32]) -> Solution {
-        let tokens: Vec<usize> = (0..self.segments.len()).collect();
-        let sums = self.in_parallel(&tokens, |&token| {
+        let sums = on_threads(self.segments.len(), self.threads, |token| {
             let samples = self.segments[token].clone();
             let factors = self.factors[samples.start * self.rank..samples.end * self.rank].chunks_exact(self.rank);
             let mut sum = vec![0.0_f32; self.rank + 1];
@@ -100,8 +100,7 @@ impl Design {
             }
             sum
         });
-        let ranks: Vec<usize> = (0..self.rank).collect();
-        let matrix = self.in_parallel(&ranks, |&rank| {
+        let matrix = on_threads(self.rank, self.threads, |rank| {
             let mut row = vec![0.0_f32; self.width];
             for (sum, embedding) in sums.iter().zip(self.embeddings.chunks_exact(self.width.max(1))) {
                 let scale = sum[rank];
@@ -159,21 +158,6 @@ impl Design {
             power = next;
         }
         solution
-    }
-
-    /// Maps items on all threads, results in order.
-    fn in_parallel<I: Sync, O: Send>(&self, items: &[I], map: impl Fn(&I) -> O + Sync) -> Vec<O> {
-        let share = items.len().div_ceil(self.threads.max(1)).max(1);
-        let map = &map;
-        std::thread::scope(|scope| {
-            let parts: Vec<_> =
-                items.chunks(share).map(|part| scope.spawn(move || part.iter().map(map).collect::<Vec<O>>())).collect();
-            let join = |part: std::thread::ScopedJoinHandle<'_, Vec<O>>| match part.join() {
-                Ok(done) => done,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            parts.into_iter().flat_map(join).collect()
-        })
     }
 }
 

@@ -135,7 +135,7 @@ impl Material<'_> {
         };
         let mut found = fit(options.rank, false)?;
         let mut bias_explains = found.explained_by_bias;
-        if !head.text.is_empty() {
+        if options.comparison && !head.text.is_empty() {
             // The context-free head knows no text: its tokens stand for what texts gain by them too.
             let bias = fit(0, true)?;
             (found.bias_head, bias_explains) = (bias.bias_head, bias.explained_by_bias);
@@ -208,7 +208,7 @@ pub struct Candidates {
 
 /// A one-pass head, and both spreads.
 pub struct Distilled {
-    /// The one-pass head, and the context-free one, which stands for the text's part too.
+    /// The one-pass head, and the context-free one, which stands for the text's part too where heads of other methods are wanted.
     pub fit: one_pass::Fit,
     /// What the context-free one explains of the whole change of value within a state, the text's part included.
     pub bias_explains: f64,

@@ -48,6 +48,8 @@ pub struct FitOptions {
     pub threads: usize,
     /// Fixes every choice.
     pub seed: u64,
+    /// Whether the heads of other methods are wanted too.
+    pub comparison: bool,
 }
 
 /// Why nothing was fitted.

@@ -15,13 +15,10 @@
 //! text there may be its columns besides ([`TextColumns`]).
 //! Start at [`moments`], then [`penalties::fit`](super::penalties::fit).
 
-use std::ops::Range;
-
 use vassal_kernels::LinearHead;
 
 use super::features::States;
-use super::penalties::Features;
-use super::ridge::{Covariance, Linear, Moments, RidgeError};
+use super::ridge::{Covariance, Moments, RidgeError};
 use super::text_columns::TextColumns;
 
 /// Rewards of rollouts by prompt, less the mean of the *other* rollouts of the same prompt: without its
@@ -61,27 +58,6 @@ impl Columns {
         let remaining = row[2 * self.hidden];
         out.extend_from_slice(&row[..2 * self.hidden + 1]);
         out.extend(row[self.hidden..2 * self.hidden].iter().map(|mean| mean * (1.0 - remaining)));
-    }
-
-    /// The head with a solution's weights.
-    pub(super) fn head(self, linear: &Linear, features: &Features) -> ValueHead {
-        let part =
-            |range: Range<usize>| linear.weights[range].iter().map(|&weight| weight as f32).collect::<Vec<f32>>();
-        let (share, text) = match features {
-            Features::Plain => (0..0, 0..0),
-            Features::Share => (self.plain()..self.with_share(), 0..0),
-            Features::ShareAndText(text) => (self.plain()..self.with_share(), text.clone()),
-        };
-        let (share, text) = (part(share), part(text));
-        let linear = LinearHead {
-            tap: 0,
-            residual: part(0..self.hidden),
-            mean: part(self.hidden..2 * self.hidden),
-            share,
-            remaining: linear.weights[2 * self.hidden] as f32,
-            bias: linear.bias as f32,
-        };
-        ValueHead { linear, text }
     }
 }
 
@@ -183,7 +159,7 @@ pub fn values(head: &LinearHead, rows: &[f32], out: &mut Vec<f64>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::penalties::{Choice, fit};
+    use super::super::penalties::{Choice, Features, fit};
     use super::super::quality::evaluate;
     use super::*;
 

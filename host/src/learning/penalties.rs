@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use vassal_kernels::LinearHead;
+
 use super::look_ahead::{Columns, ValueHead};
 use super::ridge::{Covariance, Linear, Ridge, RidgeError};
 use super::threads::on_threads;
@@ -25,6 +27,30 @@ pub enum Features {
     Share,
     /// These, and some columns of text.
     ShareAndText(Range<usize>),
+}
+
+impl Features {
+    /// The head with a solution's weights.
+    fn head(&self, columns: Columns, linear: &Linear) -> ValueHead {
+        let part =
+            |range: Range<usize>| linear.weights[range].iter().map(|&weight| weight as f32).collect::<Vec<f32>>();
+        let share = columns.plain()..columns.with_share();
+        let (share, text) = match self {
+            Self::Plain => (0..0, 0..0),
+            Self::Share => (share, 0..0),
+            Self::ShareAndText(text) => (share, text.clone()),
+        };
+        let (share, text) = (part(share), part(text));
+        let linear = LinearHead {
+            tap: 0,
+            residual: part(0..columns.hidden),
+            mean: part(columns.hidden..2 * columns.hidden),
+            share,
+            remaining: linear.weights[2 * columns.hidden] as f32,
+            bias: linear.bias as f32,
+        };
+        ValueHead { linear, text }
+    }
 }
 
 /// A choice of features for a target.
@@ -78,7 +104,7 @@ pub fn fit(
         let Attempt { error, penalties, linear } = fitting.search(first.clone(), &choices[place])?;
         let power = tune.at(*target, *target) + tune.mean[*target] * tune.mean[*target];
         let explained = if power > 0.0 { 1.0 - error / power } else { 0.0 };
-        Ok(Fit { head: columns.head(&linear, features), penalties, explained })
+        Ok(Fit { head: features.head(columns, &linear), penalties, explained })
     });
     fits.into_iter().collect()
 }

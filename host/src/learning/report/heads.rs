@@ -77,7 +77,7 @@ pub fn judge<'a>(
         let scores = rollouts.score(&groups, &**reward)?;
         let whole = scores.iter().flatten().all(Option::is_some);
         let groups = scored(&groups, &scores);
-        // Rewards that have scored everything share the states, whose reading takes most of the time.
+        // Rewards that have scored everything share the states.
         let layer = description.layer;
         let states = match shared.take().filter(|(of, _)| whole && *of == layer) {
             Some((_, states)) => states,

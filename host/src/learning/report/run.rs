@@ -118,12 +118,15 @@ impl Runner<'_> {
         self.methods().try_for_each(|method| self.method(method, journal, told))
     }
 
-    /// Opens every tuned model once, so that one that cannot be compared is refused before minutes are spent.
+    /// Opens every tuned model that is still to be decoded, so that one that cannot be compared is refused before minutes are spent.
     ///
     /// # Errors
     /// As [`Tuned::open`].
-    pub fn check_tuned(&self, base: &Host) -> Result<(), Error> {
-        self.tuned.iter().try_for_each(|tuned| tuned.open(base, &self.options, &self.prompts).map(drop))
+    pub fn check_tuned(&self, base: &Host, journal: &Journal) -> Result<(), Error> {
+        let missing =
+            |tuned: &&Tuned| self.wanted.seeds.iter().any(|&seed| journal.find(&tuned.setting(seed)).is_none());
+        let check = |tuned: &Tuned| tuned.open(base, &self.options, &self.prompts).map(drop);
+        self.tuned.iter().filter(missing).try_for_each(check)
     }
 
     fn tuned(&self, tuned: &Tuned, journal: &mut Journal, told: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
