@@ -5,12 +5,17 @@
 //! takes part, and never waits for a worker that has not joined: an operation is *open* while it has
 //! items, a worker joins it by a compare-and-swap, and the caller closes it and waits for those inside.
 //!
-//! Items are handed out by a counter, so who runs what differs from run to run; bodies write disjoint
-//! data and results never depend on it. This is no general executor: one operation at a time, nothing
-//! nested (a nested call runs on its own thread alone).
+//! Each thread has a share of the items, the same neighbours of them in every operation, and takes from the
+//! others' shares only when its own is done. Rows that a thread wrote in one operation it mostly reads in the
+//! next, so they stay in its own cache: fetching a line that another core has just written costs some 100 ns.
+//!
+//! Who runs what still differs from run to run; bodies write disjoint data and results never depend on it.
+//! This is no general executor: one operation at a time, nothing nested (a nested call runs on its own thread
+//! alone).
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,8 +49,8 @@ pub struct Pool {
 
 struct Shared {
     state: AtomicU64,
-    /// The next item; on a cache line of its own, every thread writes it.
-    next: Line<AtomicUsize>,
+    /// The next item of each thread's share, the caller's first; each on a cache line of its own.
+    next: Vec<Line<AtomicUsize>>,
     /// What to run. Written by the caller while no operation is open and nobody inside, read by those inside.
     work: UnsafeCell<Option<Work>>,
     /// The first panic of the operation.
@@ -63,6 +68,7 @@ struct Work {
     /// The caller's closure; valid until the operation is closed and nobody is inside.
     body: *const Body,
     count: usize,
+    threads: usize,
 }
 
 // SAFETY: `work` is the only field that is not Sync. It is written only by the holder of `Pool::caller`
@@ -79,7 +85,7 @@ impl Pool {
         let wanted = threads.clamp(1, THREADS_MAX) - 1;
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            next: Line(AtomicUsize::new(0)),
+            next: (0..=wanted).map(|_| Line(AtomicUsize::new(0))).collect(),
             work: UnsafeCell::new(None),
             panic: Mutex::new(None),
             parked: (0..wanted).map(|_| Line(AtomicBool::new(false))).collect(),
@@ -126,9 +132,12 @@ impl Pool {
         // SAFETY: only the lifetime changes. The pointer is used by threads inside the operation, and this
         // function does not return before the operation is closed and all of them have left.
         let body_pointer = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Body>(body) };
+        let threads = self.threads();
         // SAFETY: this thread holds `caller`, the last operation was closed and everybody had left, so nobody reads.
-        unsafe { *shared.work.get() = Some(Work { body: body_pointer, count }) };
-        shared.next.0.store(0, Ordering::Relaxed);
+        unsafe { *shared.work.get() = Some(Work { body: body_pointer, count, threads }) };
+        for (thread, next) in shared.next.iter().enumerate().take(threads) {
+            next.0.store(share(count, threads, thread).start, Ordering::Relaxed);
+        }
         shared.state.fetch_add(NUMBER | OPEN, Ordering::Release);
 
         // Either a worker about to park sees the new state, or this thread sees its flag (both sides fence).
@@ -140,7 +149,7 @@ impl Pool {
             }
         }
 
-        shared.run_items(body, count);
+        shared.run_items(body, (count, threads), 0);
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0;
         while shared.state.load(Ordering::Acquire) & INSIDE_MASK != 0 {
@@ -152,6 +161,11 @@ impl Pool {
             resume_unwind(payload);
         }
     }
+}
+
+/// The items of one thread's share.
+fn share(count: usize, threads: usize, thread: usize) -> Range<usize> {
+    count * thread / threads..count * (thread + 1) / threads
 }
 
 impl Drop for Pool {
@@ -166,19 +180,23 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Runs items until none is left. A panic is kept for the caller, and no further item begins.
-    fn run_items(&self, body: &(dyn Fn(usize) + Sync), count: usize) {
+    /// Runs items until none is left, those of the share of thread `own` first. A panic is kept for the caller, and no
+    /// further item begins.
+    fn run_items(&self, body: &(dyn Fn(usize) + Sync), (count, threads): (usize, usize), own: usize) {
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let item = self.next.0.fetch_add(1, Ordering::Relaxed);
-                if item >= count {
-                    break;
+            for thread in (own..threads).chain(0..own) {
+                let end = share(count, threads, thread).end;
+                loop {
+                    let item = self.next[thread].0.fetch_add(1, Ordering::Relaxed);
+                    if item >= end {
+                        break;
+                    }
+                    body(item);
                 }
-                body(item);
             }
         }));
         if let Err(payload) = result {
-            self.next.0.store(count, Ordering::Relaxed);
+            self.next.iter().for_each(|next| next.0.store(count, Ordering::Relaxed));
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }
@@ -190,9 +208,9 @@ impl Shared {
                 last = number;
                 // SAFETY: this thread is inside an open operation, so `work` is not written and its closure lives.
                 let work = unsafe { *self.work.get() };
-                if let Some(Work { body, count }) = work {
+                if let Some(Work { body, count, threads }) = work {
                     // SAFETY: as above; the caller keeps the closure alive until this thread has left.
-                    self.run_items(unsafe { &*body }, count);
+                    self.run_items(unsafe { &*body }, (count, threads), index + 1);
                 }
                 self.state.fetch_sub(INSIDE, Ordering::Release);
             } else {
