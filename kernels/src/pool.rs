@@ -5,7 +5,7 @@
 //! takes part, and never waits for a worker that has not joined: an operation is *open* while it has
 //! items, a worker joins it by a compare-and-swap, and the caller closes it and waits for those inside.
 //!
-//! Each thread has a share of the items, the same neighbours of them in every operation, and takes from the
+//! Each thread has a share of neighbouring items, the same part of them in every operation, and takes from the
 //! others' shares only when its own is done. Rows that a thread wrote in one operation it mostly reads in the
 //! next, so they stay in its own cache: fetching a line that another core has just written costs some 100 ns.
 //!
@@ -163,9 +163,9 @@ impl Pool {
     }
 }
 
-/// The items of one thread's share.
+/// The items of one thread's share. What is left over goes to the first: the caller is surely awake.
 fn share(count: usize, threads: usize, thread: usize) -> Range<usize> {
-    count * thread / threads..count * (thread + 1) / threads
+    (count * thread).div_ceil(threads)..(count * (thread + 1)).div_ceil(threads)
 }
 
 impl Drop for Pool {
@@ -186,7 +186,8 @@ impl Shared {
         let result = catch_unwind(AssertUnwindSafe(|| {
             for thread in (own..threads).chain(0..own) {
                 let end = share(count, threads, thread).end;
-                loop {
+                // Looked at before it is written: a share that is done stays in everybody's cache.
+                while self.next[thread].0.load(Ordering::Relaxed) < end {
                     let item = self.next[thread].0.fetch_add(1, Ordering::Relaxed);
                     if item >= end {
                         break;
@@ -294,6 +295,22 @@ mod tests {
                     std::thread::yield_now();
                 }
             });
+        }
+    }
+
+    #[test]
+    fn who_has_no_items_left_takes_the_others() {
+        let pool = Pool::new(2);
+        for stuck in [0, 7] {
+            // One item waits for all others, those of its own share included.
+            let done = AtomicUsize::new(0);
+            pool.for_each(8, &|item| {
+                while item == stuck && done.load(Ordering::SeqCst) < 7 {
+                    std::thread::yield_now();
+                }
+                done.fetch_add(1, Ordering::SeqCst);
+            });
+            assert_eq!(done.into_inner(), 8);
         }
     }
 

@@ -117,8 +117,8 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
         layer,
         rank: arguments.rank,
         candidates: 20,
-        states_per_rollout: 6,
-        rollouts_per_prompt: 3,
+        states_per_rollout: 9,
+        rollouts_per_prompt: 2,
         threads: options.device.threads().unwrap_or_else(cores),
         seed: arguments.seed,
         comparison: arguments.comparison,
@@ -194,7 +194,7 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     let shared = FitOptions { threads: (fit_options.threads / at_once).max(1), ..fit_options.clone() };
     let distilled = on_threads(rewards.len(), at_once, |place| {
         let (known, head) = ((&embeddings[..], vocabulary.as_ref() as &dyn Vocabulary), (place, &fitted[place].head));
-        material.distil(known, &candidates, head, &moments.learn, &shared, &rewards[place].name)
+        material.distil(known, &candidates, head, &moments.learn.total, &shared, &rewards[place].name)
     });
     let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
     for (place, (reward, distilled)) in rewards.iter().zip(distilled).enumerate() {

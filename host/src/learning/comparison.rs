@@ -16,9 +16,10 @@ use crate::model::heads::text::readings_of;
 /// Newton's steps of the logistic fit; it converges in fewer than ten.
 const STEPS: usize = 50;
 
-/// 1 for a rollout whose reward is above that of its prompt's others, else 0, from centred rewards.
+/// 1 for a rollout whose reward is above its prompt's mean, else 0, from centred rewards.
 pub fn classes(centred: &[f64]) -> Vec<f64> {
-    centred.iter().map(|&reward| f64::from(u8::from(reward > 0.0))).collect()
+    // Equal rewards can differ from their mean by rounding.
+    centred.iter().map(|&reward| f64::from(u8::from(reward > 1e-9))).collect()
 }
 
 /// The head whose value is the log-odds a·v + b of class 1, where v is this head's value: a and b are the logistic

@@ -14,6 +14,7 @@ use vassal_kernels::Device;
 use super::comparison;
 use super::features::{FeatureSource, FeaturesError, States};
 use super::look_ahead::{self, Columns, ValueHead};
+use super::panel::PanelMoments;
 use super::penalties::{self, Choice, Features};
 use super::prompts::Split;
 use super::quality::{self, Evaluation};
@@ -221,16 +222,16 @@ impl<'a> Material<'a> {
     /// # Errors
     /// The algebra's.
     pub fn moments(&self, threads: usize) -> Result<BothMoments, FitError> {
-        let of = |groups, states, text: fn(&RewardText) -> &TextColumns| {
-            let mut targets = targets(groups, self.texts.len());
-            targets.extend(classes(&targets));
+        let of = |groups: &[Vec<&Rollout>], states, text: fn(&RewardText) -> &TextColumns| {
+            let mut targets = scores(groups, self.texts.len());
+            targets.extend(classes(groups, self.texts.len()));
+            let targets: Vec<&[f64]> = targets.iter().map(Vec::as_slice).collect();
             let texts: Vec<&TextColumns> = self.texts.iter().flatten().map(|all| text(all)).collect();
-            Ok::<_, FitError>(look_ahead::moments(states, &texts, &slices(&targets), threads)?)
+            look_ahead::moments((states, &sizes(groups)), &texts, &targets, threads)
         };
-        Ok(BothMoments {
-            learn: of(&self.learn_groups, &self.learn, |text| &text.learn)?,
-            tune: of(&self.tune_groups, &self.tune, |text| &text.tune)?,
-        })
+        let learn = of(&self.learn_groups, &self.learn, |text| &text.learn)?;
+        let tune = of(&self.tune_groups, &self.tune, |text| &text.tune)?;
+        Ok(BothMoments::of(learn, tune))
     }
 
     /// Fits a look-ahead head to each of the rollouts' rewards: of every choice of features, the one that explains most on tune
@@ -241,8 +242,9 @@ impl<'a> Material<'a> {
     pub fn look_ahead(&self, moments: &BothMoments, threads: usize) -> Result<Vec<FittedLookAhead>, FitError> {
         let choices: Vec<Vec<(&str, Choice)>> = (0..self.texts.len()).map(|place| self.choices(place)).collect();
         let all: Vec<Choice> = choices.iter().flatten().map(|(_, choice)| choice.clone()).collect();
-        let mut fits = self.fits(moments, &all, threads)?.into_iter();
-        let tune_targets = targets(&self.tune_groups, self.texts.len());
+        let mut fits = self.fits((&moments.learn.within, &moments.tune.within), &all, threads)?.into_iter();
+        let tune_scores = scores(&self.tune_groups, self.texts.len());
+        let tune_sizes = sizes(&self.tune_groups);
         let mut fitted = Vec::new();
         for (place, choices) in choices.iter().enumerate() {
             let (mut best, mut ablation) = (None::<penalties::Fit>, Vec::new());
@@ -252,9 +254,8 @@ impl<'a> Material<'a> {
                 best = Some(best.filter(|best| best.explained >= fit.explained).unwrap_or(fit));
             }
             let best = best.ok_or(RidgeError::Singular { column: 0 })?;
-            let tune = (&self.tune, self.tune_text(place));
-            let evaluation =
-                quality::evaluate(&best.head, tune, &tune_targets[place], self.token_limit, POSITION_PARTS);
+            let tune = (&self.tune, &tune_sizes[..], self.tune_text(place));
+            let evaluation = quality::evaluate(&best.head, tune, &tune_scores[place], self.token_limit, POSITION_PARTS);
             fitted.push(FittedLookAhead { head: best.head, penalties: best.penalties.to_vec(), evaluation, ablation });
         }
         Ok(fitted)
@@ -294,8 +295,13 @@ impl<'a> Material<'a> {
     }
 
     /// Fits choices. Where too few responses ended, what an end is worth is not fitted but taken from the limit.
-    fn fits(&self, moments: &BothMoments, choices: &[Choice], threads: usize) -> Result<Vec<penalties::Fit>, FitError> {
-        let mut fits = penalties::fit(self.learn.hidden(), (&moments.learn, &moments.tune), choices, threads)?;
+    fn fits(
+        &self,
+        moments: (&Covariance, &Covariance),
+        choices: &[Choice],
+        threads: usize,
+    ) -> Result<Vec<penalties::Fit>, FitError> {
+        let mut fits = penalties::fit(self.learn.hidden(), moments, choices, threads)?;
         let ended = self.learn_groups.iter().flatten().filter(|rollout| rollout.end == End::EndOfText).count();
         if ended < ENDS_MIN {
             let texts = fits.iter_mut().map(|fit| &mut fit.head.text).filter(|text| !text.is_empty());
@@ -311,9 +317,11 @@ impl<'a> Material<'a> {
     pub fn comparison(&self, moments: &BothMoments, threads: usize) -> Result<Vec<ComparisonHeads>, FitError> {
         let rewards = self.texts.len();
         let of_class = |place| Choice { features: self.all_features(place), target: self.target(place) + rewards };
-        let discriminants = self.fits(moments, &(0..rewards).map(of_class).collect::<Vec<_>>(), threads)?;
+        // A probability needs its level in every prompt, which moments within prompts leave open.
+        let totals = (&moments.learn.total, &moments.tune.total);
+        let discriminants = self.fits(totals, &(0..rewards).map(of_class).collect::<Vec<_>>(), threads)?;
         let args = self.args(threads)?;
-        let good = classes(&targets(&self.tune_groups, rewards));
+        let good = classes(&self.tune_groups, rewards);
         let heads = discriminants.iter().zip(args).zip(&good).enumerate();
         let of = |(place, ((discriminant, args), good)): (usize, ((&penalties::Fit, _), &Vec<f64>))| {
             let tune = (&self.tune, self.tune_text(place));
@@ -328,16 +336,17 @@ impl<'a> Material<'a> {
         let unread: Vec<usize> = (0..rewards).filter(|&place| self.texts[place].is_none()).collect();
         let mut fits = Vec::new();
         if !unread.is_empty() {
-            let ends = |groups, states| {
-                let targets = targets(groups, rewards);
-                let targets: Vec<&[f64]> = unread.iter().map(|&place| targets[place].as_slice()).collect();
-                look_ahead::end_moments(states, &targets, threads)
+            let ends = |groups: &[Vec<&Rollout>], states| {
+                let scores = scores(groups, rewards);
+                let targets: Vec<&[f64]> = unread.iter().map(|&place| scores[place].as_slice()).collect();
+                look_ahead::end_moments((states, &sizes(groups)), &targets, threads)
             };
             let (learn, tune) = (ends(&self.learn_groups, &self.learn)?, ends(&self.tune_groups, &self.tune)?);
+            let BothMoments { learn, tune } = BothMoments::of(learn, tune);
             let first = Columns { hidden }.plain();
             let choice = |at| Choice { features: Features::Plain, target: first + at };
             let choices: Vec<Choice> = (0..unread.len()).map(choice).collect();
-            fits = penalties::fit(hidden, (&learn, &tune), &choices, threads)?;
+            fits = penalties::fit(hidden, (&learn.within, &tune.within), &choices, threads)?;
         }
         let mut fits = fits.into_iter();
         let of = |text: &Option<Arc<RewardText>>| match text {
@@ -348,26 +357,35 @@ impl<'a> Material<'a> {
     }
 }
 
-/// Second moments of both splits' states: [`Columns`], every reward's text columns, every reward's targets, and its classes.
+/// Second moments of both splits' states: [`Columns`], every reward's text columns, every reward's scores, and its classes.
 pub struct BothMoments {
-    /// Its plain features in front are what [`Material::distil`] asks for.
-    pub learn: Covariance,
-    tune: Covariance,
+    /// The plain features in front of its total are what [`Material::distil`] asks for.
+    pub learn: PanelMoments,
+    tune: PanelMoments,
 }
 
-/// [`comparison::classes`] of each reward's centred targets.
-fn classes(targets: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    targets.iter().map(|targets| comparison::classes(targets)).collect()
+impl BothMoments {
+    /// Within prompts, tune states are judged about the learn states' means: what differs between prompts is no error.
+    fn of(learn: PanelMoments, tune: PanelMoments) -> Self {
+        let within = Covariance { mean: learn.within.mean.clone(), ..tune.within };
+        Self { learn, tune: PanelMoments { within, ..tune } }
+    }
 }
 
-/// Rewards of all rollouts, centred by prompt, a row for each of the first `rewards` columns.
-fn targets(groups: &[Vec<&Rollout>], rewards: usize) -> Vec<Vec<f64>> {
-    let scores = |place| groups.iter().map(|group| column(group, place)).collect::<Vec<_>>();
-    (0..rewards).map(|place| look_ahead::centre(&scores(place))).collect()
+/// [`comparison::classes`] of each reward's scores, centred by prompt.
+fn classes(groups: &[Vec<&Rollout>], rewards: usize) -> Vec<Vec<f64>> {
+    let of_prompts = |place| groups.iter().map(|group| column(group, place)).collect::<Vec<_>>();
+    (0..rewards).map(|place| comparison::classes(&look_ahead::centre(&of_prompts(place)))).collect()
 }
 
-fn slices(targets: &[Vec<f64>]) -> Vec<&[f64]> {
-    targets.iter().map(Vec::as_slice).collect()
+/// Rewards of all rollouts, a row for each of the first `rewards` columns.
+fn scores(groups: &[Vec<&Rollout>], rewards: usize) -> Vec<Vec<f64>> {
+    (0..rewards).map(|place| groups.iter().flat_map(|group| column(group, place)).collect()).collect()
+}
+
+/// Rollouts of each prompt.
+fn sizes(groups: &[Vec<&Rollout>]) -> Vec<usize> {
+    groups.iter().map(Vec::len).collect()
 }
 
 /// Heads of the methods that Value Augmented Sampling is compared with: see [`comparison`].

@@ -4,8 +4,9 @@
 //! Every state of every rollout, the state before the first token and the end state included, is a row
 //! whose target is the finished response's reward (λ = 1, γ = 1; Han et al., arXiv 2405.06639, section
 //! 3.1), a response cut at the token limit counting as finished. All states weigh the same: late states
-//! say more about the reward, early ones more of the guidance is decided at. Differences between prompts
-//! are useless to decoding, so targets are centred by prompt ([`centre`]).
+//! say more about the reward, early ones more of the guidance is decided at.
+//!
+//! Features and targets are centred by prompt and position ([`panel`](super::panel)): nothing else guides.
 //!
 //! Features come in groups with a penalty each, chosen on the tune prompts: the running mean is far
 //! smoother over a response than the residual, and their best penalties differ. Besides the residual, its
@@ -18,20 +19,17 @@
 use vassal_kernels::LinearHead;
 
 use super::features::States;
-use super::ridge::{Covariance, Moments, RidgeError};
+use super::panel::{Panel, PanelMoments};
+use super::ridge::RidgeError;
 use super::text_columns::TextColumns;
 
-/// Rewards of rollouts by prompt, less the mean of the *other* rollouts of the same prompt: without its
-/// own reward in the mean, a target stays unbiased. Prompts with one rollout are given 0.
+/// Rewards of rollouts by prompt, less their prompt's mean.
 pub fn centre(rewards: &[Vec<f64>]) -> Vec<f64> {
-    let mut out = Vec::new();
-    for group in rewards {
-        let sum: f64 = group.iter().sum();
-        let others = group.len().saturating_sub(1).max(1) as f64;
-        let lone = group.len() == 1;
-        out.extend(group.iter().map(|reward| if lone { 0.0 } else { reward - (sum - reward) / others }));
-    }
-    out
+    let of_prompt = |group: &Vec<f64>| {
+        let mean = group.iter().sum::<f64>() / group.len().max(1) as f64;
+        group.iter().map(move |reward| reward - mean).collect::<Vec<_>>()
+    };
+    rewards.iter().flat_map(of_prompt).collect()
 }
 
 /// Columns of moments: residual `[H]`, running mean `[H]`, remaining share, running mean times the used share `[H]`, then the text columns
@@ -61,55 +59,71 @@ impl Columns {
     }
 }
 
-/// Second moments of all states: [`Columns`] with those of all `texts` one after the other, then one for
-/// each of `targets`, whose entries are one number a rollout.
+/// Second moments of all states: [`Columns`] with those of all `texts` one after the other, then one for each of `targets`, whose
+/// entries are one number a rollout; `sizes` says how many rollouts in turn answer each prompt.
+///
+/// # Errors
+/// Targets or sizes that do not match the rollouts.
 pub fn moments(
-    states: &States,
+    (states, sizes): (&States, &[usize]),
     texts: &[&TextColumns],
     targets: &[&[f64]],
     threads: usize,
-) -> Result<Covariance, RidgeError> {
+) -> Result<PanelMoments, RidgeError> {
     let columns = Columns { hidden: states.hidden() };
-    moments_from((|_| 0, columns.with_share()), (states, texts), targets, threads)
+    moments_from((|_| 0, columns.with_share()), (states, sizes, texts), targets, threads)
 }
 
 /// The same of the end states' plain columns alone: what a reward model of finished responses is fitted on.
-pub fn end_moments(states: &States, targets: &[&[f64]], threads: usize) -> Result<Covariance, RidgeError> {
+///
+/// # Errors
+/// Targets or sizes that do not match the rollouts.
+pub fn end_moments(
+    (states, sizes): (&States, &[usize]),
+    targets: &[&[f64]],
+    threads: usize,
+) -> Result<PanelMoments, RidgeError> {
     let columns = Columns { hidden: states.hidden() };
-    moments_from((|count| count - 1, columns.plain()), (states, &[]), targets, threads)
+    moments_from((|count| count - 1, columns.plain()), (states, sizes, &[]), targets, threads)
 }
 
 /// `first` says with which of a rollout's so many states to begin, `end` with which column those of hidden states end.
 fn moments_from(
     (first, end): (impl Fn(usize) -> usize, usize),
-    (states, texts): (&States, &[&TextColumns]),
+    (states, sizes, texts): (&States, &[usize], &[&TextColumns]),
     targets: &[&[f64]],
     threads: usize,
-) -> Result<Covariance, RidgeError> {
-    for target in targets {
-        if target.len() != states.rollouts() {
-            let (expected, got) = (format!("{} numbers", states.rollouts()), target.len().to_string());
-            return Err(RidgeError::Request { what: "targets", expected, got });
+) -> Result<PanelMoments, RidgeError> {
+    let lengths = targets.iter().map(|target| ("the numbers of a target", target.len()));
+    for (what, got) in lengths.chain([("the rollouts of all prompts", sizes.iter().sum())]) {
+        if got != states.rollouts() {
+            let (expected, got) = (states.rollouts().to_string(), got.to_string());
+            return Err(RidgeError::Request { what, expected, got });
         }
     }
     let columns = Columns { hidden: states.hidden() };
     let of_text: usize = texts.iter().map(|text| text.width()).sum();
-    let mut moments = Moments::new(end + of_text + targets.len(), threads);
-    let (mut rows, mut portion) = (Vec::new(), Vec::new());
-    for rollout in 0..states.rollouts() {
-        states.rows(rollout, &mut rows);
-        portion.clear();
-        let first = first(states.range(rollout).len());
-        for (state, row) in states.range(rollout).zip(rows.chunks_exact(states.width())).skip(first) {
-            let start = portion.len();
-            columns.extend(row, &mut portion);
-            portion.truncate(start + end);
-            texts.iter().for_each(|text| portion.extend_from_slice(text.of(state)));
-            portion.extend(targets.iter().map(|target| target[rollout] as f32));
+    let mut panel = Panel::new(end + of_text + targets.len(), targets.len(), threads);
+    let (mut rows, mut next) = (Vec::new(), 0);
+    for size in sizes {
+        let mut responses: Vec<Vec<f32>> = Vec::new();
+        for rollout in next..next + size {
+            states.rows(rollout, &mut rows);
+            let mut response = Vec::new();
+            let first = first(states.range(rollout).len());
+            for (state, row) in states.range(rollout).zip(rows.chunks_exact(states.width())).skip(first) {
+                let start = response.len();
+                columns.extend(row, &mut response);
+                response.truncate(start + end);
+                texts.iter().for_each(|text| response.extend_from_slice(text.of(state)));
+                response.extend(targets.iter().map(|target| target[rollout] as f32));
+            }
+            responses.push(response);
         }
-        moments.add(&portion)?;
+        next += size;
+        panel.add(responses)?;
     }
-    Ok(moments.finish())
+    Ok(panel.finish())
 }
 
 /// A look-ahead head: what it reads off hidden states, and off the text so far.
@@ -161,6 +175,7 @@ pub fn values(head: &LinearHead, rows: &[f32], out: &mut Vec<f64>) {
 mod tests {
     use super::super::penalties::{Choice, Features, fit};
     use super::super::quality::evaluate;
+    use super::super::ridge::Covariance;
     use super::*;
 
     /// A tiny generator of numbers in -1..1.
@@ -199,22 +214,24 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_centred_by_the_others_mean() {
-        assert_eq!(centre(&[vec![1.0, 2.0, 6.0], vec![5.0]]), [-3.0, -1.5, 4.5, 0.0]);
+    fn rewards_are_centred_by_their_prompts_mean() {
+        assert_eq!(centre(&[vec![1.0, 2.0, 6.0], vec![5.0]]), [-2.0, -1.0, 3.0, 0.0]);
     }
 
     #[test]
     fn a_planted_value_is_found_on_unseen_prompts() {
         let (learn, learn_rewards) = world(1, 60, 8);
         let (tune, tune_rewards) = world(2, 20, 8);
-        let (learn_targets, tune_targets) = (centre(&learn_rewards), centre(&tune_rewards));
-        let other = vec![0.5; learn_targets.len()];
-        let learned = moments(&learn, &[], &[&other, &learn_targets], 2).expect("fits");
-        let tuned = moments(&tune, &[], &[&other[..tune_targets.len()], &tune_targets], 2).expect("fits");
+        let (learn_scores, tune_scores) = (learn_rewards.concat(), tune_rewards.concat());
+        let other = vec![0.5; learn_scores.len()];
+        let learned = moments((&learn, &[8; 60]), &[], &[&other, &learn_scores], 2).expect("fits");
+        let tuned = moments((&tune, &[8; 20]), &[], &[&other[..tune_scores.len()], &tune_scores], 2).expect("fits");
+        let (learned, tuned) = (learned.within, tuned.within);
+        let tuned = Covariance { mean: learned.mean.clone(), ..tuned };
         let fitted = |features| {
             let choice = Choice { features, target: Columns { hidden: HIDDEN }.with_share() + 1 };
             let fit = fit(HIDDEN, (&learned, &tuned), &[choice], 2).expect("solvable").remove(0);
-            let found = evaluate(&fit.head, (&tune, None), &tune_targets, 6, 3);
+            let found = evaluate(&fit.head, (&tune, &[8; 20], None), &tune_scores, 6, 3);
             assert!((found.explained - fit.explained).abs() <= 1e-3, "{} and {}", found.explained, fit.explained);
             assert!(found.mean_change.abs() <= 0.02 && found.deviation_of_change > 0.05, "{found:?}");
             (fit.head.linear, found.explained_by_position)
@@ -228,10 +245,53 @@ mod tests {
         assert!(shared[0] < 0.05 && shared[3] > 0.6 && shared[3] > plain[3] + 0.1, "{plain:?} {shared:?}");
     }
 
+    /// A feature that counts within prompts, and differs far more between them, where it tells nothing of the centred reward.
+    #[test]
+    fn what_differs_between_prompts_does_not_weaken_a_feature_and_values_stay_level() {
+        let (mut random, mut states, mut scores) = (7, States::new(1), Vec::new());
+        for _ in 0..50 {
+            let prompt = 10.0 * noise(&mut random);
+            for _ in 0..8 {
+                let own = noise(&mut random);
+                // It also grows along every response.
+                let residual = |position: f32| [prompt + position + own, 0.0, 1.0 - position / 3.0, 1.0];
+                states
+                    .push(&[1; 3], &[residual(0.0), residual(1.0), residual(2.0), residual(3.0)].concat())
+                    .expect("fits");
+                scores.push(f64::from(own) + 0.1 * f64::from(noise(&mut random)));
+            }
+        }
+        let within = moments((&states, &[8; 50]), &[], &[&scores], 1).expect("fits").within;
+        let choice = Choice { features: Features::Plain, target: Columns { hidden: 1 }.with_share() };
+        let fit = fit(1, (&within, &within), &[choice], 1).expect("solvable").remove(0);
+        let linear = &fit.head.linear;
+        assert!((linear.residual[0] - 1.0).abs() < 0.02, "{linear:?}");
+        assert!((linear.remaining - 3.0).abs() < 0.1, "what every response gains is no change of value: {linear:?}");
+        let (mut rows, mut total) = (Vec::new(), 0.0);
+        for rollout in 0..states.rollouts() {
+            let mut values_of = Vec::new();
+            states.rows(rollout, &mut rows);
+            values(linear, &rows, &mut values_of);
+            assert!((values_of[3] - values_of[0]).abs() < 0.1, "{values_of:?}");
+            total += values_of[0];
+        }
+        assert!((total / states.rollouts() as f64).abs() < 1e-3, "{total}");
+    }
+
+    #[test]
+    fn a_reward_model_sees_end_states_alone() {
+        let (states, rewards) = world(1, 2, 2);
+        let ends = end_moments((&states, &[2; 2]), &[&rewards.concat()], 1).expect("fits");
+        assert_eq!((ends.within.rows, ends.within.width), (4, Columns { hidden: HIDDEN }.plain() + 1));
+        assert!(ends.total.at(0, 0) > ends.within.at(0, 0), "{ends:?}");
+    }
+
     #[test]
     fn targets_must_match_the_rollouts() {
         let (states, _) = world(1, 2, 2);
-        let error = moments(&states, &[], &[&[0.0; 3]], 1).expect_err("three for four rollouts");
-        assert_eq!(error.to_string(), "ridge regression: targets must be 4 numbers, got 3");
+        let error = moments((&states, &[2; 2]), &[], &[&[0.0; 3]], 1).expect_err("three for four rollouts");
+        assert_eq!(error.to_string(), "ridge regression: the numbers of a target must be 4, got 3");
+        let error = moments((&states, &[2; 3]), &[], &[&[0.0; 4]], 1).expect_err("six for four rollouts");
+        assert_eq!(error.to_string(), "ridge regression: the rollouts of all prompts must be 4, got 6");
     }
 }

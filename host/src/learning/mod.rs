@@ -20,6 +20,7 @@ pub mod fitting;
 pub mod journal;
 pub mod look_ahead;
 pub mod one_pass;
+pub mod panel;
 pub mod penalties;
 pub mod preference;
 pub mod prompts;

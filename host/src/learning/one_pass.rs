@@ -533,8 +533,8 @@ mod tests {
     }
 
     fn fit_worlds(learn: &World, tune: &World, threads: usize) -> Result<Fit, RidgeError> {
-        let zeros = vec![0.0; learn.states.rollouts()];
-        let covariance = moments(&learn.states, &[], &[&zeros], 1)?;
+        let count = learn.states.rollouts();
+        let covariance = moments((&learn.states, &vec![1; count]), &[], &[&vec![0.0; count]], 1)?.total;
         fn pairs(world: &World) -> Pairs<'_> {
             Pairs { states: &world.states, samples: &world.samples }
         }

@@ -1,7 +1,7 @@
 //! What a look-ahead head is worth on rollouts that it was not fitted to, and how far its values differ between next tokens.
 //!
-//! Explained variance is of the prompt-centred reward ([`centre`](super::look_ahead::centre)), over all states and by position. The
-//! *spread* is the unit of dials. Start at [`evaluate`].
+//! Explained variance is of the reward over all states and by position, rewards and values both less their means within prompt and
+//! position: what a head says of the prompt itself is useless to decoding. The *spread* is the unit of dials. Start at [`evaluate`].
 
 use super::features::States;
 use super::look_ahead::ValueHead;
@@ -21,29 +21,44 @@ pub struct Evaluation {
     pub deviation_of_change: f64,
 }
 
-/// Evaluates a head on states and their targets, one a rollout; `parts` of `token_limit` tokens.
+/// Evaluates a head on states and their rewards, one a rollout; `sizes` says how many rollouts in turn answer each prompt. For
+/// `parts` of `token_limit` tokens.
 pub fn evaluate(
     head: &ValueHead,
-    (states, text): (&States, Option<&TextColumns>),
-    targets: &[f64],
+    (states, sizes, text): (&States, &[usize], Option<&TextColumns>),
+    rewards: &[f64],
     token_limit: usize,
     parts: usize,
 ) -> Evaluation {
     let mut errors = vec![[0.0_f64; 2]; parts + 1];
     let (mut change, mut square, mut changes) = (0.0, 0.0, 0.0_f64);
-    let (mut rows, mut of_states) = (Vec::new(), Vec::new());
-    for (rollout, &target) in targets.iter().enumerate().take(states.rollouts()) {
-        states.rows(rollout, &mut rows);
-        head.values(states, text, rollout, &rows, &mut of_states);
-        for (position, value) in of_states.iter().enumerate() {
-            let part = if position == 0 { 0 } else { ((position - 1) * parts / token_limit.max(1)).min(parts - 1) + 1 };
-            errors[part][0] += (target - value).powi(2);
-            errors[part][1] += target.powi(2);
+    let (mut rows, mut next) = (Vec::new(), 0);
+    for size in sizes {
+        let rollouts = next..next + size;
+        next += size;
+        let mut group: Vec<Vec<f64>> = Vec::new();
+        for rollout in rollouts.clone() {
+            let mut of_states = Vec::new();
+            states.rows(rollout, &mut rows);
+            head.values(states, text, rollout, &rows, &mut of_states);
+            for pair in of_states.windows(2) {
+                change += pair[1] - pair[0];
+                square += (pair[1] - pair[0]).powi(2);
+                changes += 1.0;
+            }
+            group.push(of_states);
         }
-        for pair in of_states.windows(2) {
-            change += pair[1] - pair[0];
-            square += (pair[1] - pair[0]).powi(2);
-            changes += 1.0;
+        for position in 0..group.iter().map(Vec::len).max().unwrap_or(0) {
+            let part = if position == 0 { 0 } else { ((position - 1) * parts / token_limit.max(1)).min(parts - 1) + 1 };
+            let here = group.iter().zip(rewards.iter().skip(rollouts.start));
+            let here: Vec<(f64, f64)> =
+                here.filter_map(|(values, &reward)| Some((*values.get(position)?, reward))).collect();
+            let mean = |of: fn(&(f64, f64)) -> f64| here.iter().map(of).sum::<f64>() / here.len() as f64;
+            let (value_mean, reward_mean) = (mean(|pair| pair.0), mean(|pair| pair.1));
+            for (value, reward) in &here {
+                errors[part][0] += (reward - reward_mean - (value - value_mean)).powi(2);
+                errors[part][1] += (reward - reward_mean).powi(2);
+            }
         }
     }
     let share = |[error, power]: [f64; 2]| {
@@ -95,6 +110,34 @@ impl Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_differences_at_one_position_of_one_prompt_count() {
+        // The value is the residual. Responses of different lengths, and of prompts at different levels.
+        let head = ValueHead {
+            linear: vassal_kernels::LinearHead {
+                tap: 0,
+                residual: vec![1.0],
+                mean: vec![0.0],
+                share: vec![],
+                remaining: 0.0,
+                bias: 0.0,
+            },
+            text: Vec::new(),
+        };
+        let (mut states, mut rewards) = (States::new(1), Vec::new());
+        for level in [0.0, 50.0] {
+            for response in [&[0.0, 1.0][..], &[0.0, -1.0, -1.0]] {
+                let rows: Vec<f32> = response.iter().flat_map(|x| [level + x, 0.0, 0.5, 1.0]).collect();
+                states.push(&vec![1; response.len() - 1], &rows).expect("rows");
+                rewards.push(f64::from(response[1]) - f64::from(level));
+            }
+        }
+        let found = evaluate(&head, (&states, &[2, 2], None), &rewards, 2, 2);
+        // Nothing is known before the first token, everything after it, and the last state has no company.
+        assert_eq!((found.explained, &found.explained_by_position[..]), (0.5, &[0.0, 1.0, 0.0][..]));
+        assert!((found.mean_change - 0.0).abs() < 1e-9 && (found.deviation_of_change.powi(2) - 4.0 / 6.0).abs() < 1e-9);
+    }
 
     #[test]
     fn the_spread_is_the_weighted_deviation() {

@@ -24,7 +24,7 @@ pub struct Judged<'a> {
     pub groups: &'a [Vec<&'a Rollout>],
     /// All states of these responses, in order.
     pub states: &'a States,
-    /// The final reward of each response less its prompt's others'.
+    /// The final reward of each response less its prompt's mean.
     pub targets: &'a [f64],
     /// Response tokens at most.
     pub token_limit: usize,
@@ -93,15 +93,21 @@ impl Judged<'_> {
 pub fn diagnose(head: &ValueHead, text: Option<&TextColumns>, judged: &Judged<'_>) -> Diagnosis {
     let mut sums = vec![Sums::default(); judged.groups.len()];
     let (mut all, mut terminal) = (Vec::new(), 0.0);
+    let mut levels = vec![(0.0, 0.0); judged.groups.len()];
     judged.each_response(|prompt, response, rows| {
         let mut of_response = Vec::new();
         head.values(judged.states, text, response, rows, &mut of_response);
         let (first, last) = (of_response.first().unwrap_or(&0.0), of_response.last().unwrap_or(&0.0));
         sums[prompt].change += last - first;
         sums[prompt].changes += of_response.len().saturating_sub(1) as f64;
+        let level = &mut levels[prompt];
+        *level = (level.0 + of_response.iter().sum::<f64>(), level.1 + of_response.len() as f64);
         terminal += judged.targets[response] - last;
         all.push(of_response);
     });
+    let level_of =
+        |(group, (sum, count)): (&Vec<&Rollout>, &(f64, f64))| group.len() as f64 * sum / f64::max(*count, 1.0);
+    let terminal = terminal + judged.groups.iter().zip(&levels).map(level_of).sum::<f64>();
     let all = centred(all, judged);
     let mut parts = [[0.0; 2]; PARTS + 1];
     let mut pairs = Vec::new();

@@ -122,7 +122,7 @@ pub struct RewardAbout {
 pub struct HeadReport {
     /// The layer that it reads.
     pub layer: usize,
-    /// Share of the variance of the prompt-centred final reward that V explains, over all states; V is centred by prompt and position too,
+    /// Share of the variance of the final reward, less its prompt's mean, that V explains over all states; V is centred by prompt and position,
     /// since what it says of the prompt itself guides nothing, and so are the rules that it is compared with.
     pub explained_variance: Estimate,
     /// The same by position: equal parts of the token limit.
@@ -138,7 +138,7 @@ pub struct HeadReport {
     pub calibration: Vec<(f64, f64)>,
     /// Mean change of V from state to state along base rollouts, in units of the reward: 0 for the true V.
     pub martingale: Estimate,
-    /// The mean of the final reward less V at the end state, which completes the sum.
+    /// The mean of the final reward less V at the end state, both less their prompt's mean (V's over its states): it completes the sum.
     pub martingale_terminal: f64,
     /// σ_A.
     pub spread: f64,

@@ -253,7 +253,7 @@ pub(super) fn head(name: &str, head: &HeadReport) -> Table {
         row(
             "Martingale, at the end",
             single(fixed(head.martingale_terminal, 4)),
-            "final reward less V at the end state",
+            "final reward less V at the end state, both less their prompt's mean",
         ),
         row("Spread σ_A", single(significant(head.spread)), "of V between next tokens; a dial is in its units"),
         row("Layer", single(head.layer.to_string()), "that the head reads"),

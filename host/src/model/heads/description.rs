@@ -100,8 +100,8 @@ pub struct Provenance {
     /// What each choice of features explains on the tune prompts, the chosen one and those that lost to it; empty where there was no choice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ablation: Vec<(String, f64)>,
-    /// Share of variance explained on held-out prompts. Look-ahead: of the prompt-centred reward, over all
-    /// states. One-pass: of the look-ahead head's change of value within a state, but for what both add for the text.
+    /// Share of variance explained on held-out prompts. Look-ahead: of the reward, within prompt and
+    /// position, over all states. One-pass: of the look-ahead head's change of value within a state, but for what both add for the text.
     pub explained: f64,
     /// The same by position: the state before the response, then equal parts of the token limit. Empty
     /// where it was not measured.
