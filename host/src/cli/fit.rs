@@ -194,7 +194,7 @@ pub(super) fn fit(path: &Path, out: &Path, arguments: &FitArguments) -> Result<(
     let shared = FitOptions { threads: (fit_options.threads / at_once).max(1), ..fit_options.clone() };
     let distilled = on_threads(rewards.len(), at_once, |place| {
         let (known, head) = ((&embeddings[..], vocabulary.as_ref() as &dyn Vocabulary), (place, &fitted[place].head));
-        material.distil(known, &candidates, head, &moments.learn.total, &shared, &rewards[place].name)
+        material.distil(known, &candidates, head, &moments.learn, &shared, &rewards[place].name)
     });
     let (mut spreads, mut one_pass) = (Vec::new(), Vec::new());
     for (place, (reward, distilled)) in rewards.iter().zip(distilled).enumerate() {

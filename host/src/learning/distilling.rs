@@ -11,6 +11,7 @@ use super::features::States;
 use super::fitting::{FitError, FitOptions, Material};
 use super::look_ahead::ValueHead;
 use super::one_pass;
+use super::panel::PanelMoments;
 use super::quality::Spread;
 use super::ridge::Covariance;
 use super::rollouts::Rollout;
@@ -111,7 +112,7 @@ impl Material<'_> {
         (embeddings, vocabulary): (&[f32], &dyn Vocabulary),
         candidates: &Candidates,
         (place, head): (usize, &ValueHead),
-        covariance: &Covariance,
+        moments: &PanelMoments,
         options: &FitOptions,
         name: &str,
     ) -> Result<Distilled, FitError> {
@@ -122,7 +123,7 @@ impl Material<'_> {
             valued.iter().map(|state| self.added(place, head, vocabulary, state)).collect()
         };
         let (learn_added, tune_added) = (added(&candidates.learn), added(&candidates.tune));
-        let fit = |rank: usize, with_text: bool| {
+        let fit = |rank: usize, covariance: &Covariance, with_text: bool| {
             let learn = samples(&candidates.learn, with_text.then_some(&learn_added[..]), place);
             let tune = samples(&candidates.tune, with_text.then_some(&tune_added[..]), place);
             one_pass::fit(
@@ -133,11 +134,14 @@ impl Material<'_> {
                 one_pass::Options { rank, vocabulary: size, threads: options.threads, seed: options.seed },
             )
         };
-        let mut found = fit(options.rank, false)?;
+        // Coordinates in which what differs within prompts is alike find far better directions than those of all that differs: on the
+        // evidence's rollouts the head explains .77 in place of .64 of sentiment within states, .63 in place of .49 of one question.
+        let mut found = fit(options.rank, &moments.within, false)?;
         let mut bias_explains = found.explained_by_bias;
-        if options.comparison && !head.text.is_empty() {
-            // The context-free head knows no text: its tokens stand for what texts gain by them too.
-            let bias = fit(0, true)?;
+        if options.comparison {
+            // What depends on the state alone is found best in the coordinates of all that differs, and a context-free head has nothing
+            // else to look for. It knows no text: its tokens stand for what texts gain by them too.
+            let bias = fit(0, &moments.total, true)?;
             (found.bias_head, bias_explains) = (bias.bias_head, bias.explained_by_bias);
         }
         let (mut spread, mut own) = (Spread::default(), Spread::default());

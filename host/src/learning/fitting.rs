@@ -359,7 +359,7 @@ impl<'a> Material<'a> {
 
 /// Second moments of both splits' states: [`Columns`], every reward's text columns, every reward's scores, and its classes.
 pub struct BothMoments {
-    /// The plain features in front of its total are what [`Material::distil`] asks for.
+    /// Its plain features in front are what [`Material::distil`] asks for.
     pub learn: PanelMoments,
     tune: PanelMoments,
 }

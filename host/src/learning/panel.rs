@@ -23,7 +23,7 @@ pub struct Panel {
     positions: Vec<(f64, Vec<f64>)>,
 }
 
-/// Both kinds of moments of the same rows; targets are less their prompt's mean in either.
+/// Both kinds of moments of the same rows. In either, targets are less their prompt's mean, and the mean is that of all rows.
 #[derive(Debug, Clone)]
 pub struct PanelMoments {
     /// Covariances within cells and of the means by position.

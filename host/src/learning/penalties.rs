@@ -70,7 +70,7 @@ pub struct Fit {
     /// Penalties of the residual, of the running mean, and of the share (unused where it is not read). The
     /// remaining share of the limit has the running mean's; text columns have their own, always the same.
     pub penalties: [f64; 3],
-    /// Share of the tune targets' variance explained, over all states.
+    /// Share of the tune targets' variance explained, over all states, by the moments: within prompts, a drift of values is an error too.
     pub explained: f64,
 }
 

@@ -233,7 +233,7 @@ pub struct Covariance {
     pub width: usize,
     /// Rows that went in.
     pub rows: u64,
-    /// Mean of every column, `[width]`.
+    /// Mean of every column, `[width]`: what a regression's bias is fitted to.
     pub mean: Vec<f64>,
     /// Covariances, `[width, width]`, symmetric, divided by the number of rows.
     pub matrix: Vec<f64>,
