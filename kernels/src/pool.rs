@@ -6,8 +6,9 @@
 //! items, a worker joins it by a compare-and-swap, and the caller closes it and waits for those inside.
 //!
 //! Each thread has a share of neighbouring items, the same part of them in every operation, and takes from the
-//! others' shares only when its own is done. Rows that a thread wrote in one operation it mostly reads in the
-//! next, so they stay in its own cache: fetching a line that another core has just written costs some 100 ns.
+//! others' shares only when its own is done: it goes through memory in long runs, and meets again what it had
+//! before. Taken in turns with one counter for all (`vassal bench decode`, two cores), steps are 1.07 to 1.18 times
+//! as fast.
 //!
 //! Who runs what still differs from run to run; bodies write disjoint data and results never depend on it.
 //! This is no general executor: one operation at a time, nothing nested (a nested call runs on its own thread

@@ -134,8 +134,8 @@ impl Material<'_> {
                 one_pass::Options { rank, vocabulary: size, threads: options.threads, seed: options.seed },
             )
         };
-        // Coordinates in which what differs within prompts is alike find far better directions than those of all that differs: on the
-        // evidence's rollouts the head explains .77 in place of .64 of sentiment within states, .63 in place of .49 of one question.
+        // Coordinates in which what differs within prompts is alike find far better directions than those of all that differs:
+        // docs/learning.md has figures.
         let mut found = fit(options.rank, &moments.within, false)?;
         let mut bias_explains = found.explained_by_bias;
         if options.comparison {

@@ -231,7 +231,7 @@ impl<'a> Material<'a> {
         };
         let learn = of(&self.learn_groups, &self.learn, |text| &text.learn)?;
         let tune = of(&self.tune_groups, &self.tune, |text| &text.tune)?;
-        Ok(BothMoments::of(learn, tune))
+        Ok(BothMoments { tune: tune.about(&learn), learn })
     }
 
     /// Fits a look-ahead head to each of the rollouts' rewards: of every choice of features, the one that explains most on tune
@@ -342,7 +342,7 @@ impl<'a> Material<'a> {
                 look_ahead::end_moments((states, &sizes(groups)), &targets, threads)
             };
             let (learn, tune) = (ends(&self.learn_groups, &self.learn)?, ends(&self.tune_groups, &self.tune)?);
-            let BothMoments { learn, tune } = BothMoments::of(learn, tune);
+            let tune = tune.about(&learn);
             let first = Columns { hidden }.plain();
             let choice = |at| Choice { features: Features::Plain, target: first + at };
             let choices: Vec<Choice> = (0..unread.len()).map(choice).collect();
@@ -362,14 +362,6 @@ pub struct BothMoments {
     /// Its plain features in front are what [`Material::distil`] asks for.
     pub learn: PanelMoments,
     tune: PanelMoments,
-}
-
-impl BothMoments {
-    /// Within prompts, tune states are judged about the learn states' means: what differs between prompts is no error.
-    fn of(learn: PanelMoments, tune: PanelMoments) -> Self {
-        let within = Covariance { mean: learn.within.mean.clone(), ..tune.within };
-        Self { learn, tune: PanelMoments { within, ..tune } }
-    }
 }
 
 /// [`comparison::classes`] of each reward's scores, centred by prompt.

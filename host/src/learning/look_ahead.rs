@@ -21,12 +21,13 @@ use vassal_kernels::LinearHead;
 use super::features::States;
 use super::panel::{Panel, PanelMoments};
 use super::ridge::RidgeError;
+use super::statistics::mean;
 use super::text_columns::TextColumns;
 
 /// Rewards of rollouts by prompt, less their prompt's mean.
 pub fn centre(rewards: &[Vec<f64>]) -> Vec<f64> {
     let of_prompt = |group: &Vec<f64>| {
-        let mean = group.iter().sum::<f64>() / group.len().max(1) as f64;
+        let mean = mean(group);
         group.iter().map(move |reward| reward - mean).collect::<Vec<_>>()
     };
     rewards.iter().flat_map(of_prompt).collect()
@@ -175,7 +176,6 @@ pub fn values(head: &LinearHead, rows: &[f32], out: &mut Vec<f64>) {
 mod tests {
     use super::super::penalties::{Choice, Features, fit};
     use super::super::quality::evaluate;
-    use super::super::ridge::Covariance;
     use super::*;
 
     /// A tiny generator of numbers in -1..1.
@@ -226,8 +226,7 @@ mod tests {
         let other = vec![0.5; learn_scores.len()];
         let learned = moments((&learn, &[8; 60]), &[], &[&other, &learn_scores], 2).expect("fits");
         let tuned = moments((&tune, &[8; 20]), &[], &[&other[..tune_scores.len()], &tune_scores], 2).expect("fits");
-        let (learned, tuned) = (learned.within, tuned.within);
-        let tuned = Covariance { mean: learned.mean.clone(), ..tuned };
+        let (tuned, learned) = (tuned.about(&learned).within, learned.within);
         let fitted = |features| {
             let choice = Choice { features, target: Columns { hidden: HIDDEN }.with_share() + 1 };
             let fit = fit(HIDDEN, (&learned, &tuned), &[choice], 2).expect("solvable").remove(0);

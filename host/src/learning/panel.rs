@@ -17,7 +17,7 @@ pub struct Panel {
     within: Moments,
     /// Means of cells less `origin`, times the root of their number of rows.
     cells: Moments,
-    /// Near the mean of all rows: the first one's.
+    /// Near the mean of all rows: the first cell's.
     origin: Vec<f64>,
     /// Rows and their sums by position.
     positions: Vec<(f64, Vec<f64>)>,
@@ -32,12 +32,20 @@ pub struct PanelMoments {
     pub total: Covariance,
 }
 
+impl PanelMoments {
+    /// These of one split, judged within prompts about the means of another: what differs between prompts is no error.
+    pub fn about(mut self, other: &Self) -> Self {
+        self.within.mean.clone_from(&other.within.mean);
+        self
+    }
+}
+
 impl Panel {
     /// Moments of rows of `width` columns, the last `targets` of which are the same for all states of a response; `threads` do not
     /// change the result.
     pub fn new(width: usize, targets: usize, threads: usize) -> Self {
         let (within, cells) = (Moments::new(width, threads), Moments::new(width, threads));
-        Self { width, targets, within, cells, origin: Vec::new(), positions: Vec::new() }
+        Self { width, targets, within, cells, origin: vec![0.0; width], positions: Vec::new() }
     }
 
     /// Adds the responses to one prompt, the rows `[states, width]` of each.
@@ -59,7 +67,7 @@ impl Panel {
             let centred =
                 cell.iter().flat_map(|row| row.iter().zip(&mean).map(|(&x, mean)| (f64::from(x) - mean) as f32));
             self.within.add(&centred.collect::<Vec<f32>>())?;
-            if self.origin.is_empty() {
+            if self.positions.is_empty() {
                 self.origin.clone_from(&mean);
             }
             let weighted = mean.iter().zip(&self.origin).map(|(mean, origin)| (count.sqrt() * (mean - origin)) as f32);
@@ -101,7 +109,7 @@ impl Panel {
         for (row, (line, of_cells)) in lines {
             for (column, entry) in line.iter_mut().enumerate() {
                 *entry += share * (of_cells[column] + cells.mean[row] * cells.mean[column]);
-                *entry -= away.get(row).zip(away.get(column)).map_or(0.0, |(x, y)| x * y);
+                *entry -= away[row] * away[column];
             }
         }
         for (rows, sums) in &self.positions {

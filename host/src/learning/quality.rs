@@ -21,6 +21,11 @@ pub struct Evaluation {
     pub deviation_of_change: f64,
 }
 
+/// Which of `parts` of the token limit a state lies in, from 1 on; 0 is the state before the first token.
+pub fn part_of(position: usize, token_limit: usize, parts: usize) -> usize {
+    position.checked_sub(1).map_or(0, |before| (before * parts / token_limit.max(1)).min(parts - 1) + 1)
+}
+
 /// Evaluates a head on states and their rewards, one a rollout; `sizes` says how many rollouts in turn answer each prompt. For
 /// `parts` of `token_limit` tokens.
 pub fn evaluate(
@@ -49,7 +54,7 @@ pub fn evaluate(
             group.push(of_states);
         }
         for position in 0..group.iter().map(Vec::len).max().unwrap_or(0) {
-            let part = if position == 0 { 0 } else { ((position - 1) * parts / token_limit.max(1)).min(parts - 1) + 1 };
+            let part = part_of(position, token_limit, parts);
             let here = group.iter().zip(rewards.iter().skip(rollouts.start));
             let here: Vec<(f64, f64)> =
                 here.filter_map(|(values, &reward)| Some((*values.get(position)?, reward))).collect();
@@ -136,7 +141,7 @@ mod tests {
         let found = evaluate(&head, (&states, &[2, 2], None), &rewards, 2, 2);
         // Nothing is known before the first token, everything after it, and the last state has no company.
         assert_eq!((found.explained, &found.explained_by_position[..]), (0.5, &[0.0, 1.0, 0.0][..]));
-        assert!((found.mean_change - 0.0).abs() < 1e-9 && (found.deviation_of_change.powi(2) - 4.0 / 6.0).abs() < 1e-9);
+        assert!(found.mean_change.abs() < 1e-9 && (found.deviation_of_change.powi(2) - 4.0 / 6.0).abs() < 1e-9);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::pool::Pool;
 /// Items for every thread: enough that one which starts late or is interrupted costs little.
 const ITEMS_A_THREAD: usize = 6;
 
-/// Bytes of weights below which an item is not worth its hand-out (some 100 ns).
+/// Bytes of weights below which an item is not worth its hand-out.
 const ITEM_BYTES_MIN: usize = 8 << 10;
 
 /// Rows of activations that an item passes its tiles over: at k = 1,536 some 150 kB as 8-bit numbers.

@@ -7,6 +7,7 @@
 
 use super::super::features::States;
 use super::super::look_ahead::ValueHead;
+use super::super::quality::part_of;
 use super::super::rollouts::Rollout;
 use super::super::statistics::{ROUNDS, bootstrap};
 use super::super::text_columns::TextColumns;
@@ -58,6 +59,8 @@ struct Sums {
     square: f64,
     change: f64,
     changes: f64,
+    value: f64,
+    states: f64,
 }
 
 impl Judged<'_> {
@@ -75,10 +78,7 @@ impl Judged<'_> {
 
     /// The part of the token limit that a state lies in; 0 is the state before the first token.
     fn part(&self, position: usize) -> usize {
-        match position {
-            0 => 0,
-            _ => ((position - 1) * PARTS / self.token_limit.max(1)).min(PARTS - 1) + 1,
-        }
+        part_of(position, self.token_limit, PARTS)
     }
 
     fn interval(&self, statistic: impl Fn(&mut dyn Iterator<Item = usize>) -> f64) -> Estimate {
@@ -93,21 +93,19 @@ impl Judged<'_> {
 pub fn diagnose(head: &ValueHead, text: Option<&TextColumns>, judged: &Judged<'_>) -> Diagnosis {
     let mut sums = vec![Sums::default(); judged.groups.len()];
     let (mut all, mut terminal) = (Vec::new(), 0.0);
-    let mut levels = vec![(0.0, 0.0); judged.groups.len()];
     judged.each_response(|prompt, response, rows| {
         let mut of_response = Vec::new();
         head.values(judged.states, text, response, rows, &mut of_response);
         let (first, last) = (of_response.first().unwrap_or(&0.0), of_response.last().unwrap_or(&0.0));
         sums[prompt].change += last - first;
         sums[prompt].changes += of_response.len().saturating_sub(1) as f64;
-        let level = &mut levels[prompt];
-        *level = (level.0 + of_response.iter().sum::<f64>(), level.1 + of_response.len() as f64);
+        sums[prompt].value += of_response.iter().sum::<f64>();
+        sums[prompt].states += of_response.len() as f64;
         terminal += judged.targets[response] - last;
         all.push(of_response);
     });
-    let level_of =
-        |(group, (sum, count)): (&Vec<&Rollout>, &(f64, f64))| group.len() as f64 * sum / f64::max(*count, 1.0);
-    let terminal = terminal + judged.groups.iter().zip(&levels).map(level_of).sum::<f64>();
+    let level = |(group, sums): (&Vec<&Rollout>, &Sums)| group.len() as f64 * sums.value / sums.states.max(1.0);
+    let terminal = terminal + judged.groups.iter().zip(&sums).map(level).sum::<f64>();
     let all = centred(all, judged);
     let mut parts = [[0.0; 2]; PARTS + 1];
     let mut pairs = Vec::new();
@@ -284,7 +282,12 @@ mod tests {
             remaining: 0.5,
             bias: -0.5,
         };
-        let found = diagnose(&ValueHead { linear, text: Vec::new() }, None, &judged);
+        let head = ValueHead { linear, text: Vec::new() };
+        let found = diagnose(&head, None, &judged);
+        assert!(found.martingale_terminal.abs() < 0.02, "{}", found.martingale_terminal);
+        let linear = vassal_kernels::LinearHead { bias: head.linear.bias + 3.0, ..head.linear };
+        let raised = diagnose(&ValueHead { linear, ..head }, None, &judged);
+        assert!((raised.martingale_terminal - found.martingale_terminal).abs() < 1e-6, "a level is no change of value");
         let explained = found.explained_variance;
         assert!(explained.mean > 0.4 && explained.ci_low < explained.mean && explained.mean < explained.ci_high);
         assert!(found.explained_by_position.is_sorted() && found.explained_by_position[PARTS - 1] > 0.7);
